@@ -1,0 +1,100 @@
+"""edgeopt: from a folder of labelled pictures to a small, fast classifier on a named edge device, with the evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.config import (
+        Budget,
+        CalibrationRecipe,
+        CompressConfig,
+        DataConfig,
+        ModelConfig,
+        Recipe,
+        Target,
+        TrainConfig,
+        load_calibration,
+        load_recipe,
+        load_target,
+    )
+    from edgeopt.errors import EdgeoptError
+    from edgeopt.pipeline import demo, run_recipe
+    from edgeopt.preprocess import PreprocessSpec
+    from edgeopt.run import Run
+    from edgeopt.stages.bench import bench, evaluate
+    from edgeopt.stages.build import build
+    from edgeopt.stages.compress import compress
+    from edgeopt.stages.export import export
+    from edgeopt.stages.finetune import adopt, finetune
+    from edgeopt.stages.predict import predict
+    from edgeopt.stages.report import report
+
+_WHERE = {
+    "Budget": "config",
+    "CalibrationRecipe": "config",
+    "CompressConfig": "config",
+    "DataConfig": "config",
+    "EdgeoptError": "errors",
+    "ModelConfig": "config",
+    "PreprocessSpec": "preprocess",
+    "Recipe": "config",
+    "Run": "run",
+    "Target": "config",
+    "TrainConfig": "config",
+    "adopt": "stages.finetune",
+    "bench": "stages.bench",
+    "build": "stages.build",
+    "compress": "stages.compress",
+    "demo": "pipeline",
+    "evaluate": "stages.bench",
+    "export": "stages.export",
+    "finetune": "stages.finetune",
+    "load_calibration": "config",
+    "load_recipe": "config",
+    "load_target": "config",
+    "predict": "stages.predict",
+    "report": "stages.report",
+    "run_recipe": "pipeline",
+}
+
+__all__ = [
+    "Budget",
+    "CalibrationRecipe",
+    "CompressConfig",
+    "DataConfig",
+    "EdgeoptError",
+    "ModelConfig",
+    "PreprocessSpec",
+    "Recipe",
+    "Run",
+    "Target",
+    "TrainConfig",
+    "adopt",
+    "bench",
+    "build",
+    "compress",
+    "demo",
+    "evaluate",
+    "export",
+    "finetune",
+    "load_calibration",
+    "load_recipe",
+    "load_target",
+    "predict",
+    "report",
+    "run_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their module on first use (PEP 562)."""
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(f"edgeopt.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

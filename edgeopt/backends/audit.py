@@ -1,0 +1,51 @@
+"""The fusion audit: what a runtime says it executed, as a FusionReport over every compute layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from edgeopt.backends.base import FusionReport
+
+
+@dataclass(frozen=True)
+class ComputeLayer:
+    """One executed convolution, gemm or matmul. ``macs`` of one picture; None where a shape is unknown."""
+
+    name: str
+    int8: bool
+    macs: int | None = None
+
+
+def fusion_report(backend: str, layers: Iterable[ComputeLayer], source: str) -> FusionReport:
+    """The report over ``layers``; the share of MACs is None when a single layer's MACs are unknown."""
+    layers = list(layers)
+    macs = [layer.macs for layer in layers]
+    share = None
+    if layers and None not in macs:
+        total = sum(count or 0 for count in macs)
+        share = sum(layer.macs or 0 for layer in layers if layer.int8) / total if total else None
+    return FusionReport(
+        backend=backend,
+        compute_layers=len(layers),
+        int8_layers=sum(layer.int8 for layer in layers),
+        float_layers=tuple(layer.name for layer in layers if not layer.int8),
+        source=source,
+        int8_share_macs=share,
+    )
+
+
+def conv_macs(output: Sequence[int], weight: Sequence[int]) -> int:
+    """Multiply-accumulates of a convolution: output elements times the weights behind one of them.
+
+    ``weight`` is (out, in / groups, *kernel), or with groups split off (groups, out / groups, in / groups, *kernel)
+    when it has one dimension more than ``output``, which may be channels-first or channels-last.
+    """
+    skip = 1 + (len(weight) > len(output))
+    return prod(output) * prod(weight[skip:])
+
+
+def matmul_macs(output: Sequence[int], first: Sequence[int]) -> int:
+    """Multiply-accumulates of a matrix product whose left operand, not transposed, has the shape ``first``."""
+    return prod(output) * (first[-1] if first else 1)

@@ -1,0 +1,94 @@
+"""The capability table: the int8 schemes each backend runs exactly and fuses, by processor, with evidence."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from edgeopt import environment
+
+#: Processor kinds that decide the int8 kernels, see :func:`processor`.
+PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """``schemes``, best first, that ``backend`` runs without saturation and fuses on ``processor``."""
+
+    backend: str
+    processor: str
+    schemes: tuple[str, ...]
+    evidence: str
+
+
+TABLE = (
+    Capability(
+        "onnxruntime",
+        "x86-dot",
+        ("u8a8w", "u8a7w"),
+        "measured on AVX512-VNNI, ONNX Runtime 1.31: every convolution and gemm of lite0 and resnet18 becomes "
+        "QLinearConv/QGemm; s8a8w leaves 15 to 40 of mobilenetv2's 52 in float",
+    ),
+    Capability(
+        "onnxruntime",
+        "x86",
+        ("u8a7w",),
+        "measured on AVX2 without VNNI, ONNX Runtime 1.31: sums of two u8*s8 products saturate at int16 (vpmaddubsw); "
+        "on worst-case inputs u8a8w is off by 56 and s8a8w by 119 of 255 output steps, u8a7w (|w| <= 63) by none",
+    ),
+    Capability(
+        "onnxruntime",
+        "arm64",
+        ("u8a8w", "u8a7w"),
+        "emulated: u8a8w on Cortex-A76 and A72 (qemu), ONNX Runtime 1.23, top-1 equal to x86; NEON widens exactly",
+    ),
+    Capability(
+        "openvino",
+        "x86-dot",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "measured on AVX512-VNNI, OpenVINO 2026.4: every convolution of lite0, resnet18 and mobilenetv2 runs in "
+        "u8 or i8",
+    ),
+    Capability(
+        "openvino",
+        "x86",
+        ("u8a7w",),
+        "measured on AVX2 without VNNI, OpenVINO 2026.4: its jit_avx2_I8 kernels saturate as well, by the same 56 "
+        "and 119 of 255 output steps; u8a7w by none",
+    ),
+    Capability(
+        "openvino",
+        "arm64",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "documented, not run here: OpenVINO's ARM plugin runs int8 convolutions through Compute Library; the fusion "
+        "audit tells",
+    ),
+    Capability(
+        "tensorrt",
+        "nvidia",
+        ("s8a8w",),
+        "documented, and seen in the TensorRT-RTX 1.7 parser: a zero point other than 0 is rejected, uint8 is "
+        "taken for int8",
+    ),
+    Capability(
+        "tensorrt_rtx",
+        "nvidia",
+        ("s8a8w",),
+        "measured with TensorRT-RTX 1.7: the layer table of the build shows Int8 convolutions and gemms",
+    ),
+)
+
+
+def processor() -> str:
+    """``"arm64"``, ``"x86-dot"`` (VNNI or AMX: u8*s8 summed into int32) or ``"x86"`` (sums saturate at int16)."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return "arm64"
+    return "x86-dot" if environment.has_int8_dot() else "x86"
+
+
+def schemes_for(backend: str, processor: str) -> tuple[str, ...]:
+    """Schemes, best first, from the table; empty for a pair it does not know."""
+    for row in TABLE:
+        if (row.backend, row.processor) == (backend, processor):
+            return row.schemes
+    return ()

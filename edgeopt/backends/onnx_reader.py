@@ -1,0 +1,280 @@
+"""Reads an ONNX file without the onnx package: nodes, initializers and inputs, from the protobuf wire format.
+
+The device half has no onnx. Two questions need the file itself: does it stay within itself (a run folder may come from
+a stranger, and external data may name any path), and are its zero points what the scheme says. Field numbers are
+those of onnx.proto3; https://protobuf.dev/programming-guides/encoding describes the encoding. Everything is bounded:
+lengths by the buffer, nesting by ``_MAX_DEPTH``, the file by protobuf's own 2 GiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt.errors import BackendError
+
+FLOAT, UINT8, INT8, INT32, FLOAT16 = 1, 2, 3, 6, 10  # TensorProto.DataType
+COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "MatMulInteger"})
+
+_MAX_BYTES = 2**31 - 1
+_MAX_DEPTH = 8
+_SMALL = 1 << 16  # bytes of an initializer worth keeping: zero points and scales, not weights
+_EXTERNAL = 1  # TensorProto.DataLocation
+_INTEGERS = {UINT8: np.uint8, INT8: np.int8, INT32: np.int32}
+
+
+@dataclass(frozen=True)
+class OnnxTensor:
+    """An initializer. ``small`` holds its bytes when they are integers and few, else None."""
+
+    name: str
+    dtype: int
+    dims: tuple[int, ...]
+    small: bytes | None = None
+
+    def integers(self) -> npt.NDArray[np.integer] | None:
+        """Its values, flat, when it is a small integer tensor."""
+        kind = _INTEGERS.get(self.dtype)
+        if self.small is None or kind is None or len(self.small) % np.dtype(kind).itemsize:
+            return None
+        return np.frombuffer(self.small, dtype=kind)
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """A node of the top graph."""
+
+    name: str
+    op_type: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass
+class OnnxModel:
+    """What is needed of a model. ``inputs`` maps each true input to (data type, dims), -1 where a dim is symbolic."""
+
+    nodes: list[OnnxNode] = field(default_factory=list)
+    initializers: dict[str, OnnxTensor] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+
+    def compute_nodes(self) -> list[OnnxNode]:
+        """Convolutions, gemms and matmuls."""
+        return [node for node in self.nodes if node.op_type in COMPUTE_OPS]
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """The model in ``path``; raises BackendError when it is not an ONNX model or keeps data in other files."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise BackendError(f"{path} is larger than an ONNX file can be (2 GiB)")
+        buffer = memoryview(path.read_bytes())
+    except OSError as error:
+        raise BackendError(f"cannot read {path}: {error}", fix="make it again: edgeopt export --force") from None
+    model = OnnxModel()
+    graphs = 0
+    try:
+        for number, value in _fields(buffer):
+            if number == 7 and isinstance(value, memoryview):
+                graphs += 1
+                _graph(value, model, depth=0)
+            elif number == 25 and isinstance(value, memoryview):  # a function: only its tensors' location matters
+                _scan_nodes(value, 7, depth=0)
+    except _MalformedError as error:
+        raise BackendError(f"{path} is not a readable ONNX model: {error}") from None
+    except _ExternalError as error:
+        raise BackendError(
+            f"{path} keeps the tensor {error} in another file, which edgeopt refuses",
+            fix="export it in one file (external_data=False)",
+        ) from None
+    if graphs != 1 or not model.nodes:
+        raise BackendError(f"{path} is not a readable ONNX model: it has no graph")
+    model.inputs = {name: kind for name, kind in model.inputs.items() if name not in model.initializers}
+    return model
+
+
+class _MalformedError(Exception):
+    pass
+
+
+class _ExternalError(Exception):
+    pass
+
+
+def _varint(buffer: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(buffer) or shift > 63:
+            raise _MalformedError("a number is cut off")
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, integer or bytes) of one message."""
+    at = 0
+    while at < len(buffer):
+        key, at = _varint(buffer, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(buffer, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(buffer, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise _MalformedError(f"wire type {wire}")
+        if size > len(buffer) - at:
+            raise _MalformedError("a field is longer than the file")
+        yield number, buffer[at : at + size]
+        at += size
+
+
+def _text(value: int | memoryview) -> str:
+    if isinstance(value, int):
+        raise _MalformedError("a name is a number")
+    return bytes(value).decode("utf-8", errors="replace")
+
+
+def _integers(value: int | memoryview) -> list[int]:
+    """A repeated integer field, packed or not, as signed 64-bit."""
+    if isinstance(value, int):
+        found = [value]
+    else:
+        found, at = [], 0
+        while at < len(value):
+            one, at = _varint(value, at)
+            found.append(one)
+    return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
+
+
+def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
+    for number, value in _fields(buffer):
+        if isinstance(value, int):
+            continue
+        if number == 1:
+            model.nodes.append(_node(value, depth))
+        elif number == 5:
+            tensor = _tensor(value)
+            model.initializers[tensor.name] = tensor
+        elif number == 15:
+            _sparse(value)
+        elif number == 11:
+            name, dtype, dims = _value_info(value)
+            model.inputs[name] = (dtype, dims)
+        elif number == 12:
+            model.outputs.append(_value_info(value)[0])
+
+
+def _node(buffer: memoryview, depth: int) -> OnnxNode:
+    inputs: list[str] = []
+    outputs: list[str] = []
+    texts = {3: "", 4: "", 7: ""}
+    for number, value in _fields(buffer):
+        if number == 1:
+            inputs.append(_text(value))
+        elif number == 2:
+            outputs.append(_text(value))
+        elif number in texts:
+            texts[number] = _text(value)
+        elif number == 5 and isinstance(value, memoryview):
+            _scan_attribute(value, depth)
+    return OnnxNode(texts[3], texts[4], texts[7], tuple(inputs), tuple(outputs))
+
+
+def _scan_nodes(buffer: memoryview, node_field: int, *, depth: int) -> None:
+    for number, value in _fields(buffer):
+        if number == node_field and isinstance(value, memoryview):
+            _node(value, depth)
+
+
+def _scan_attribute(buffer: memoryview, depth: int) -> None:
+    """Looks for external data in an attribute's tensors and subgraphs."""
+    if depth > _MAX_DEPTH:
+        raise _MalformedError("graphs are nested too deeply")
+    for number, value in _fields(buffer):
+        if isinstance(value, int):
+            continue
+        if number in (5, 10):
+            _tensor(value)
+        elif number in (6, 11):
+            _graph(value, OnnxModel(), depth=depth + 1)
+        elif number in (22, 23):
+            _sparse(value)
+
+
+def _sparse(buffer: memoryview) -> None:
+    for number, value in _fields(buffer):
+        if number in (1, 2) and isinstance(value, memoryview):
+            _tensor(value)
+
+
+def _tensor(buffer: memoryview) -> OnnxTensor:
+    dims: list[int] = []
+    name, dtype = "", 0
+    raw: memoryview | None = None
+    listed: list[int] = []
+    for number, value in _fields(buffer):
+        if number == 1:
+            dims += _integers(value)
+        elif number == 2 and isinstance(value, int):
+            dtype = value
+        elif number == 5 and (isinstance(value, int) or len(value) <= _SMALL):
+            listed += _integers(value)
+        elif number == 8:
+            name = _text(value)
+        elif number == 9 and isinstance(value, memoryview):
+            raw = value
+    if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(buffer)):
+        raise _ExternalError(f'"{name}"')
+    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed))
+
+
+def _small(dtype: int, raw: memoryview | None, listed: list[int]) -> bytes | None:
+    """The bytes of a small integer tensor, stored raw or listed."""
+    kind = _INTEGERS.get(dtype)
+    if kind is None:
+        return None
+    if raw is not None:
+        return bytes(raw) if len(raw) <= _SMALL else None
+    # An int8 -1 is listed as a 64-bit -1, a uint8 200 as 200: both wrap to the right byte.
+    return np.asarray(listed, dtype=np.int64).astype(kind).tobytes() if listed else None
+
+
+def _value_info(buffer: memoryview) -> tuple[str, int, tuple[int, ...]]:
+    name, dtype = "", 0
+    dims: list[int] = []
+    for number, value in _fields(buffer):
+        if number == 1:
+            name = _text(value)
+        elif number == 2 and isinstance(value, memoryview):
+            for kind, tensor in _fields(value):
+                if kind == 1 and isinstance(tensor, memoryview):
+                    dtype, dims = _tensor_type(tensor)
+    return name, dtype, tuple(dims)
+
+
+def _tensor_type(buffer: memoryview) -> tuple[int, list[int]]:
+    dtype = 0
+    dims: list[int] = []
+    for number, value in _fields(buffer):
+        if number == 1 and isinstance(value, int):
+            dtype = value
+        elif number == 2 and isinstance(value, memoryview):
+            for kind, dim in _fields(value):
+                if kind == 1 and isinstance(dim, memoryview):
+                    stated = [one for which, one in _fields(dim) if which == 1 and isinstance(one, int)]
+                    dims.append(stated[0] if stated else -1)
+    return dtype, dims

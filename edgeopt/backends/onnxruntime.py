@@ -1,0 +1,222 @@
+"""ONNX Runtime: builds keep the ONNX and audit the graph the runtime really executes; sessions answer through it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeopt import environment
+from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.base import (
+    Availability,
+    Backend,
+    BuildRequest,
+    BuildResult,
+    Float32,
+    FusionReport,
+    Session,
+)
+from edgeopt.backends.capability import processor, schemes_for
+from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.config import Target
+from edgeopt.errors import BackendError
+
+_INSTALL = 'pip install "edgeopt[onnxruntime]"'
+_INSTALL_GPU = 'pip uninstall -y onnxruntime && pip install "edgeopt[gpu]"'
+_CPU = "CPUExecutionProvider"
+
+#: Executed operators that are compute layers; the runtime's own fused ones included.
+_INT8_CONVS = frozenset({"QLinearConv", "ConvInteger", "QLinearConvTranspose"})
+_INT8_MATMULS = frozenset(
+    {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"}
+)
+_FLOAT_CONVS = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvTranspose"})
+_FLOAT_MATMULS = frozenset(
+    {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "Attention", "MultiHeadAttention", "Einsum"}
+)
+
+
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime on CPUs, and on NVIDIA GPUs through ``session.provider``."""
+
+    name: ClassVar[str] = "onnxruntime"
+    extra: ClassVar[str] = "onnxruntime"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+
+    def availability(self) -> Availability:
+        """Not ok when the module is missing, broken, or both of its packages are installed over each other."""
+        both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+        if len(both) == 2:
+            return Availability(
+                False,
+                "onnxruntime and onnxruntime-gpu are both installed; they unpack into one folder and break each other",
+                "pip uninstall -y onnxruntime onnxruntime-gpu && " + _INSTALL,
+            )
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return Availability(False, f"onnxruntime cannot be imported ({error})", _INSTALL)
+        if not hasattr(onnxruntime, "InferenceSession"):
+            return Availability(
+                False, "the onnxruntime folder is incomplete (half uninstalled?)", f"{_INSTALL} --force-reinstall"
+            )
+        return Availability(True, version=str(onnxruntime.__version__))
+
+    def schemes(self) -> tuple[str, ...]:
+        """From the capability table, for this CPU."""
+        return schemes_for(self.name, processor())
+
+    def _build(self, request: BuildRequest) -> BuildResult:
+        read_onnx(request.onnx)  # refuses external data
+        # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
+        # what is timed.
+        engine = request.folder / "engine.onnx"
+        shutil.copyfile(request.onnx, engine)
+        provider = request.target.session.provider
+        fusion = _audit(engine, provider, request.input_shape)
+        return BuildResult(engine=engine.name, fusion=fusion, files=(engine.name,), details={"provider": provider})
+
+    def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
+        read_onnx(engine)
+        threads = threads or environment.usable_cores()
+        return OnnxRuntimeSession(_load(engine, target.session.provider, threads), threads)
+
+
+class OnnxRuntimeSession(Session):
+    """One InferenceSession with one float32 input and one float32 output."""
+
+    def __init__(self, session: Any, threads: int) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or {inputs[0].type, outputs[0].type} != {"tensor(float)"}:
+            raise BackendError("the model must have one float32 input and one float32 output")
+        self._session = session
+        self._input = inputs[0].name
+        self._outputs = [outputs[0].name]
+        self._threads = threads
+
+    def _infer(self, batch: Float32) -> Float32:
+        try:
+            logits: Float32 = self._session.run(self._outputs, {self._input: batch})[0]
+        except Exception as error:
+            raise _refused(f"running a batch {batch.shape}", error) from error
+        return logits
+
+    def close(self) -> None:
+        """Ends the runtime's threads."""
+        self._session = None
+
+    def describe(self) -> dict[str, Any]:
+        """Provider, threads, version."""
+        import onnxruntime
+
+        return {
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "device": self._session.get_providers()[0],
+            "threads": self._threads,
+        }
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _refused(doing: str, error: Exception) -> BackendError:
+    return BackendError(f"ONNX Runtime failed at {doing}: {str(error).splitlines()[0] if str(error) else error!r}")
+
+
+def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any] | None = None) -> Any:
+    """An InferenceSession on exactly ``provider``; the runtime's own fallback to the CPU is an error."""
+    import onnxruntime
+
+    present = onnxruntime.get_available_providers()
+    if provider not in present:
+        raise BackendError(
+            f"this ONNX Runtime has no {provider}, only {', '.join(present)}",
+            fix=_INSTALL_GPU if provider.startswith(("CUDA", "Tensorrt")) else "choose another session.provider",
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors; its warnings are about its own clean-ups
+    for name, value in (configure or {}).items():
+        if "." in name:
+            options.add_session_config_entry(name, value)
+        else:
+            setattr(options, name, value)
+    try:
+        session = onnxruntime.InferenceSession(str(engine), options, providers=[provider])
+    except Exception as error:
+        raise _refused(f"loading {engine.name}", error) from error
+    got = session.get_providers()
+    if not got or got[0] != provider:
+        raise BackendError(
+            f"asked for {provider}, ONNX Runtime took {', '.join(got)}",
+            fix="install the driver and libraries this provider needs, or choose session.provider = " + repr(_CPU),
+        )
+    return session
+
+
+def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:
+    """Runs one black picture with the runtime's profiler on and reads the operators it executed."""
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:
+        session = _load(
+            engine,
+            provider,
+            1,
+            {
+                "enable_profiling": True,
+                "profile_file_prefix": str(Path(folder) / "run"),
+                # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
+                "session.disable_prepacking": "1",
+            },
+        )
+        try:
+            session.run(None, {session.get_inputs()[0].name: np.zeros((1, *input_shape), np.float32)})
+        except Exception as error:
+            raise _refused(f"running one picture {input_shape}", error) from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
+
+
+def _executed_layers(events: list[dict[str, Any]]) -> list[ComputeLayer]:
+    layers = []
+    for event in events:
+        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith("_kernel_time"):
+            continue
+        arguments = event["args"]
+        operator = arguments.get("op_name", "")
+        int8 = operator in _INT8_CONVS or operator in _INT8_MATMULS
+        if int8 or operator in _FLOAT_CONVS or operator in _FLOAT_MATMULS:
+            name = event["name"].removesuffix("_kernel_time")
+            layers.append(ComputeLayer(name or operator, int8, _macs(operator, arguments)))
+    return layers
+
+
+def _macs(operator: str, arguments: Mapping[str, Any]) -> int | None:
+    """MACs from the shapes the profiler lists; attention and einsum hide theirs."""
+    try:
+        inputs = [next(iter(item.values())) for item in arguments["input_type_shape"]]
+        output = next(iter(arguments["output_type_shape"][0].values()))
+    except (KeyError, IndexError, StopIteration):
+        return None
+    if operator in _INT8_CONVS or operator in _FLOAT_CONVS:
+        weights = [dims for dims in inputs[1:] if len(dims) == len(output)]
+        if "Transpose" in operator:  # its weight is (in, out / groups, *kernel), applied once for each input element
+            return conv_macs(inputs[0], weights[0]) if weights else None
+        return conv_macs(output, weights[0]) if weights else None
+    if operator in ("QAttention", "Attention", "MultiHeadAttention", "Einsum") or not inputs:
+        return None
+    return matmul_macs(output, inputs[0])

@@ -1,0 +1,219 @@
+"""OpenVINO: builds write its IR and audit the graph the plugin compiled; sessions answer through it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeopt import environment
+from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.base import (
+    Availability,
+    Backend,
+    BuildRequest,
+    BuildResult,
+    Float32,
+    FusionReport,
+    Session,
+)
+from edgeopt.backends.capability import processor, schemes_for
+from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.config import Target
+from edgeopt.errors import BackendError
+
+_INSTALL = 'pip install "edgeopt[openvino]"'
+#: What the plugin computes in where the graph does not say int8. OpenVINO's own default is bf16 where the CPU has it,
+#: so float32 must be asked for, and is for the layers int8 leaves over too.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_NEEDS = {"bf16": "BF16", "fp16": "FP16"}  # precision -> name in the device's OPTIMIZATION_CAPABILITIES
+_COMPUTE = frozenset({"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "MHA"})
+_INT8 = frozenset({"i8", "u8"})
+
+
+class OpenVinoBackend(Backend):
+    """OpenVINO on Intel, AMD and ARM CPUs, and on Intel GPUs and NPUs through ``session.device``."""
+
+    name: ClassVar[str] = "openvino"
+    extra: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
+
+    def availability(self) -> Availability:
+        """Not ok when the module is missing or finds no device."""
+        try:
+            import openvino
+        except ImportError as error:
+            return Availability(False, f"openvino cannot be imported ({error})", _INSTALL)
+        if not _core().available_devices:
+            return Availability(False, "OpenVINO finds no device it can run on", f"{_INSTALL} --force-reinstall")
+        return Availability(True, version=str(openvino.__version__).split("-", maxsplit=1)[0])
+
+    def schemes(self) -> tuple[str, ...]:
+        """From the capability table, for this CPU."""
+        return schemes_for(self.name, processor())
+
+    def float_baselines(self) -> tuple[str, ...]:
+        """fp32, and bf16 or fp16 where the CPU computes in them natively."""
+        capabilities = _capabilities("CPU")
+        return ("fp32", *(precision for precision, need in _NEEDS.items() if need in capabilities))
+
+    def _build(self, request: BuildRequest) -> BuildResult:
+        import openvino
+
+        read_onnx(request.onnx)  # refuses external data
+        try:
+            model = _core().read_model(str(request.onnx))
+            _simplify(model)
+            # Half-precision storage is OpenVINO's default, and would change a float32 baseline.
+            openvino.save_model(model, str(request.folder / "engine.xml"), compress_to_fp16=False)
+        except Exception as error:
+            raise _refused(f"reading {request.onnx.name}", error) from error
+        with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
+            return BuildResult(
+                engine="engine.xml",
+                files=("engine.xml", "engine.bin"),
+                fusion=session.audit(),
+                details={"device": session.describe()["device"]},
+            )
+
+    def _open(self, engine: Path, target: Target, precision: str, threads: int) -> OpenVinoSession:
+        device = target.session.device
+        missing = _NEEDS.get(precision)
+        if missing and missing not in _capabilities(device):
+            raise BackendError(f"{device} does not compute in {precision} here", fix="use precision fp32 or int8")
+        properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        if device == "CPU":
+            properties["INFERENCE_NUM_THREADS"] = str(threads or environment.usable_cores())
+        return OpenVinoSession(engine, device, properties, batch=target.batch)
+
+
+class OpenVinoSession(Session):
+    """A model compiled for the target's batch, which is fastest, and on demand one that takes any batch."""
+
+    def __init__(self, engine: Path, device: str, properties: dict[str, str], *, batch: int) -> None:
+        self._engine, self._device, self._properties, self._batch = engine, device, properties, batch
+        self._compiled = self._compile(batch)
+        self._request = self._compiled.create_infer_request()
+        # Views of the runtime's own tensors: copying into them is cheaper than wrapping a new array every time.
+        self._input = self._request.get_input_tensor().data
+        self._output = self._request.get_output_tensor().data
+        self._any: Any = None
+
+    def _infer(self, batch: Float32) -> Float32:
+        if batch.shape != self._input.shape:
+            return self._infer_any(batch)
+        np.copyto(self._input, batch)
+        self._request.start_async()
+        self._request.wait()
+        return self._output.copy()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Gives the compiled models back."""
+        self._input = self._output = self._request = self._compiled = self._any = None
+
+    def describe(self) -> dict[str, Any]:
+        """Device, threads and precision as the plugin states them, version."""
+        import openvino
+
+        stated = {name: self._property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")}
+        return {
+            "runtime": f"openvino {str(openvino.__version__).split('-', maxsplit=1)[0]}",
+            "device": ",".join(self._compiled.get_property("EXECUTION_DEVICES")),
+            "threads": stated["INFERENCE_NUM_THREADS"],
+            "streams": stated["NUM_STREAMS"],
+            "pinning": stated["ENABLE_CPU_PINNING"],
+            "precision_hint": self._properties["INFERENCE_PRECISION_HINT"],
+            "static_batch": self._batch,
+        }
+
+    def audit(self) -> FusionReport:
+        """The precision of every compute layer of the compiled graph."""
+        layers = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            information = node.get_rt_info()
+            kind = _text(information["layerType"])
+            if kind in _COMPUTE:
+                int8 = _text(information["runtimePrecision"]) in _INT8
+                layers.append(ComputeLayer(node.get_friendly_name(), int8, self._macs(kind, node)))
+        return fusion_report("openvino", layers, "runtimePrecision of the compiled model's layers (get_runtime_model)")
+
+    def _macs(self, kind: str, node: Any) -> int | None:
+        """MACs of one picture."""
+        inputs = [list(port.get_shape()) for port in node.inputs()]
+        output = list(node.output(0).get_shape())
+        if kind in ("Convolution", "GroupConvolution"):
+            return conv_macs(output, inputs[1]) // self._batch
+        if kind in ("FullyConnected", "MatMul"):
+            return matmul_macs(output, inputs[0]) // self._batch
+        return None
+
+    def _compile(self, batch: int) -> Any:
+        """The engine compiled for ``batch`` pictures, or for any number when it is -1."""
+        core = _core()
+        known = core.available_devices
+        family = self._device.split(".")[0].split(":")[0]
+        if family not in {name.split(".")[0] for name in known} | {"AUTO"}:
+            raise BackendError(
+                f"OpenVINO has no device {self._device} here, only {', '.join(known)}",
+                fix="install its driver, or choose another session.device",
+            )
+        try:
+            model = core.read_model(str(self._engine))
+            shape = model.input().get_partial_shape()
+            shape[0] = batch
+            model.reshape(shape)
+            return core.compile_model(model, self._device, self._properties)
+        except Exception as error:
+            raise _refused(f"compiling {self._engine.name}", error) from error
+
+    def _infer_any(self, batch: Float32) -> Float32:
+        import openvino
+
+        if batch.shape[1:] != self._input.shape[1:]:
+            raise BackendError(f"expected pictures {tuple(self._input.shape[1:])}, got {batch.shape[1:]}")
+        if self._any is None:
+            self._any = self._compile(-1).create_infer_request()
+        self._any.set_input_tensor(openvino.Tensor(np.ascontiguousarray(batch), shared_memory=True))
+        self._any.infer()
+        return self._any.get_output_tensor().data.copy()  # type: ignore[no-any-return]
+
+    def _property(self, name: str) -> Any:
+        if name not in set(self._compiled.get_property("SUPPORTED_PROPERTIES")):
+            return None
+        value = self._compiled.get_property(name)
+        return value if isinstance(value, bool | int) else str(value)
+
+
+def _simplify(model: Any) -> None:
+    """OpenVINO's own common clean-ups, as its converter applies them: the file's graph halves, its answers stay."""
+    try:
+        from openvino._offline_transformations import apply_moc_transformations
+    except ImportError:  # not a public name: without it the file is larger, no more
+        return
+    apply_moc_transformations(model, cf=False, smart_reshape=False)
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _capabilities(device: str) -> tuple[str, ...]:
+    core = _core()
+    if device not in core.available_devices:
+        return ()
+    return tuple(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _refused(doing: str, error: Exception) -> BackendError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return BackendError(f"OpenVINO failed at {doing}: {lines[-1] if lines else repr(error)}")

@@ -1,0 +1,234 @@
+"""What TensorRT and TensorRT-RTX share: logger, parsing and building, and the session; ``trt`` is either module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.backends.base import BuildRequest, Float32, Session
+from edgeopt.backends.device_memory import open_device_memory
+from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_onnx
+from edgeopt.errors import BackendError
+
+
+def check_signed_zero_points(path: Path) -> OnnxModel:
+    """The model in ``path``; raises BackendError unless every Q/DQ is int8 with zero point 0, as TensorRT needs.
+
+    TensorRT takes uint8 for int8 with a warning: the upper half of the range clips and the answers are wrong.
+    """
+    model = read_onnx(path)
+    wrong = []
+    for node in model.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            kind = _misfit(node, model)
+            if kind:
+                wrong.append(f"{node.name or node.outputs[0]} is {kind}")
+    if wrong:
+        raise BackendError(
+            f"{path.name} is not for TensorRT: {len(wrong)} Q/DQ nodes are not int8 with zero point 0 ({wrong[0]})",
+            fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
+        )
+    return model
+
+
+def _misfit(node: OnnxNode, model: OnnxModel) -> str:
+    """What is wrong with a Q/DQ node for TensorRT, or nothing."""
+    named = node.inputs[2] if len(node.inputs) > 2 else ""
+    zero = model.initializers.get(named)
+    if zero is None:
+        if named:
+            return "computed, not constant"
+        # Without a zero point quantizing makes uint8, and dequantizing takes what it is given.
+        given = model.initializers.get(node.inputs[0])
+        return "uint8" if node.op_type == "QuantizeLinear" or (given is not None and given.dtype == UINT8) else ""
+    if zero.dtype != INT8:
+        return "uint8" if zero.dtype == UINT8 else "of another type"
+    values = zero.integers()
+    return "shifted" if values is not None and values.any() else ""
+
+
+def collecting_logger(trt: Any, *, verbose: bool = False) -> Any:
+    """A logger whose ``lines`` keeps (severity, message): warnings and worse, and the rest when ``verbose``."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc]  # its base is known only once the module is loaded
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[int, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            level = int(severity)
+            if verbose or level <= int(trt.ILogger.Severity.WARNING):
+                self.lines.append((level, message))
+
+    return Collector()
+
+
+def errors_in(trt: Any, logger: Any) -> str:
+    """The first error logged, for a message."""
+    worst: list[str] = [text for level, text in logger.lines if level <= int(trt.ILogger.Severity.ERROR)]
+    telling: list[str] = [text for text in worst if "Begin node" not in text and "End node" not in text]
+    return (telling or worst or ["it gave no reason"])[0].splitlines()[0]
+
+
+def build_engine(
+    trt: Any,
+    logger: Any,
+    request: BuildRequest,
+    *,
+    capabilities: Sequence[str] = (),
+    timing_cache: Path | None = None,
+) -> bytes:
+    """The serialized engine of ``request.onnx``: strongly typed, for batches from 1 to the target's.
+
+    ``capabilities`` (TensorRT-RTX) are the GPUs to build for, ahead of time. Raises BackendError with the runtime's
+    reason; a warning that uint8 is taken for int8 counts as one.
+    """
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # pybind's null factory: no driver
+        raise BackendError(f"TensorRT cannot make a builder: {errors_in(trt, logger)}") from error
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(request.onnx.read_bytes()):
+        reason = str(parser.get_error(0)).splitlines()[0] if parser.num_errors else errors_in(trt, logger)
+        raise BackendError(f"TensorRT cannot read {request.onnx.name}: {reason}")
+    _refuse_uint8(logger.lines)
+    config = _configure(trt, builder, network, request, capabilities)
+    cache = _load_cache(config, timing_cache)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        raise BackendError(f"TensorRT cannot build {request.onnx.name}: {errors_in(trt, logger)}")
+    if cache is not None and timing_cache is not None:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(serialized)
+
+
+def _refuse_uint8(lines: Iterable[tuple[int, str]]) -> None:
+    for _, text in lines:
+        if "UINT8" in text and "INT8 instead" in text:
+            raise BackendError(
+                f"TensorRT would take uint8 for int8: {text.splitlines()[0]}",
+                fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
+            )
+
+
+def _configure(trt: Any, builder: Any, network: Any, request: BuildRequest, capabilities: Sequence[str]) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the audit reads the layers' types
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; "fp32" must be float32
+    if capabilities:
+        known = trt.ComputeCapability.__members__
+        unknown = [name for name in capabilities if name not in known]
+        if unknown:
+            raise BackendError(
+                f"this TensorRT-RTX cannot build for {', '.join(unknown)}",
+                fix=f"choose session.compute_capabilities among {', '.join(sorted(set(known) - {'NONE', 'CURRENT'}))}",
+            )
+        config.num_compute_capabilities = len(capabilities)
+        for index, name in enumerate(capabilities):
+            config.set_compute_capability(known[name], index)
+    if network.num_inputs != 1 or network.num_outputs != 1:
+        raise BackendError("the model must have one input and one output")
+    batch, shape = request.target.batch, request.input_shape
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, (1, *shape), (batch, *shape), (batch, *shape))
+    config.add_optimization_profile(profile)
+    return config
+
+
+def _load_cache(config: Any, path: Path | None) -> Any:
+    """Timings of kernels from earlier builds on this machine; None where the runtime keeps none."""
+    if path is None or not hasattr(config, "create_timing_cache"):
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is not None:
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+class TrtSession(Session):
+    """A deserialized engine on the first GPU. Larger batches than the engine's run in several parts."""
+
+    def __init__(self, trt: Any, engine: Path, product: str) -> None:
+        self._trt, self._product = trt, product
+        logger = collecting_logger(trt)
+        self._logger = logger  # the runtime keeps a bare pointer to it
+        self._memory = open_device_memory()
+        self._runtime = trt.Runtime(logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
+        if self._engine is None:
+            raise BackendError(
+                f"{product} cannot load {engine.name}: {errors_in(trt, logger)}",
+                fix="an engine fits one version, system and GPU: build it here, edgeopt build --force",
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendError(f"{product} cannot run {engine.name}: {errors_in(trt, logger)}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise BackendError("the engine must have one input and one output")
+        self._input, self._output = inputs[0], outputs[0]
+        if any(self._engine.get_tensor_dtype(name) != trt.float32 for name in names):
+            raise BackendError("the engine's input and output must be float32")
+        self._limit = int(self._engine.get_tensor_profile_shape(self._input, 0)[2][0])
+        self._shape = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._input))[1:]
+        classes = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._output))[1:]
+        self._in = self._memory.pinned((self._limit, *self._shape))
+        self._out = self._memory.pinned((self._limit, *classes))
+        self._in_address = self._memory.allocate(self._in.nbytes)
+        self._out_address = self._memory.allocate(self._out.nbytes)
+        self._context.set_tensor_address(self._input, self._in_address)
+        self._context.set_tensor_address(self._output, self._out_address)
+        self._batch = 0
+
+    def _infer(self, batch: Float32) -> Float32:
+        if batch.shape[1:] != self._shape:
+            raise BackendError(f"expected pictures {self._shape}, got {batch.shape[1:]}")
+        if len(batch) <= self._limit:
+            return self._run(batch)
+        parts = [self._run(batch[start : start + self._limit]) for start in range(0, len(batch), self._limit)]
+        return np.concatenate(parts)
+
+    def _run(self, batch: Float32) -> Float32:
+        size = len(batch)
+        if size != self._batch:
+            self._context.set_input_shape(self._input, (size, *self._shape))
+            self._batch = size
+        np.copyto(self._in[:size], batch)
+        self._memory.upload(self._in_address, self._in[:size])
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise BackendError(f"{self._product} failed to run: {errors_in(self._trt, self._logger)}")
+        self._memory.download(self._out[:size], self._out_address)
+        self._memory.synchronize()
+        logits: Float32 = self._out[:size].copy()
+        return logits
+
+    def inspect(self) -> str:
+        """The engine inspector's JSON."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context  # with it, tensor formats are worded in full
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, memory by which package, largest batch."""
+        return {
+            "runtime": f"{self._product} {self._trt.__version__}",
+            "device": "GPU 0",
+            "memory": self._memory.name,
+            "max_batch": self._limit,
+        }
+
+    def close(self) -> None:
+        """Frees the engine and its GPU memory."""
+        if self._context is not None:
+            self._memory.synchronize()
+            self._in = self._out = np.empty(0, np.float32)
+            self._context = self._engine = self._runtime = None
+            self._memory.close()

@@ -1,0 +1,111 @@
+"""The parent's side of one benchmark process: asks, waits with a deadline, stops it while others are measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from edgeopt.bench.spec import EngineSpec
+from edgeopt.errors import BackendError
+
+_TAIL = 400  # characters of a dead child's last words
+
+
+class Child:
+    """One engine in its own process. It runs only between a question and its answer; otherwise it is stopped."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child, closed with it
+        self._buffer = b""
+        # The same imports as here, without the working directory that `python -m` would add.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": str(spec.threads),
+            "MKL_NUM_THREADS": str(spec.threads),
+            "NNCF_CI": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeopt.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open(self, timeout: float) -> dict[str, Any]:
+        """Open the engine; raises BackendError with the child's own words when it cannot."""
+        return self._ask(self.spec.to_json(), timeout)
+
+    def window(self, seconds: float, iterations: int, timeout: float) -> dict[str, Any]:
+        """Time one window; raises BackendError when the child dies or does not answer in time."""
+        return self._ask({"window": seconds, "iterations": iterations}, timeout)
+
+    def cpu_seconds(self) -> float:
+        """CPU time the process has used so far, all threads; Linux only."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        """End the process, whatever state it is in."""
+        with suppress(ProcessLookupError):
+            self._process.kill()  # reaches stopped processes too
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        self._log.close()
+
+    def _ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ProcessLookupError):
+            raise BackendError(self._last_words()) from None
+        answer = json.loads(self._line(timeout))
+        if "error" in answer:
+            raise BackendError(str(answer["error"]), fix=answer.get("fix"))
+        # Idle thread pools spin: a stopped process takes nothing from the one being measured.
+        self._process.send_signal(signal.SIGSTOP)
+        return dict(answer)
+
+    def _line(self, timeout: float) -> bytes:
+        stream = self._process.stdout
+        assert stream is not None
+        deadline = monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, deadline - monotonic())):
+                    raise BackendError(f"no answer within {timeout:.0f} s")
+                chunk = os.read(stream.fileno(), 1 << 16)
+                if not chunk:
+                    raise BackendError(self._last_words())
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._log.seek(0)
+        text = self._log.read().decode(errors="replace").strip()
+        return f"the process ended ({how})" + (f": ...{text[-_TAIL:]}" if text else "")

@@ -1,0 +1,185 @@
+"""The protocol: every engine in its own process, warmed up, then windows A B C A B C until the ratios are known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from edgeopt import environment
+from edgeopt.bench.child import Child
+from edgeopt.bench.load import OtherLoad
+from edgeopt.bench.result import BenchResult, EngineResult
+from edgeopt.bench.spec import EngineSpec
+from edgeopt.errors import BackendError, ConfigError
+from edgeopt.metrics import ratio_interval
+
+#: Window length, s: long against a scheduler's tick, short against drifts of the machine.
+SHORTEST_WINDOW, LONGEST_WINDOW = 0.05, 0.4
+#: Rounds a budget of seconds is divided into; fewer before stopping early would make the interval a guess.
+ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 4
+WARM_UP_SECONDS = 0.5
+#: Least iterations of a window; engines that need over half a second for one get fewer.
+ITERATIONS, SLOW_ITERATIONS, SLOW_MS = 10, 3, 500.0
+
+
+class _Runner:
+    """One child with what it has measured so far."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.child = Child(spec)
+        self.opened: dict[str, Any] = {}
+        self.memory_bytes = 0
+        self.windows: list[tuple[float, ...]] = []
+        self.medians: list[float] = []
+        self.typical_ms = 0.0
+        self.load = OtherLoad()
+
+    def open(self, timeout: float) -> None:
+        self.opened = self.child.open(timeout)
+
+    def warm_up(self, timeout: float) -> None:
+        samples = self.child.window(WARM_UP_SECONDS, 1, timeout)["samples_ms"]
+        self.typical_ms = float(np.median(samples))
+
+    def measure(self, seconds: float, timeout: float) -> None:
+        least = ITERATIONS if self.typical_ms < SLOW_MS else SLOW_ITERATIONS
+        expected = seconds + (least + 3) * self.typical_ms / 1000
+        with self.load.watch(self.child.cpu_seconds):
+            answer = self.child.window(seconds, least, min(timeout, 30 + 20 * expected))
+        self.windows.append(tuple(answer["samples_ms"]))
+        self.medians.append(float(np.median(answer["samples_ms"])))
+        self.memory_bytes = int(answer["memory_bytes"])
+
+    def result(self) -> EngineResult:
+        return EngineResult(
+            spec=self.spec,
+            windows=tuple(self.windows),
+            load_s=float(self.opened["load_s"]),
+            peak_memory_bytes=self.memory_bytes,
+            session=self.opened["session"],
+            other_load_cores=self.load.cores,
+            fits_target=environment.matches(self.spec.target.match),
+        )
+
+
+class _Group:
+    """The children that are still in the race; one that fails is named, ended and left behind."""
+
+    def __init__(self, specs: Sequence[EngineSpec], timeout: float) -> None:
+        self.timeout = timeout
+        self.failures: dict[str, str] = {}
+        self.runners: dict[str, _Runner] = {}
+        self._specs = specs
+
+    def start(self, tick: Callable[[], None]) -> None:
+        """Open and warm up one after another, so that none disturbs the loading of the next."""
+        for spec in self._specs:
+            self.runners[spec.key] = runner = _Runner(spec)
+            if self._try(runner, lambda one: one.open(self.timeout)):
+                self._try(runner, lambda one: one.warm_up(self.timeout))
+            tick()
+
+    def round(self, seconds: float) -> None:
+        """One window of each."""
+        for runner in list(self.runners.values()):
+            self._try(runner, lambda one: one.measure(seconds, self.timeout))
+
+    def close(self) -> None:
+        for runner in self.runners.values():
+            runner.child.close()
+
+    def _try(self, runner: _Runner, act: Callable[[_Runner], None]) -> bool:
+        try:
+            act(runner)
+        except BackendError as error:
+            self.failures[runner.spec.key] = str(error)
+            del self.runners[runner.spec.key]
+            runner.child.close()
+            return False
+        return True
+
+
+def bench(
+    specs: Sequence[EngineSpec],
+    *,
+    pictures: Path,
+    preprocess: Path,
+    seconds: float,
+    threads: int = 0,
+    width: float = 0.03,
+    timeout: float = 300.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchResult:
+    """Measure ``specs`` against each other for about ``seconds`` (opening and warming up come on top).
+
+    ``pictures`` is a prepared set's folder (``data/sets/<key>``) and ``preprocess`` the ``preprocess.json`` that goes
+    with it. Measuring stops early when every engine's ratio to the first one is known to within ``width`` of itself.
+    An engine that fails, dies or gives no answer within ``timeout`` seconds is named in ``failures`` and the rest are
+    still measured; BackendError is raised only when none is left. ``progress`` is called with (seconds done, seconds).
+    """
+    twice = [key for key, count in Counter(spec.key for spec in specs).items() if count > 1]
+    if not specs or twice:
+        raise ConfigError(f"engines named twice: {', '.join(twice)}" if twice else "there is no engine to measure")
+    threads = threads or environment.usable_cores()
+    complete = [spec.completed(pictures=pictures, preprocess=preprocess, threads=threads) for spec in specs]
+    tell = progress or (lambda done, total: None)
+    total = max(1, round(seconds))
+    with _group(complete, timeout) as group:
+        group.start(lambda: tell(0, total))
+        before = environment.record()
+        begin = monotonic()
+        for _ in _rounds(group, seconds, width):
+            tell(min(total, int(monotonic() - begin)), total)
+        if not group.runners:
+            reasons = "\n".join(f"  - {key}: {reason}" for key, reason in group.failures.items())
+            raise BackendError(f"no engine could be measured\n{reasons}")
+        tell(total, total)
+        return BenchResult(
+            id=uuid4().hex,
+            engines={key: runner.result() for key, runner in group.runners.items()},
+            failures=group.failures,
+            rounds=max(len(runner.windows) for runner in group.runners.values()),
+            seconds=monotonic() - begin,
+            machine_before=before,
+            machine_after=environment.record(),
+        )
+
+
+@contextmanager
+def _group(specs: Sequence[EngineSpec], timeout: float) -> Iterator[_Group]:
+    group = _Group(specs, timeout)
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+def _rounds(group: _Group, seconds: float, width: float) -> Iterator[int]:
+    """Run whole rounds, because windows pair, until the time is up or the ratios are known."""
+    window = min(max(seconds / (max(1, len(group.runners)) * ROUNDS_WANTED), SHORTEST_WINDOW), LONGEST_WINDOW)
+    begin, number = monotonic(), 0
+    while group.runners:
+        started = monotonic()
+        group.round(window)
+        number += 1
+        yield number
+        now = monotonic()
+        # Stop before a round that would end further past the budget than this one ended short of it.
+        if now - begin + (now - started) / 2 >= seconds or _known(group.runners, number, width):
+            return
+
+
+def _known(runners: Mapping[str, _Runner], number: int, width: float) -> bool:
+    """Whether every ratio to the first engine is narrow; looked at now and then, as each look is a chance to err."""
+    if len(runners) < 2 or number < ROUNDS_BEFORE_STOPPING or number % ROUNDS_BETWEEN_LOOKS:
+        return False
+    first, *rest = (runner.medians for runner in runners.values())
+    return all(ratio_interval(first, other, resamples=1000).relative_width <= width for other in rest)

@@ -1,0 +1,174 @@
+"""Writes what was measured into the run folder: ``latency.json`` and ``accuracy.json`` beside each engine.
+
+``device/<target>/<variant>/latency.json``, schema 1:
+  ``key, target, variant`` (folder), ``backend, precision, batch, threads``;
+  ``p50_ms, p50_ci_ms [low, high], p90_ms, p99_ms, p99_ci_ms, mean_ms``: milliseconds a call of one batch, host to host,
+  p99 only from 1,000 samples on; ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
+  ``samples`` (how many), ``window_medians_ms``, ``samples_ms`` (every ``samples_kept_every``-th);
+  ``load_s`` (to open the engine), ``peak_memory_bytes`` (of its process, runtime and pictures included);
+  ``other_load_cores`` (kept busy by other processes meanwhile, null where unreadable), ``stable`` (the interval of p50
+  is at most 10 % wide and others kept at most a quarter of a core busy);
+  ``fits_target`` (measured on the device the target describes);
+  ``session`` (what the runtime says it runs);
+  ``ratios``: ``[{"baseline": key, "kind": "original" | "float", "precision", "speedup", "speedup_ci"}]``, how many
+  times as fast this engine is as the original, and as the same target's engines of other precisions, windows paired;
+  ``bench``: ``{"id", "rounds", "seconds", "created", "failures": {key: reason}}``, equal in all measured together;
+  ``measured_on`` and ``measured_on_after``: the machine's records before and after.
+
+``accuracy.json``, schema 1:
+  ``key, target, variant, set, n``; ``top1, top1_ci, top5`` (fractions; top5 null with five classes or fewer);
+  ``per_class`` (name -> n, correct, recall, precision, f1), ``confusion`` (rows true), ``labels`` (class names);
+  ``predictions`` and ``truth``: class indices, in the set's order; ``baseline``: key of the float original, null in its
+  own record, and against it on the same pictures ``agreement, drop_points, drop_ci_points, drop_lower_points,
+  drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), each null without a baseline;
+  ``parity`` (to the model the engine was made from, null when not given); ``measured_on``.
+
+Numbers that were not measured are null, never estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt import environment, metrics
+from edgeopt.bench.result import BenchResult, bounds
+from edgeopt.errors import BackendError, DataError
+from edgeopt.files import write_json
+from edgeopt.metrics import Float, Int64, Parity
+from edgeopt.run import now
+
+SCHEMA = 1
+
+
+def write_records(run_path: Path, result: BenchResult, *, original: str | None = None) -> list[Path]:
+    """Write a ``latency.json`` for each measured engine; ``original`` is the key of the PyTorch float model."""
+    shared = {"id": result.id, "rounds": result.rounds, "seconds": result.seconds, "created": now()}
+    written = []
+    for key in result.engines:
+        folder = run_path / "device" / key
+        write_latency(folder, result, key, original=original, bench={**shared, "failures": dict(result.failures)})
+        written.append(folder / "latency.json")
+    return written
+
+
+def write_latency(
+    folder: Path, result: BenchResult, key: str, *, original: str | None, bench: Mapping[str, Any]
+) -> None:
+    """Write the ``latency.json`` of engine ``key`` into ``folder``."""
+    target, _, variant = key.rpartition("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "latency.json",
+        {
+            "schema": SCHEMA,
+            "key": key,
+            "target": target,
+            "variant": variant,
+            **result.engines[key].to_json(),
+            "ratios": _ratios(result, key, original),
+            "bench": dict(bench),
+            "measured_on": dict(result.machine_before),
+            "measured_on_after": dict(result.machine_after),
+        },
+    )
+
+
+def _ratios(result: BenchResult, key: str, original: str | None) -> list[dict[str, Any]]:
+    engine = result.engines[key]
+    kinds = {original: "original"} if original in result.engines and original != key else {}
+    for other, baseline in result.engines.items():
+        if other in (key, original) or baseline.spec.precision == engine.spec.precision:
+            continue
+        if other.rpartition("/")[0] == key.rpartition("/")[0] and baseline.spec.precision != "int8":
+            kinds[other] = "float"
+    ratios = []
+    for baseline_key, kind in kinds.items():
+        assert baseline_key is not None
+        interval = result.ratio(key, baseline_key)
+        ratios.append(
+            {
+                "baseline": baseline_key,
+                "kind": kind,
+                "precision": result.engines[baseline_key].spec.precision,
+                "speedup": interval.value,
+                "speedup_ci": bounds(interval),
+            }
+        )
+    return ratios
+
+
+def accuracy_record(
+    logits: Float,
+    labels: Int64,
+    names: Sequence[str],
+    *,
+    key: str,
+    set_name: str = "test",
+    baseline: str | None = None,
+    baseline_predictions: npt.NDArray[Any] | Sequence[int] | None = None,
+    parity: Parity | None = None,
+) -> dict[str, Any]:
+    """``accuracy.json`` from an engine's logits (N, classes) on a labelled set.
+
+    ``baseline_predictions`` are the float original's answers (class indices) to the same pictures, ``baseline`` its
+    key. Raises DataError for labels or answers that do not fit, BackendError for logits that are not numbers.
+    """
+    if logits.shape != (len(labels), len(names)):
+        raise DataError(f"{key}: logits {logits.shape} do not fit {len(labels)} labels and {len(names)} classes")
+    if not np.isfinite(logits).all():
+        raise BackendError(f"{key}: the engine answered with numbers that are not finite")
+    predictions = logits.argmax(axis=1).astype(np.int64)
+    correct = predictions == labels
+    target, _, variant = key.rpartition("/")
+    return {
+        "schema": SCHEMA,
+        "key": key,
+        "target": target,
+        "variant": variant,
+        "set": set_name,
+        "n": len(labels),
+        "top1": metrics.top_k_accuracy(logits, labels),
+        "top1_ci": list(metrics.accuracy_interval(correct)),
+        "top5": metrics.top_k_accuracy(logits, labels, k=5) if len(names) > 5 else None,
+        "per_class": metrics.per_class(predictions, labels, names),
+        "confusion": metrics.confusion_matrix(predictions, labels, len(names)).tolist(),
+        "labels": list(names),
+        "predictions": predictions.tolist(),
+        "truth": labels.tolist(),
+        **_against(baseline, baseline_predictions, predictions, labels),
+        "parity": parity.to_json() if parity else None,
+        "measured_on": environment.record(),
+    }
+
+
+def _against(
+    baseline: str | None,
+    baseline_predictions: npt.NDArray[Any] | Sequence[int] | None,
+    predictions: Int64,
+    labels: Int64,
+) -> dict[str, Any]:
+    fields = ("agreement", "drop_points", "drop_ci_points", "drop_lower_points", "drop_upper_points", "drop")
+    if baseline_predictions is None:
+        return {"baseline": None, **dict.fromkeys(fields)}
+    reference = np.asarray(baseline_predictions, dtype=np.int64)
+    drop = metrics.paired_drop(reference == labels, predictions == labels)
+    return {
+        "baseline": baseline,
+        "agreement": float((reference == predictions).mean()),
+        "drop_points": drop.drop_points,
+        "drop_ci_points": list(drop.ci_points),
+        "drop_lower_points": drop.lower_points,
+        "drop_upper_points": drop.upper_points,
+        "drop": drop.to_json(),
+    }
+
+
+def write_accuracy(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``accuracy.json`` into an engine's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "accuracy.json", dict(record))

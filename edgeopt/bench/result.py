@@ -1,0 +1,132 @@
+"""What a benchmark found: per engine the samples, window by window, and the numbers made from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeopt.bench.spec import EngineSpec
+from edgeopt.errors import BackendError
+from edgeopt.metrics import Interval, median_interval, quantiles, ratio_interval
+
+#: p99 of fewer samples is the luck of a handful.
+P99_SAMPLES = 1000
+#: Milliseconds whose 95 % interval is wider than this share of the median are called unstable.
+STABLE_WIDTH = 0.10
+#: Cores that others may keep busy meanwhile; beyond, engines lose turns to them and longer calls lose more.
+STABLE_OTHER_LOAD = 0.25
+#: Samples kept in a record; more are thinned evenly, after every number was made from all of them.
+KEPT_SAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """One engine's measurement. ``windows`` are arrays of milliseconds a call, in the order they were run."""
+
+    spec: EngineSpec
+    windows: tuple[tuple[float, ...], ...]
+    load_s: float
+    peak_memory_bytes: int
+    session: Mapping[str, Any]
+    other_load_cores: float | None  # that other processes kept busy while this one was timed
+    fits_target: bool  # whether this machine is the device that the target describes
+
+    @property
+    def samples_ms(self) -> tuple[float, ...]:
+        """Every sample, in order."""
+        return tuple(sample for window in self.windows for sample in window)
+
+    @property
+    def window_medians_ms(self) -> tuple[float, ...]:
+        """The unit of every interval: samples within a window are not independent, windows nearly are."""
+        return tuple(float(np.median(window)) for window in self.windows)
+
+    @property
+    def p50(self) -> Interval:
+        """Median of the window medians, ms, with its interval."""
+        return median_interval(self.window_medians_ms)
+
+    @property
+    def stable(self) -> bool:
+        """Whether the milliseconds are known to within ``STABLE_WIDTH`` and the machine was not busy with others."""
+        return self.p50.relative_width <= STABLE_WIDTH and (self.other_load_cores or 0.0) <= STABLE_OTHER_LOAD
+
+    def p99(self) -> Interval | None:
+        """99th percentile, ms, bootstrapped over windows; None with fewer than ``P99_SAMPLES`` samples."""
+        samples = self.samples_ms
+        if len(samples) < P99_SAMPLES:
+            return None
+        (value,) = quantiles(samples, (99,))
+        arrays = [np.asarray(window) for window in self.windows]
+        rng = np.random.default_rng(0)
+        draws = [
+            np.percentile(np.concatenate([arrays[i] for i in rng.integers(0, len(arrays), len(arrays))]), 99)
+            for _ in range(300)
+        ]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Interval(value, float(low), float(high))
+
+    def throughput(self) -> Interval:
+        """Pictures a second at this batch, one call after another; the interval is over windows."""
+        batch = self.spec.target.batch
+        interval = median_interval([1000.0 * batch / float(np.mean(window)) for window in self.windows])
+        return interval._replace(value=1000.0 * batch / float(np.mean(self.samples_ms)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The engine's own part of ``latency.json``; see ``edgeopt.bench.records``."""
+        samples, p50, p99, throughput = self.samples_ms, self.p50, self.p99(), self.throughput()
+        every = -(-len(samples) // KEPT_SAMPLES)
+        return {
+            "backend": self.spec.backend,
+            "precision": self.spec.precision,
+            "batch": self.spec.target.batch,
+            "threads": self.spec.threads,
+            "p50_ms": p50.value,
+            "p50_ci_ms": bounds(p50),
+            "p90_ms": quantiles(samples, (90,))[0],
+            "p99_ms": p99.value if p99 else None,
+            "p99_ci_ms": bounds(p99) if p99 else None,
+            "mean_ms": float(np.mean(samples)),
+            "throughput_ips": throughput.value,
+            "throughput_ci_ips": bounds(throughput),
+            "samples": len(samples),
+            "window_medians_ms": list(self.window_medians_ms),
+            "samples_ms": list(samples[::every]),
+            "samples_kept_every": every,
+            "load_s": self.load_s,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "other_load_cores": self.other_load_cores,
+            "stable": self.stable,
+            "fits_target": self.fits_target,
+            "session": dict(self.session),
+        }
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All engines measured together. ``failures`` names those that could not be, with what they said."""
+
+    id: str  # engines with the same id were interleaved, so their windows pair
+    engines: Mapping[str, EngineResult]
+    failures: Mapping[str, str]
+    rounds: int
+    seconds: float
+    machine_before: Mapping[str, Any]
+    machine_after: Mapping[str, Any]
+
+    def ratio(self, candidate: str, baseline: str) -> Interval:
+        """How many times as fast ``candidate`` is: the baseline's milliseconds over its own, paired by round."""
+        for key in (candidate, baseline):
+            if key not in self.engines:
+                reason = self.failures.get(key, "it was not in this benchmark")
+                raise BackendError(f"{key} has no measurement: {reason}")
+        return ratio_interval(self.engines[baseline].window_medians_ms, self.engines[candidate].window_medians_ms)
+
+
+def bounds(interval: Interval) -> list[float] | None:
+    """``[low, high]`` for JSON, None where there is no interval."""
+    return [interval.low, interval.high] if math.isfinite(interval.high - interval.low) else None

@@ -1,0 +1,141 @@
+"""The child process of a benchmark: opens one engine, then times windows of inferences as the parent asks.
+
+One JSON object a line. In, first the engine's spec, then ``{"window": seconds, "iterations": least}``. Out, one answer
+each: ``{"load_s", "memory_bytes", "session"}`` for the spec, ``{"samples_ms", "memory_bytes"}`` for a window, or
+``{"error"}``. End of input ends the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from edgeopt.backends.base import Float32, Session
+from edgeopt.bench.spec import EngineSpec
+from edgeopt.errors import BackendError, EdgeoptError
+from edgeopt.preprocess import PreprocessSpec, normalize
+from edgeopt.registry import load_backend
+from edgeopt.sets import open_set
+
+#: Prepared pictures held in memory; enough to rotate through, few enough not to be what peak memory shows.
+PICTURE_BYTES = 8 * 2**20
+#: A window's first iterations find cold caches and sleeping threads: at least this many and this long are thrown away.
+DISCARD_ITERATIONS = 2
+DISCARD_SECONDS = 0.01
+
+
+def main() -> None:
+    """Serve the parent until it closes our input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    _die_with_parent()
+    # Runtimes print to file descriptor 1 as they please; keep the pipe for answers and send the rest to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+
+    try:
+        spec = EngineSpec.from_json(json.loads(sys.stdin.readline()))
+        batches = _batches(spec)
+        started = perf_counter()
+        session = load_backend(spec.backend).open(
+            spec.engine, spec.target, precision=spec.precision, threads=spec.threads
+        )
+        load_s = perf_counter() - started
+        with session:
+            _check(session.infer(batches[0]), spec.target.batch)
+            answer({"load_s": load_s, "memory_bytes": peak_memory_bytes(), "session": session.describe()})
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            for line in sys.stdin:
+                request = json.loads(line)
+                samples = _window(session, batches, float(request["window"]), int(request["iterations"]))
+                answer({"samples_ms": samples, "memory_bytes": peak_memory_bytes()})
+    except EdgeoptError as error:
+        answer({"error": error.message, "fix": error.fix})
+    except Exception as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def _batches(spec: EngineSpec) -> list[Float32]:
+    """Preprocessed batches of real test pictures, to rotate through."""
+    assert spec.pictures is not None
+    assert spec.preprocess is not None
+    preprocess, batch = PreprocessSpec.read(spec.preprocess), spec.target.batch
+    pictures = open_set(spec.pictures, "test").pictures
+    if not len(pictures):
+        raise BackendError("the test set is empty")
+    fitting = PICTURE_BYTES // (int(np.prod(preprocess.input_shape)) * 4 * batch)
+    count = min(max(int(fitting), 4), max(1, len(pictures) // batch))
+    # np.take wraps around, so that a test set smaller than one batch still fills it.
+    indices = np.linspace(0, max(len(pictures) - batch, 0), count, dtype=np.int64)
+    return [
+        normalize(np.asarray(pictures.take(range(first, first + batch), axis=0, mode="wrap")), preprocess)
+        for first in indices
+    ]
+
+
+def _check(logits: Float32, batch: int) -> None:
+    if logits.ndim != 2 or len(logits) != batch:
+        raise BackendError(f"the engine answered with shape {logits.shape} to a batch of {batch}")
+    if not np.isfinite(logits).all():
+        raise BackendError("the engine answered with numbers that are not finite")
+
+
+def _window(session: Session, batches: list[Float32], seconds: float, iterations: int) -> list[float]:
+    """Milliseconds of each inference, host to host, for ``seconds`` and at least ``iterations``."""
+    samples: list[int] = []
+    count, picture = len(batches), 0
+    infer, clock = session.infer, perf_counter_ns
+    begin = clock()
+    discarded = 0
+    while discarded < DISCARD_ITERATIONS or clock() - begin < DISCARD_SECONDS * 1e9:
+        infer(batches[discarded % count])
+        discarded += 1
+    begin = now = clock()
+    while now - begin < seconds * 1e9 or len(samples) < iterations:
+        batch = batches[picture % count]
+        picture += 1
+        before = clock()
+        infer(batch)
+        now = clock()
+        samples.append(now - before)
+    return [round(sample / 1e6, 5) for sample in samples]
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    # ru_maxrss survives exec on Linux, so a child would report its parent's size: VmHWM does not.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _die_with_parent() -> None:
+    """A stopped child would outlive a killed parent for ever; Linux can be told to end it."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The command line: parse, call one function, print. Verbs load only when they run, so ``--help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from edgeopt.errors import EdgeoptError, did_you_mean
+
+#: verb -> (module, one-line help), in the order a newcomer meets them.
+VERBS = {
+    "demo": ("demo", "All of it on handwritten digits, in about ten minutes."),
+    "finetune": ("finetune", "Fine-tune a pretrained model on a folder of labelled pictures."),
+    "adopt": ("adopt", "Start from a model you trained elsewhere."),
+    "compress": ("compress", "Prune, distil and quantize the trained model."),
+    "export": ("export", "Write the ONNX files that devices build from."),
+    "build": ("build", "Build engines for a target and audit what they run in int8."),
+    "bench": ("bench", "Measure accuracy, latency and memory against the original model."),
+    "report": ("report", "Write the report: HTML, Markdown, JSON, JUnit."),
+    "eval": ("eval", "Accuracy of one engine on the test set."),
+    "predict": ("predict", "Classify pictures with one engine."),
+    "run": ("run", "All of it, as a recipe says."),
+    "init": ("init", "Write a commented recipe, edgeopt.toml."),
+    "show": ("show", "What is in a run, and what to type next."),
+    "rm": ("rm", "Remove a variant and its engines."),
+    "targets": ("targets", "List the devices edgeopt knows."),
+    "models": ("models", "List the models edgeopt knows best."),
+    "doctor": ("doctor", "What works on this machine, and how to get the rest."),
+}
+
+#: What the host half imports; a device has none of it.
+_TRAINING_PACKAGES = ("torch", "torchvision", "timm", "nncf", "onnx", "onnxscript", "safetensors", "torch_pruning")
+_TRAINING_FIX = 'pip install "edgeopt[train]"'
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module only when the verb is used; suggests the right name for a misspelt one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        from importlib import import_module
+
+        command: click.Command = import_module(f"edgeopt.cli.{VERBS[cmd_name][0]}_cmd").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, without importing any verb."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            ctx.fail(f'no such command "{args[0]}"{did_you_mean(args[0], VERBS)}')
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgeopt", prog_name="edgeopt", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def group(debug: bool) -> None:
+    """From a folder of labelled pictures to the smallest, fastest classifier that keeps its accuracy on your device.
+
+    \b
+    edgeopt finetune photos/ && edgeopt compress --int8 && edgeopt build --target openvino && edgeopt bench
+    """
+    if debug:
+        os.environ["EDGEOPT_DEBUG"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the documented codes: 0, 1, 2, 3, 4, 5 or 130."""
+    try:
+        result: Any = group.main(args=arguments, prog_name="edgeopt", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        code = _interrupted()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except EdgeoptError as error:
+        if os.environ.get("EDGEOPT_DEBUG"):
+            raise
+        click.echo(f"edgeopt: {error}", err=True)
+        code = error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAINING_PACKAGES:
+            raise
+        click.echo(f"edgeopt: this needs {package}, which is not installed\n  fix: {_TRAINING_FIX}", err=True)
+        code = 1
+    except BrokenPipeError:
+        # The reader of a pipe went away; point stdout elsewhere so that the interpreter's own flush stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _interrupted() -> int:
+    click.echo("edgeopt: interrupted; nothing is lost, the same command goes on from here", err=True)
+    return 130

@@ -1,0 +1,57 @@
+"""``edgeopt adopt``: start from a model trained elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.common import Terminal, emit, force_option, given, output_options
+from edgeopt.config import DataConfig, ModelConfig, validate
+
+
+@click.command("adopt")
+@click.option("--model", "name", required=True, help="The model's name, such as torchvision:resnet18 or a timm name.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Its trained weights: .safetensors, or a .pth state dict.",
+)
+@click.option("--data", required=True, help="The pictures it was trained on, as for finetune.")
+@click.option("--image-size", type=int, help="Input height and width it was trained with. [default: the model's own]")
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash", "letterbox"]),
+    help="How pictures were made square. [default: crop]",
+)
+@click.option("--seed", type=int, help="Of the split. [default: 0]")
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
+@force_option
+@output_options
+def command(
+    name: str,
+    weights: Path,
+    data: str,
+    image_size: int | None,
+    resize: str | None,
+    seed: int | None,
+    run_path: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Start from a model you trained elsewhere, such as a tutorial's model.pth, and compress that.
+
+    Classes are matched to the class folders in alphabetical order, as torchvision's ImageFolder numbers them.
+    """
+    from edgeopt.stages.finetune import adopt
+
+    adopted = adopt(
+        validate(DataConfig, given(path=data, image_size=image_size, resize=resize, seed=seed), where="adopt options"),
+        validate(ModelConfig, {"name": name, "weights": str(weights)}, where="adopt options"),
+        run=run_path,
+        force=force,
+        console=Terminal(quiet=quiet),
+    )
+    emit(adopted.to_json(), as_json=as_json, text=adopted.summary())

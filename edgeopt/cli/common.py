@@ -1,0 +1,116 @@
+"""What the verbs share: options, the console on stderr, the one JSON object on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeopt.console import Progress
+from edgeopt.run import Run
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Terminal:
+    """Messages and progress on stderr: bars on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line, unless ``--quiet``."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    @contextmanager
+    def task(self, title: str) -> Iterator[Progress]:
+        """Progress for work of over two seconds; shorter work leaves no trace."""
+        if self.quiet:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(title) as progress:
+                yield progress
+        else:
+            yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Progress:
+    """A line when work passes two seconds, then one in ten seconds."""
+    started = time.monotonic()
+    last = [started + silent_s - every_s]
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] >= every_s:
+            last[0] = now
+            click.echo(f"{title}: {done}/{total} ({now - started:.0f} s)", err=True)
+
+    return progress
+
+
+def output_options(function: Function) -> Function:
+    """``--json`` and ``--quiet``, passed on as ``as_json`` and ``quiet``."""
+    function = click.option("--quiet", "-q", is_flag=True, help="No messages, no progress.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")(
+        function
+    )
+
+
+run_option = click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    help="The run folder. [default: the newest under ./runs]",
+)
+force_option = click.option("--force", is_flag=True, help="Make it again although nothing changed.")
+data_option = click.option(
+    "--data", type=str, help="Where the pictures are now, when they moved since the run was made."
+)
+
+
+def pick_run(path: Path | None, console: Terminal) -> Run:
+    """The run named, else the newest under ./runs, said aloud."""
+    if path is not None:
+        return Run.open(path)
+    run = Run.latest()
+    console.say(f"run: {run.path}")
+    return run
+
+
+def emit(value: Any, *, as_json: bool, text: str) -> None:
+    """``value`` as JSON or ``text``, on stdout."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned plain text columns."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [columns, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def given(**options: Any) -> Mapping[str, Any]:
+    """The options that were typed: those that are not None and not an empty tuple."""
+    return {name: value for name, value in options.items() if value is not None and value != ()}

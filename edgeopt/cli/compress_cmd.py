@@ -1,0 +1,78 @@
+"""``edgeopt compress``: prune, distil and quantize the trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.common import Terminal, data_option, emit, force_option, given, output_options, pick_run, run_option
+from edgeopt.config import CompressConfig, validate
+
+
+@click.command("compress")
+@click.option(
+    "--int8", is_flag=True, help="Quantize: post-training ranges, then quantization-aware training with distillation."
+)
+@click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="Make what this target runs; may be repeated. [default: CPUs and TensorRT]",
+)
+@click.option("--scheme", "schemes", multiple=True, help="Make this int8 scheme; may be repeated.")
+@click.option("--calibration", help="Calibration recipe: fast, default, thorough, or a TOML file. [default: default]")
+@click.option(
+    "--importance",
+    type=click.Choice(["taylor", "l2", "l1", "bn_scale"]),
+    help="Which channels go first. [default: taylor]",
+)
+@click.option("--epochs", type=int, help="Epochs of quantization-aware training. [default: 5]")
+@click.option("--recovery-epochs", type=int, help="Epochs of distilled training after pruning. [default: 10]")
+@click.option("--variant", help="The float variant to start from. [default: the trained model]")
+@run_option
+@data_option
+@force_option
+@output_options
+def command(
+    int8: bool,
+    prune: float | None,
+    targets: tuple[str, ...],
+    schemes: tuple[str, ...],
+    calibration: str | None,
+    importance: str | None,
+    epochs: int | None,
+    recovery_epochs: int | None,
+    variant: str | None,
+    run_path: Path | None,
+    data: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a smaller, faster variant of the trained model, with that model as the teacher."""
+    if not int8 and prune is None:
+        raise click.UsageError("nothing to do: say --int8, --prune F, or both")
+    from edgeopt.stages.compress import compress
+
+    console = Terminal(quiet=quiet)
+    config = validate(
+        CompressConfig,
+        {
+            "int8": int8,
+            **given(
+                prune=prune,
+                schemes=schemes,
+                calibration=calibration,
+                importance=importance,
+                epochs=epochs,
+                recovery_epochs=recovery_epochs,
+            ),
+        },
+        where="compress options",
+    )
+    made = compress(
+        pick_run(run_path, console), config, targets=targets, variant=variant, data=data, force=force, console=console
+    )
+    emit([item.to_json() for item in made], as_json=as_json, text="\n".join(item.summary() for item in made))

@@ -1,0 +1,338 @@
+"""Which channels may go and which should: torch-pruning's groups, ranked, until they add up to a share of the MACs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.errors import ModelError
+
+Importance: TypeAlias = Literal["l2", "l1", "bn_scale", "taylor"]
+
+#: How far, as a fraction of all MACs, the result may be from what was asked.
+TOLERANCE = 0.02
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch-pruning warns of parameters outside layers; they are handled, and the result is run before it is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        yield
+
+
+def trace(model: nn.Module, example: Tensor) -> Any:
+    """torch-pruning's dependency graph; raises ModelError naming the module that could not be run or followed."""
+    import torch_pruning as tp
+
+    running: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: running.append(name))
+        for name, module in model.named_modules()
+    ]
+    handles.append(model.register_forward_hook(lambda *_: running.clear()))
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        # The graph is read off autograd's, so every parameter must take part.
+        model.requires_grad_(True)
+        with torch.enable_grad(), quiet():
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
+        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # Once the model has run through, it is the way channels take through its reshapes that is not understood.
+        where = f"at {running[-1] or type(model).__name__}" if running else f"through {type(model).__name__}"
+        raise ModelError(f"prune: the model cannot be traced {where}: {line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in requires_grad:
+            parameter.requires_grad_(flag)
+    if not any(_is_layer(module) for module in graph.module2node):
+        raise ModelError(
+            f"prune: the model cannot be traced through {type(model).__name__}: no layer is tied to its output",
+            fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
+        )
+    return graph
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that go together. A unit is one channel of each of the root's ``repeats`` equal blocks."""
+
+    root: nn.Module
+    name: str
+    kind: str  # groups of one kind are ranked against each other
+    scores: Tensor  # (units,)
+    repeats: int
+    step: int  # how many units make a multiple of round_to channels
+    most: int  # units that may go
+    touched: tuple[tuple[str, bool, float], ...]  # layer, whether its outputs, share of that dimension in this group
+    order: Tensor = field(repr=False)  # units, least important first
+
+    def cut(self, units: int) -> int:
+        """The nearest number of units that may go and leaves a multiple of ``round_to`` channels."""
+        total = len(self.scores)
+        kept = round((total - units) / self.step) * self.step
+        kept = max(kept, math.ceil((total - self.most) / self.step) * self.step)
+        return max(0, total - kept)
+
+    def channels(self, units: int) -> list[int]:
+        """The root's channels that are the least important ``units``."""
+        chosen = self.order[:units].tolist()
+        size = len(self.scores)
+        return sorted(unit + block * size for block in range(self.repeats) for unit in chosen)
+
+
+def find_groups(
+    graph: Any,
+    model: nn.Module,
+    *,
+    importance: Importance,
+    kept: Mapping[nn.Module, str],
+    round_to: int,
+    max_layer_fraction: float,
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups that may be cut, and why each layer outside them may not. ``kept`` modules keep their outputs."""
+    names = {module: name for name, module in model.named_modules()}
+    finder = _Finder(graph, names, kept, _scorer(importance), round_to, max_layer_fraction)
+    groups: list[Group] = []
+    reasons = {
+        name: kept.get(module, "not reached by the trace")
+        for module, name in names.items()
+        if _is_layer(module) and (module in kept or module not in graph.module2node)
+    }
+    with torch.no_grad(), quiet():
+        for group in graph.get_all_groups():
+            found = finder.convert(group)
+            if isinstance(found, Group):
+                groups.append(found)
+                continue
+            for module in finder.made_by(group):
+                if _is_layer(module):
+                    reasons.setdefault(names[module], found)
+    return groups, reasons
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Turns torch-pruning's groups into ours."""
+
+    graph: Any
+    names: Mapping[nn.Module, str]
+    kept: Mapping[nn.Module, str]
+    score: Any
+    round_to: int
+    max_layer_fraction: float
+
+    def convert(self, group: Any) -> Group | str:
+        """The group in our terms, or why it must stay whole."""
+        fixed = next((module for module in self.made_by(group) if module in self.kept), None)
+        if fixed is not None:
+            return f"coupled to {self.names[fixed]} ({self.kept[fixed]})"
+        multiplied = next((dep.target.module for dep, _ in group if _is_multiplier(dep.target.module)), None)
+        if multiplied is not None:
+            return f"coupled to {self.names[multiplied]} (depthwise with several outputs a channel)"
+        repeats = _repeats(group, self.graph)
+        if repeats is None:
+            return "its channels depend on each other across concatenations"
+        scores = self.score(group)
+        if scores is None:
+            return "its group has no BatchNorm to judge it by"
+        found = self._scored(group, scores.cpu(), repeats)
+        if found.cut(found.most) == 0:
+            return f"{outputs_of(found.root)} outputs cannot lose a multiple of {self.round_to}"
+        return found if self._can_be_cut(found) else "torch-pruning cannot cut it"
+
+    def made_by(self, group: Any) -> list[nn.Module]:
+        """The modules whose outputs the group holds."""
+        return [dep.target.module for dep, _ in group if self.graph.is_out_channel_pruning_fn(dep.handler)]
+
+    def _scored(self, group: Any, scores: Tensor, repeats: int) -> Group:
+        if repeats > 1:
+            # Every block must keep the same channels: judge the k-th of each together.
+            scores = scores.view(repeats, -1).mean(0)
+        # In units of the group's mean, so that layers of other sizes compare. A branch that is switched off (a
+        # BatchNorm whose factor starts at zero) scores zero throughout, and says nothing about its channels.
+        mean = scores.mean()
+        scores = scores / mean if mean > 0 else torch.ones_like(scores)
+        touched, kind = [], []
+        for dep, channels in group:
+            module, outputs = dep.target.module, self.graph.is_out_channel_pruning_fn(dep.handler)
+            kind.append(f"{type(dep.source.module).__name__}>{type(module).__name__}:{outputs}")
+            if _is_layer(module):
+                width = self.graph.get_out_channels(module) if outputs else self.graph.get_in_channels(module)
+                touched.append((self.names[module], outputs, len(channels) / width))
+        root = group[0].dep.target.module
+        return Group(
+            root=root,
+            name=self.names[root],
+            kind=" ".join(kind),
+            scores=scores,
+            repeats=repeats,
+            step=self.round_to // math.gcd(self.round_to, repeats),
+            most=math.floor(len(scores) * self.max_layer_fraction),
+            touched=tuple(touched),
+            order=torch.argsort(scores, stable=True),
+        )
+
+    def _can_be_cut(self, found: Group) -> bool:
+        """Whether the largest cut leaves something of every layer and reaches (and cuts) no depthwise one twice."""
+        prune_outputs = self.graph.get_pruner_of_module(found.root).prune_out_channels
+        cut = self.graph.get_pruning_group(found.root, prune_outputs, found.channels(found.cut(found.most)))
+        depthwise = [dep.target.module for dep, _ in cut if _is_depthwise(dep.target.module)]
+        return bool(self.graph.check_pruning_group(cut)) and len(set(depthwise)) == len(depthwise)
+
+
+def _scorer(importance: Importance) -> Any:
+    """torch-pruning's measure; one number a channel, summed over the layers it is coupled through."""
+    from torch_pruning import importance as measures
+
+    if importance == "taylor":
+        return measures.GroupTaylorImportance(normalizer=None)
+    if importance == "bn_scale":
+        return measures.BNScaleImportance(normalizer=None)
+    return measures.GroupMagnitudeImportance(p=1 if importance == "l1" else 2, normalizer=None)
+
+
+def _is_layer(module: Any) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+def _is_depthwise(module: Any) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1
+
+
+def _is_multiplier(module: Any) -> bool:
+    """A depthwise convolution that makes several outputs of each input: torch-pruning cannot cut it."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels != module.out_channels > 1
+
+
+def _repeats(group: Any, graph: Any) -> int | None:
+    """How many equal blocks the root's channels are in, the k-th of each bound to go together; None: no such blocks.
+
+    Grouped convolutions and normalizations need equal blocks; concatenations that are added to each other (GhostNet)
+    tie the k-th channels of their parts. The tie is found by asking for one channel and looking at what comes along.
+    """
+    root, width = group[0].dep.target.module, len(group[0].idxs)
+    blocks = max((_blocks(dep.target.module) for dep, _ in group), default=1)
+    prune_outputs = graph.get_pruner_of_module(root).prune_out_channels
+    tied: tuple[int, ...] = ()
+    for channel in (0, width // 3):
+        probe = graph.get_pruning_group(root, prune_outputs, [channel])
+        found = sorted(probe[0].idxs)
+        count = len(found)
+        if (
+            not count
+            or width % count
+            or found != [channel % (width // count) + k * (width // count) for k in range(count)]
+        ):
+            return None
+        tied = (*tied, count)
+    if len(set(tied)) > 1 or (tied[0] > 1 and blocks > 1 and tied[0] != blocks) or width % blocks:
+        return None
+    return max(tied[0], blocks)
+
+
+def _blocks(module: Any) -> int:
+    """How many equal blocks a layer's channels are in: a depthwise convolution's are free."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    if isinstance(module, nn.Conv2d) and module.groups not in (1, module.out_channels):
+        return module.groups
+    return 1
+
+
+def _at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
+    """Units each group loses when ``ratio`` of the units of every kind go, the least important first."""
+    cuts = [0] * len(groups)
+    for kind in dict.fromkeys(group.kind for group in groups):
+        members = [index for index, group in enumerate(groups) if group.kind == kind]
+        # Units that must stay by max_layer_fraction are not offered.
+        scores = torch.cat([groups[i].scores[groups[i].order[: groups[i].most]] for i in members])
+        owners = torch.cat([torch.full((groups[i].most,), i) for i in members])
+        ranks = torch.cat([torch.arange(groups[i].most) / len(groups[i].scores) for i in members])
+        # Equal scores go by rank within the layer, so that ties are spread over the layers.
+        order = torch.argsort(ranks, stable=True)
+        order = order[torch.argsort(scores[order], stable=True)]
+        lost = torch.bincount(owners[order[: round(ratio * len(order))]], minlength=len(groups))
+        for i in members:
+            cuts[i] = groups[i].cut(int(lost[i]))
+    return cuts
+
+
+def _removed(
+    groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int], depthwise: frozenset[str]
+) -> float:
+    """The fraction of the MACs that is gone when each group loses that many units.
+
+    A convolution's or linear layer's MACs fall with its outputs and with its inputs; a depthwise one's only once.
+    """
+    outputs, inputs = dict.fromkeys(costs, 1.0), dict.fromkeys(costs, 1.0)
+    for group, units in zip(groups, cuts, strict=True):
+        for name, is_output, share in group.touched:
+            side = outputs if is_output else inputs
+            if name in side:
+                side[name] -= share * units / len(group.scores)
+    after = sum(cost * outputs[name] * (1.0 if name in depthwise else inputs[name]) for name, cost in costs.items())
+    return 1 - after / sum(costs.values())
+
+
+def plan_cuts(
+    groups: Sequence[Group], costs: Mapping[str, int], fraction: float, model: nn.Module, round_to: int
+) -> list[tuple[Group, int]]:
+    """How many units each group loses so that ``fraction`` of the MACs goes, as nearly as rounding allows."""
+    depthwise = frozenset(name for name, module in model.named_modules() if _is_depthwise(module))
+
+    def removed(cuts: Sequence[int]) -> float:
+        return _removed(groups, cuts, costs, depthwise)
+
+    low, high = [0] * len(groups), _at_ratio(groups, 1.0) if groups else []
+    most = removed(high)
+    if most < fraction - TOLERANCE:
+        raise ModelError(
+            f"prune: {fraction:.0%} of the MACs cannot be removed, at most {most:.0%}",
+            fix=f"ask for at most {math.floor(most * 100) / 100:.2f}"
+            + (", or use a smaller round_to" if round_to > 1 else ""),
+        )
+    below, above = 0.0, 1.0
+    for _ in range(20):
+        middle = (below + above) / 2
+        cuts = _at_ratio(groups, middle)
+        if removed(cuts) <= fraction:
+            below, low = middle, cuts
+        else:
+            above, high = middle, cuts
+    # Between two neighbouring ratios several groups may change at once: take the changes one by one.
+    best = current = low
+    for index in sorted(range(len(groups)), key=lambda i: removed(_changed(low, i, high[i]))):
+        current = _changed(current, index, high[index])
+        if abs(removed(current) - fraction) < abs(removed(best) - fraction):
+            best = current
+    if abs(removed(best) - fraction) > TOLERANCE:
+        raise ModelError(
+            f"prune: {fraction:.0%} of the MACs cannot be removed in steps of {round_to} channels: "
+            f"{removed(low):.1%} or {removed(high):.1%} can",
+            fix=f"ask for {removed(best):.3f}, or use a smaller round_to",
+        )
+    if not any(best):
+        raise ModelError(
+            f"prune: {fraction:.1%} of the MACs is less than the smallest step of {round_to} channels",
+            fix="ask for more, or use a smaller round_to",
+        )
+    return [(group, units) for group, units in zip(groups, best, strict=True) if units > 0]
+
+
+def _changed(cuts: Sequence[int], index: int, value: int) -> list[int]:
+    return [value if i == index else cut for i, cut in enumerate(cuts)]
+
+
+def outputs_of(module: nn.Module) -> int:
+    """How many channels or features a layer gives."""
+    return int(getattr(module, "out_features", getattr(module, "out_channels", 0)))

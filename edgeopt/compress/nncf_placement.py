@@ -1,0 +1,170 @@
+"""The only module that touches NNCF: where quantizers go, their first ranges, corrected biases, and the hook storage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
+from edgeopt.errors import ModelError
+from edgeopt.schemes import Scheme
+
+HOOKS = "__nncf_hooks"  # where NNCF keeps its hook modules, and so a prefix in the state dict
+RANGE_ESTIMATORS = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "histogram": "HISTOGRAM"}
+
+
+def hook_storage(model: nn.Module) -> Any:
+    """The storage of the model's hooks; the model is wrapped (in place) when it has none yet."""
+    import_nncf()
+    from nncf.torch.function_hook import get_hook_storage, wrap_model
+
+    return get_hook_storage(wrap_model(model))
+
+
+def import_nncf() -> Any:
+    """NNCF with its telemetry off and its C++ kernels never compiled: the user's machine may have no compiler."""
+    os.environ.setdefault("NNCF_CI", "1")  # read once, at NNCF's first import: no telemetry
+    import nncf
+    from nncf.torch.quantization import extensions
+    from nncf.torch.quantization.reference import ReferenceBackendType, ReferenceQuantize
+
+    # Only bias correction runs NNCF's quantizers here, once per layer, so plain torch operations are fast enough. NNCF's
+    # own fallback (used after a failed compilation) goes through torch.compile, which wants a compiler again.
+    reference = ReferenceQuantize(ReferenceBackendType.TORCH)
+    kernels = SimpleNamespace(Quantize_forward=reference.forward, Quantize_backward=reference.backward)
+    extensions.QuantizedFunctionsCPU._loaded_namespace = kernels
+    return nncf
+
+
+def place_quantizers(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    scheme: Scheme,
+    range_estimator: str,
+    ignored: Sequence[str],
+    progress: Callable[[int, int], None] | None,
+) -> nn.Module:
+    """A copy of ``model`` (float, eval, on the CPU) with corrected biases and our quantizers where NNCF wants its own."""
+    nncf = import_nncf()
+    from nncf.quantization import advanced_parameters as advanced
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    quantized: nn.Module
+    with _quiet():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(_Counted(batches, progress)),
+            preset=nncf.QuantizationPreset.PERFORMANCE
+            if scheme.activation_symmetric
+            else nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
+            ignored_scope=nncf.IgnoredScope(patterns=[_pattern(name) for name in ignored]) if ignored else None,
+            advanced_parameters=advanced.AdvancedQuantizationParameters(
+                # NNCF's default, per channel on depthwise inputs, keeps the runtimes from fusing those convolutions.
+                activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+                # ENABLE halves the range of every weight: the biases are then corrected for 7-bit weights.
+                overflow_fix=advanced.OverflowFix.DISABLE if scheme.weight_bits == 8 else advanced.OverflowFix.ENABLE,
+                # SmoothQuant would leave multiplications of its own in the graph.
+                smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+                activations_range_estimator_params=getattr(
+                    RangeEstimatorParametersSet, RANGE_ESTIMATORS[range_estimator]
+                ),
+            ),
+        )
+    _swap(quantized, scheme)
+    return quantized
+
+
+class _Counted:
+    """Batches that report each pass over one of them: NNCF reads them once for ranges, once for bias correction."""
+
+    passes = 2
+
+    def __init__(self, batches: Sequence[Tensor], progress: Callable[[int, int], None] | None) -> None:
+        self.batches = batches
+        self.progress = progress
+        self.done = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            yield batch
+            total = self.passes * len(self.batches)
+            self.done = min(self.done + 1, total)
+            if self.progress is not None:
+                self.progress(self.done, total)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps NNCF's progress bars and notes off stdout, which belongs to ``--json``."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _swap(model: nn.Module, scheme: Scheme) -> None:
+    """Replace every NNCF quantizer by ours, one for one (a quantizer shared by several places stays shared)."""
+    storage = hook_storage(model)
+    swapped: dict[int, Quantizer | None] = {}
+    for name, theirs in list(storage.named_hooks(remove_duplicate=False)):
+        if id(theirs) not in swapped:
+            swapped[id(theirs)] = _ours(model, name, theirs, scheme)
+        ours = swapped[id(theirs)]
+        storage.delete_hook(name)
+        if ours is not None:
+            storage.insert_hook_by_name(name, ours)
+
+
+def _ours(model: nn.Module, name: str, theirs: Any, scheme: Scheme) -> Quantizer | None:
+    """Our quantizer with the range that NNCF found; None where no runtime has an int8 kernel."""
+    low, high = (value.detach() for value in theirs.get_input_low_input_high())
+    operation = name.split(".")[1].rsplit("__", 1)[0].split("/")
+    if operation[-2:-1] == ["layer_norm"] and name.startswith("pre_hooks"):
+        return None
+    if theirs.narrow_range:  # NNCF's mark of a weight
+        return weight_quantizer(high, largest=scheme.weight_max)
+    if low.numel() != 1:
+        raise ModelError(
+            f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
+        )
+    return activation_quantizer(
+        low.item(),
+        high.item(),
+        signed=scheme.activation_signed,
+        symmetric=scheme.activation_symmetric,
+        upper_end=_upper_end(model, operation),
+    )
+
+
+def _upper_end(model: nn.Module, operation: list[str]) -> float | None:
+    """Largest value that the operation ``[*module path, function, call]`` can give, for the clipped ReLUs."""
+    if len(operation) < 2 or operation[-2].rstrip("_") not in ("hardtanh", "relu6"):
+        return None
+    module = model.get_submodule(".".join(operation[:-2]))
+    if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
+        return float(module.max_val)
+    return 6.0 if operation[-2].startswith("relu6") else None
+
+
+def _has_attention(model: nn.Module) -> bool:
+    return any("attention" in type(module).__name__.lower() for module in model.modules())
+
+
+def _pattern(module_name: str) -> str:
+    """NNCF names an operation ``blocks/0/conv/conv2d/0``: this matches all operations of one module."""
+    escaped = module_name.replace(".", "/")
+    return f"{escaped}/.*"

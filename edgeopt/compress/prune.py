@@ -1,0 +1,270 @@
+"""Structured pruning: whole channels are removed, by torch-pruning's graph, until the MACs asked for are gone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeopt.compress.channels import (
+    TOLERANCE,
+    Group,
+    Importance,
+    find_groups,
+    outputs_of,
+    plan_cuts,
+    quiet,
+    trace,
+)
+from edgeopt.errors import ConfigError, ModelError, did_you_mean
+from edgeopt.macs import count_macs, count_parameters, layer_macs
+
+History: TypeAlias = list[Any]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model and what was done to it.
+
+    ``history`` is JSON: [module, whether its outputs were cut, channels], replayed in order by ``replay``. ``widths``
+    gives every convolution's and linear layer's outputs before and after; ``untouched`` the layers whose outputs
+    kept their width, with the reason.
+    """
+
+    model: nn.Module
+    history: History
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    widths: dict[str, tuple[int, int]]
+    untouched: dict[str, str]
+
+    @property
+    def removed(self) -> float:
+        """The fraction of the MACs that is gone."""
+        return 1 - self.macs_after / self.macs_before
+
+
+def prune(
+    model: nn.Module,
+    *,
+    fraction: float,
+    example: Tensor,
+    round_to: int = 8,
+    importance: Importance = "taylor",
+    gradient_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    max_layer_fraction: float = 0.7,
+    ignored: Sequence[str] = (),
+) -> PruneResult:
+    """A copy of ``model`` with ``fraction`` of its MACs (0 to 1, within 0.02) removed; ``model`` stays as it is.
+
+    Channels that depend on each other go together (DepGraph, arXiv 2301.12900) and are ranked against those of
+    structurally equal groups (isomorphic pruning, arXiv 2407.04616): one ratio for every kind of group, found by
+    bisection on the MACs at the size of ``example`` (1, C, H, W). Kept widths are multiples of ``round_to``; no layer
+    loses more than ``max_layer_fraction``. The classifier, attention and the modules named in ``ignored`` keep their
+    outputs. ``importance``: weight norms "l1" or "l2", "bn_scale" (BatchNorm's factors, arXiv 1708.06519), or "taylor"
+    (arXiv 1906.10771: |weight * gradient|, the gradient's root mean square over ``gradient_batches`` of pictures
+    (N, C, H, W) and labels (N,)). Raises ConfigError for values that cannot be meant and ModelError for a model that
+    cannot be traced or a fraction that cannot be reached, saying what can.
+    """
+    _check(fraction, round_to, importance, max_layer_fraction, gradient_batches, example)
+    _check_names(model, ignored)
+    example = example.to(next(model.parameters()).device)
+    pruned = copy.deepcopy(model).eval().requires_grad_(True)
+    graph = trace(pruned, example)
+    costs = layer_macs(pruned, example.shape)
+    if importance == "taylor":
+        _set_gradients(pruned, gradient_batches or ())
+    kept = _kept_as_they_are(pruned, example, ignored)
+    groups, reasons = find_groups(
+        graph, pruned, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
+    )
+    plan = plan_cuts(groups, costs, fraction, pruned, round_to)
+    history = _apply(graph, plan)
+    pruned.zero_grad(set_to_none=True)
+    _require_runs(pruned, model, example)
+    result = _result(model, pruned, history, example, sum(costs.values()), reasons)
+    if abs(result.removed - fraction) > TOLERANCE:
+        raise ModelError(
+            f"prune: asked for {fraction:.1%} of the MACs, got {result.removed:.1%}",
+            fix=f"ask for {result.removed:.2f}",
+        )
+    return result
+
+
+def replay(model: nn.Module, history: Sequence[Any], *, example: Tensor | None = None) -> nn.Module:
+    """``model``, freshly built, with the channels of ``history`` removed again, in place; weights do not matter.
+
+    ``example`` is a picture (1, C, H, W); by default the model's own input size, else 64 px. The model comes back in
+    evaluation mode. Raises ModelError when the history is not of this model.
+    """
+    example = _default_example(model) if example is None else example
+    graph = trace(model.eval(), example)
+    modules = dict(model.named_modules())
+    for name, outputs, channels in history:
+        module = modules.get(name)
+        if module is None or module not in graph.module2node or not channels:
+            raise ModelError(f"pruning history: this model has no channels to cut in {name}")
+        pruner = graph.get_pruner_of_module(module)
+        width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
+        if width is None or len(set(channels)) != len(channels) or not 0 <= min(channels) <= max(channels) < width:
+            raise ModelError(f"pruning history: {name} does not have the channels to cut")
+        group = graph.get_pruning_group(
+            module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
+        )
+        if not graph.check_pruning_group(group):
+            raise ModelError(f"pruning history: nothing would be left of {name}")
+        group.prune(record_history=False)
+    return model
+
+
+def _check(
+    fraction: float,
+    round_to: int,
+    importance: str,
+    max_layer_fraction: float,
+    gradient_batches: Iterable[tuple[Tensor, Tensor]] | None,
+    example: Tensor,
+) -> None:
+    if not 0 < fraction < 1:
+        raise ConfigError(
+            f"prune: the fraction of the MACs to remove must be between 0 and 1, not {fraction}",
+            fix="--prune 0.3 removes 30 % of them",
+        )
+    if not 0 < max_layer_fraction < 1:
+        raise ConfigError(f"prune: max_layer_fraction must be between 0 and 1, not {max_layer_fraction}")
+    if round_to < 1:
+        raise ConfigError(f"prune: round_to must be at least 1, not {round_to}")
+    if importance not in ("l1", "l2", "bn_scale", "taylor"):
+        raise ConfigError(f'prune: unknown importance "{importance}"', fix="use one of taylor, l2, l1, bn_scale")
+    if importance == "taylor" and gradient_batches is None:
+        raise ConfigError('prune: importance "taylor" needs gradient_batches', fix='pass some, or use "l2"')
+    if example.dim() != 4 or example.shape[0] != 1:
+        raise ConfigError(f"prune: example must be one picture (1, C, H, W), not {tuple(example.shape)}")
+
+
+def _check_names(model: nn.Module, ignored: Sequence[str]) -> None:
+    known = dict(model.named_modules())
+    unknown = next((name for name in ignored if name not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"prune: no module is called {unknown}{did_you_mean(unknown, known)}")
+
+
+def _kept_as_they_are(model: nn.Module, example: Tensor, ignored: Sequence[str]) -> dict[nn.Module, str]:
+    """Layers whose outputs must stay, with the reason: classifier, attention, what the caller names."""
+    kept: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "num_heads", None), int):
+            kept |= {m: f"part of attention {name}" for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    for name in ignored:
+        kept |= {module: "ignored on request" for module in model.get_submodule(name).modules()}
+    with torch.no_grad():
+        classes = model(example).shape[-1]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if layers:
+        # Whatever else it feeds, a layer at the end with one output a class is the classifier.
+        kept |= {m: "classifier" for m in layers[-2:] if outputs_of(m) == classes and m not in kept}
+    return kept
+
+
+def _set_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Leave in every ``.grad`` the root mean square of the loss's gradients over the batches.
+
+    Their plain sum tends to zero where training has converged, and says nothing about a weight's importance.
+    """
+    squares = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    count = 0
+    device = next(model.parameters()).device
+    for pictures, labels in batches:
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            F.cross_entropy(model(pictures.to(device)), labels.to(device)).backward()  # type: ignore[no-untyped-call]
+        for square, parameter in zip(squares, model.parameters(), strict=True):
+            if parameter.grad is not None:
+                square += parameter.grad**2
+        count += 1
+    if count == 0:
+        raise ConfigError('prune: importance "taylor" got no gradient batches')
+    for square, parameter in zip(squares, model.parameters(), strict=True):
+        parameter.grad = (square / count).sqrt()
+
+
+def _apply(graph: Any, plan: Sequence[tuple[Group, int]]) -> History:
+    """Cut the planned channels; returns the history as JSON."""
+    history: History = []
+    with quiet():
+        for group, units in plan:
+            channels = group.channels(units)
+            pruner = graph.get_pruner_of_module(group.root)
+            cut = graph.get_pruning_group(group.root, pruner.prune_out_channels, channels)
+            if not graph.check_pruning_group(cut):
+                raise ModelError(f"prune: nothing would be left of a layer coupled to {group.name}")
+            cut.prune(record_history=False)
+            history.append([group.name, True, channels])
+    return history
+
+
+def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
+    """Shapes are only known to agree once the model has run."""
+    running: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: running.append(name))
+        for name, module in pruned.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            # Two pictures: a cut that mixed channels up with the batch would show.
+            shape = pruned(example.expand(2, *example.shape[1:]).contiguous()).shape
+            expected = copy.deepcopy(model).eval()(example).shape
+    except RuntimeError as error:
+        line = str(error).splitlines()[0][:200]
+        raise ModelError(
+            f"prune: the pruned model fails at {running[-1]}: {line}",
+            fix=f'keep that part whole: ignored=["{running[-1].rpartition(".")[0] or running[-1]}"]',
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if shape[1:] != expected[1:]:
+        raise ModelError(f"prune: the classifier gave {tuple(expected[1:])} logits and gives {tuple(shape[1:])}")
+
+
+def _result(
+    model: nn.Module,
+    pruned: nn.Module,
+    history: History,
+    example: Tensor,
+    macs_before: int,
+    reasons: Mapping[str, str],
+) -> PruneResult:
+    before = {name: outputs_of(m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    widths = {name: (width, outputs_of(pruned.get_submodule(name))) for name, width in before.items()}
+    untouched = {
+        name: reasons.get(name, "among the most important of its kind")
+        for name, (width, now) in widths.items()
+        if width == now
+    }
+    return PruneResult(
+        model=pruned,
+        history=history,
+        macs_before=macs_before,
+        macs_after=count_macs(pruned, example.shape),
+        parameters_before=count_parameters(model),
+        parameters_after=count_parameters(pruned),
+        widths=widths,
+        untouched=untouched,
+    )
+
+
+def _default_example(model: nn.Module) -> Tensor:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    size = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else (64, 64)
+    return torch.zeros(1, channels, *size)

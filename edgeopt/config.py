@@ -1,0 +1,244 @@
+"""Recipes, targets, calibration recipes and budgets: read from TOML, every problem said at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeopt import resources
+from edgeopt.errors import ConfigError, did_you_mean
+from edgeopt.schemes import SCHEMES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Budget(Strict):
+    """What the result must satisfy. Points are percentage points, times milliseconds, sizes MiB."""
+
+    max_drop_points: float | None = Field(None, ge=0)
+    min_top1: float | None = Field(None, gt=0, le=1)
+    min_speedup: float | None = Field(None, gt=0)
+    max_p50_ms: float | None = Field(None, gt=0)
+    max_p99_ms: float | None = Field(None, gt=0)
+    min_throughput_ips: float | None = Field(None, gt=0)
+    max_size_mib: float | None = Field(None, gt=0)
+    max_memory_mib: float | None = Field(None, gt=0)
+    min_int8_share: float | None = Field(None, ge=0, le=1)
+
+    def merged(self, other: Budget) -> Budget:
+        """This budget with every line that ``other`` states taken from ``other``."""
+        return self.model_copy(update=other.model_dump(exclude_none=True))
+
+
+class Match(Strict):
+    """How a target recognizes its device. Every stated field must fit; an empty match fits every machine."""
+
+    machine: str | None = None  # platform.machine(): x86_64, aarch64
+    board: str | None = None  # substring of the device-tree model
+    cpu: str | None = None  # substring of the CPU's model name
+    gpu: str | None = None  # substring of a GPU's name, or "nvidia" for any
+
+
+class SessionOptions(Strict):
+    """How an engine is opened. ``threads`` 0 means every core this process may use."""
+
+    threads: int = Field(0, ge=0, le=1024)
+    device: str = "CPU"  # OpenVINO: CPU, GPU, NPU, AUTO
+    provider: str = "CPUExecutionProvider"  # ONNX Runtime
+    compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX, such as "SM86"; empty: the GPU of this machine
+
+
+class Target(Strict):
+    """A device profile. ``name`` comes from the file's name."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str = ""
+    title: str
+    backend: str
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "int8"
+    scheme: str | None = None  # None: what the capability table prefers on the machine that builds
+    status: Literal["measured", "emulated", "untested"] = "untested"
+    round_to: int = Field(8, ge=1, le=128)
+    batch: int = Field(1, ge=1, le=1024)
+    match: Match = Match()
+    session: SessionOptions = SessionOptions()
+    budget: Budget = Budget()
+    sources: tuple[str, ...] = ()
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and value not in SCHEMES:
+            raise ValueError(f"unknown scheme {value!r}{did_you_mean(value, SCHEMES)}; use one of {', '.join(SCHEMES)}")
+        return value
+
+
+class CalibrationRecipe(Strict):
+    """How the pictures that set the int8 ranges are chosen from train."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str = ""
+    count: int = Field(300, ge=16, le=100_000)
+    selection: Literal["stratified", "diverse"] = "stratified"
+    range: Literal["minmax", "percentile", "histogram"] = "minmax"
+    seed: int = Field(0, ge=0)
+
+
+class DataConfig(Strict):
+    path: str
+    image_size: int | None = Field(None, ge=16, le=2048)  # None: the model's own
+    resize: Literal["crop", "squash", "letterbox"] = "crop"
+    val: float = Field(0.1, gt=0, lt=0.9)
+    test: float = Field(0.2, gt=0, lt=0.9)
+    seed: int = Field(0, ge=0)
+    max_pixels: int = Field(100_000_000, ge=10_000)
+    max_test: int = Field(10_000, ge=1)
+
+
+class ModelConfig(Strict):
+    name: str = "tf_efficientnet_lite0"
+    arguments: dict[str, bool | int | float | str] = {}
+    pretrained: bool = True
+    weights: str | None = None
+
+
+class TrainConfig(Strict):
+    """Fine-tuning. ``lr`` is AdamW's, for the head; the backbone's layers decay from it by ``layer_decay``."""
+
+    epochs: int = Field(20, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=1, le=8192)
+    lr: float = Field(1e-3, gt=0, le=10)
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float = Field(0.75, gt=0, le=1)
+    warmup_epochs: float = Field(1.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    augment: Literal["none", "light", "default"] = "default"
+    flip: bool = True
+    ema_decay: float = Field(0.99, ge=0, lt=1)  # a ceiling: short runs average over fewer steps; 0 switches EMA off
+    patience: int = Field(10, ge=1)
+    clip_grad: float = Field(1.0, ge=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = Field(0, ge=0, le=256)
+
+
+class CompressConfig(Strict):
+    """Compression. ``prune`` is the fraction of the MACs removed."""
+
+    int8: bool = True
+    prune: float | None = Field(None, gt=0, lt=1)
+    schemes: tuple[str, ...] = ()
+    calibration: str = "default"
+    importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
+    epochs: int = Field(5, ge=0, le=10_000)  # of QAT
+    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
+    lr: float = Field(1e-4, gt=0, le=10)
+    recovery_lr: float = Field(1e-3, gt=0, le=10)
+    temperature: float = Field(3.0, gt=0)
+    distill_weight: float = Field(0.9, ge=0, le=1)
+
+    @field_validator("schemes")
+    @classmethod
+    def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            Target._known_scheme(name)
+        return value
+
+
+class BenchConfig(Strict):
+    seconds: float = Field(20.0, gt=0, le=36_000)
+    threads: int = Field(0, ge=0, le=1024)
+
+
+class Recipe(Strict):
+    """The whole run, as in ``edgeopt.toml``."""
+
+    name: str | None = None
+    targets: tuple[str, ...] = ("onnxruntime", "openvino")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    bench: BenchConfig = BenchConfig()
+    budget: Budget = Budget()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; raises ConfigError with the line when it is not TOML."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return values
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist", fix="check the path, or make one with: edgeopt init") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", fix="correct that line") from None
+
+
+def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
+    """``values`` as ``model``; raises one ConfigError that lists every problem, with suggestions for misspelt keys."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(model, item) for item in error.errors()]
+        plural = "problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(
+            f"{where}: {plural}\n" + "\n".join(f"  - {line}" for line in problems), fix=f"correct {where}"
+        ) from None
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]}" + (
+        f", got {item['input']!r}" if item["type"] != "missing" else ""
+    )
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys a table of the recipe may have."""
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in ``path``; a relative data path is taken from the recipe's folder."""
+    recipe = validate(Recipe, read_toml(path), where=str(path))
+    data = recipe.data.path
+    if data.startswith("torchvision:") or Path(data).is_absolute():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(path.parent / data)})})
+
+
+def load_target(name_or_file: str) -> Target:
+    """A shipped target by name, or the user's own TOML file."""
+    path = resources.find("targets", name_or_file)
+    return validate(Target, {"name": path.stem, **read_toml(path)}, where=f"target {path}")
+
+
+def load_calibration(name_or_file: str) -> CalibrationRecipe:
+    """A shipped calibration recipe by name, or the user's own TOML file."""
+    path = resources.find("calibration", name_or_file)
+    return validate(CalibrationRecipe, {"name": path.stem, **read_toml(path)}, where=f"calibration recipe {path}")

@@ -1,0 +1,1 @@
+"""Host half: from a folder of labelled pictures to honest splits, prepared sets and training batches."""

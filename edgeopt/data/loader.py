@@ -1,0 +1,116 @@
+"""Training batches whose order and augmentation are decided by (seed, epoch, step) and by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from edgeopt.console import Progress
+from edgeopt.data.augment import Preset, cached_picture, make_augment
+from edgeopt.data.cache import PictureCache
+from edgeopt.data.dataset import Dataset, Item
+from edgeopt.data.sets import in_threads
+from edgeopt.errors import DataError
+from edgeopt.preprocess import DEFAULT_MAX_PIXELS, PreprocessSpec, UInt8, normalize
+
+
+class TrainLoader:
+    """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
+
+    Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
+    another epoch, unless there is less than one batch in all. ``workers`` 0 makes batches in the training process:
+    the pictures are decoded once, before, so little is left to do. Batches do not depend on ``workers``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        items: Sequence[Item],
+        spec: PreprocessSpec,
+        *,
+        batch_size: int,
+        augment: Preset = "default",
+        flip: bool = True,
+        seed: int = 0,
+        workers: int = 0,
+        cache_folder: Path | None = None,
+        cache_bytes: int | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        progress: Progress | None = None,
+    ) -> None:
+        if not items:
+            raise DataError("there is nothing to train on", fix="add pictures to train")
+        side = 4 * int(max(spec.size) / spec.crop_pct)
+
+        def load(item: Item) -> UInt8:
+            image = dataset.open(item, max_pixels=max_pixels, draft=(side, side))
+            return cached_picture(image, spec, augment)
+
+        def loaded() -> Iterator[UInt8]:
+            for done, picture in enumerate(in_threads(load, items), start=1):
+                if progress is not None:
+                    progress(done, len(items))
+                yield picture
+
+        self._cache = PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
+        self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+        self._spec = spec
+        self._augment = make_augment(augment, spec, flip=flip)
+        self._batch_size = min(batch_size, len(items))
+        self._seed = seed
+        self._workers = workers
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._labels) // self._batch_size
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch; torch's default generator is left as it was found."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._labels))
+        steps = _Steps(self, epoch, order)
+        if self._workers == 0:
+            for step in range(len(self)):
+                with torch.random.fork_rng(devices=[]):
+                    batch = steps[step]
+                yield batch
+            return
+        # Its workers draw their base seed from the generator given, not from torch's default one.
+        yield from DataLoader(
+            steps, batch_size=None, num_workers=self._workers, generator=torch.Generator().manual_seed(0)
+        )
+
+    def batch(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The batch of these rows, augmented by (seed, epoch, step)."""
+        seed = np.random.SeedSequence([self._seed, epoch, step]).generate_state(1, np.uint64)[0]
+        # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
+        torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
+        pictures = np.stack([self._picture(int(row)) for row in rows])
+        return torch.from_numpy(normalize(pictures, self._spec)), self._labels[torch.from_numpy(rows)]
+
+    def _picture(self, row: int) -> UInt8:
+        picture = self._cache[row]
+        return picture if self._augment is None else np.asarray(self._augment(Image.fromarray(picture)))
+
+
+class _Steps(TorchDataset[tuple[Tensor, Tensor]]):
+    """The batches of one epoch by step, for torch's DataLoader."""
+
+    def __init__(self, loader: TrainLoader, epoch: int, order: npt.NDArray[np.int64]) -> None:
+        self._loader = loader
+        self._epoch = epoch
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        size = self._loader._batch_size
+        return self._loader.batch(self._epoch, step, self._order[step * size : (step + 1) * size])

@@ -1,0 +1,104 @@
+"""Writes prepared picture sets and end-to-end samples: what a device needs of the pictures, readable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from edgeopt.console import Progress
+from edgeopt.data.dataset import Dataset, Item
+from edgeopt.data.split import draw
+from edgeopt.environment import usable_cores
+from edgeopt.errors import DataError
+from edgeopt.files import sha256, write_atomically, write_json
+from edgeopt.preprocess import DEFAULT_MAX_PIXELS, PreprocessSpec, UInt8, prepare
+
+Result = TypeVar("Result")
+_AHEAD = 64  # pictures in flight: memory stays flat however large the set is
+
+
+def load_item(dataset: Dataset, item: Item, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8:
+    """uint8 (height, width, 3) of one item as ``spec`` says, as :func:`edgeopt.preprocess.load_picture` reads files."""
+    side = 2 * int(max(spec.size) / spec.crop_pct)
+    return prepare(dataset.open(item, max_pixels=max_pixels, draft=(side, side)), spec)
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``function`` of each item, in order, computed in threads with a bounded number in flight."""
+    with ThreadPoolExecutor(max_workers=min(16, usable_cores())) as pool:
+        for start in range(0, len(items), _AHEAD):
+            yield from pool.map(function, items[start : start + _AHEAD])
+
+
+def write_set(
+    dataset: Dataset,
+    items: Sequence[Item],
+    name: str,
+    spec: PreprocessSpec,
+    folder: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``items`` as the set ``name`` into ``folder``, as :func:`edgeopt.sets.open_set` reads it.
+
+    ``<name>.npy`` is uint8 (N, height, width, 3) in the order of ``items``, ``<name>.labels.npy`` int64 (N,), and the
+    record ``<name>.json`` (paths, hashes, the spec) comes last. Raises DataError when there are no items or a picture
+    changed since the split.
+    """
+    if not items:
+        raise DataError(f"the {name} set would be empty", fix="add pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / f"{name}.json"
+    record.unlink(missing_ok=True)  # the files it vouches for are about to change
+    pictures, labels = folder / f"{name}.npy", folder / f"{name}.labels.npy"
+    write_atomically(pictures, lambda path: _fill(dataset, items, spec, path, max_pixels, progress))
+    write_atomically(labels, lambda path: np.save(path, np.asarray([item.label for item in items], dtype=np.int64)))
+    write_json(
+        record,
+        {
+            "schema": 1,
+            "name": name,
+            "paths": [item.path for item in items],
+            "preprocess": spec.to_json(),
+            "sha256": {path.name: sha256(path) for path in (pictures, labels)},
+        },
+    )
+
+
+def _fill(
+    dataset: Dataset,
+    items: Sequence[Item],
+    spec: PreprocessSpec,
+    path: Path,
+    max_pixels: int,
+    progress: Progress | None,
+) -> None:
+    def load(item: Item) -> UInt8:
+        dataset.check_unchanged(item)
+        return load_item(dataset, item, spec, max_pixels)
+
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(items), *spec.size, 3))
+    for index, picture in enumerate(in_threads(load, items)):
+        array[index] = picture
+        if progress is not None:
+            progress(index + 1, len(items))
+    array.flush()
+
+
+def write_samples(dataset: Dataset, items: Sequence[Item], folder: Path, count: int = 32) -> None:
+    """Copy ``count`` of ``items``, in class proportions, as encoded files for end-to-end timing on a device.
+
+    They are called ``00.jpg`` and so on; ``samples.json`` (file, original path, label) comes last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, item in enumerate(draw(items, count, seed=0)):
+        content, suffix = dataset.encoded(item)
+        target = folder / f"{index:02d}{suffix}"
+        write_atomically(target, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        rows.append({"file": target.name, "path": item.path, "label": item.label})
+    write_json(folder / "samples.json", {"schema": 1, "samples": rows})

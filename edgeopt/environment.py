@@ -1,0 +1,176 @@
+"""This machine, as a record: CPU and its flags, cores, memory, load, GPU, OS, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeopt.config import Match
+
+#: Flags that decide which int8 and bf16 kernels a CPU runs, by the names /proc/cpuinfo gives them.
+_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+_PACKAGES = (
+    "edgeopt",
+    "numpy",
+    "pillow",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "torch-pruning",
+    "nncf",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=1)
+def cpu() -> dict[str, Any]:
+    """``{"name", "machine", "flags", "cores"}``: model name, architecture, int8/bf16 flags present, usable cores."""
+    info = _read("/proc/cpuinfo")
+    fields: dict[str, str] = {}
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    present = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "name": fields.get("model name") or _read("/proc/device-tree/model") or platform.processor() or "unknown",
+        "machine": platform.machine(),
+        "flags": [flag for flag in _FLAGS if flag in present],
+        "cores": usable_cores(),
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, cut by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, -(-int(quota) // int(period))))
+    return cores
+
+
+def has_int8_dot() -> bool:
+    """Whether the CPU multiplies u8 by s8 into int32 without saturating (VNNI, AMX, NEON dot-product)."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return True  # NEON widens to int16 exactly; dot-product only makes it faster
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpu()["flags"]))
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["flags"]))
+
+
+@lru_cache(maxsize=1)
+def gpus() -> tuple[dict[str, str], ...]:
+    """NVIDIA GPUs as ``nvidia-smi`` lists them: name, driver, memory, compute capability."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode != 0:
+        return ()
+    keys = ("name", "driver", "memory", "compute_capability")
+    return tuple(
+        dict(zip(keys, (cell.strip() for cell in line.split(",")), strict=False)) for line in done.stdout.splitlines()
+    )
+
+
+def memory_bytes() -> int:
+    """Physical memory in bytes, 0 where it cannot be read."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
+
+
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Installed versions of the libraries edgeopt stands on; absent ones are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def board() -> str:
+    """The device-tree model (Raspberry Pi, Jetson), empty elsewhere."""
+    return _read("/proc/device-tree/model")
+
+
+def machine_id() -> str:
+    """Twelve hex digits for this kind of machine as engines see it: architecture, CPU, flags, GPU; no personal data."""
+    parts = [platform.system(), platform.machine(), cpu()["name"], *cpu()["flags"], board()]
+    parts += [gpu.get("name", "") for gpu in gpus()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def host_id() -> str:
+    """Twelve hex digits for this very machine: tells a run made here from one that was copied here."""
+    own = _read("/etc/machine-id") + platform.node()
+    return hashlib.sha256(own.encode()).hexdigest()[:12]
+
+
+def matches(match: Match) -> bool:
+    """Whether this machine is the device a target describes."""
+    if match.machine and match.machine != platform.machine():
+        return False
+    if match.board and match.board.lower() not in board().lower():
+        return False
+    if match.cpu and match.cpu.lower() not in str(cpu()["name"]).lower():
+        return False
+    if match.gpu:
+        found = [gpu.get("name", "").lower() for gpu in gpus()]
+        return bool(found) and (match.gpu.lower() == "nvidia" or any(match.gpu.lower() in name for name in found))
+    return True
+
+
+def record() -> dict[str, Any]:
+    """The whole record, JSON-able."""
+    return {
+        "machine_id": machine_id(),
+        "cpu": cpu(),
+        "board": board(),
+        "gpus": list(gpus()),
+        "memory_bytes": memory_bytes(),
+        "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "os": platform.platform(),
+        "python": sys.version.split()[0],
+        "versions": versions(),
+    }

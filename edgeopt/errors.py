@@ -1,0 +1,103 @@
+"""Every error edgeopt raises on purpose.
+
+EdgeoptError                 base; a user error: one line saying what is wrong, one saying what fixes it (exit 1)
+├── ConfigError              a recipe, target, calibration recipe or flag is wrong; lists every problem at once
+├── DataError                the pictures or labels cannot be used as they are
+├── ModelError               a model cannot be created, loaded, traced, pruned or quantized
+├── TrainingError            training cannot go on (non-finite loss, out of memory)
+├── RunError                 the run folder is missing, damaged, of another schema, or unsafe
+│   └── MissingStageError    a stage that this verb needs has not been made; the fix is the command that makes it
+├── BackendError             a runtime refused a model, or an engine does not fit this machine
+│   └── MissingBackendError  the runtime is not installed here; the fix is the install command
+├── LoweringError            the ONNX that was written is not what its scheme promises
+├── ParityError              an export or an engine does not answer as the model it was made from
+├── BudgetMissedError        a budget is missed (exit 3)
+├── UnstableError            a budget needs a measurement that is too unstable (exit 4)
+└── UndecidedError           too few pictures or too little time to judge a budget (exit 5)
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class EdgeoptError(Exception):
+    """Base of the tree. ``message`` says what is wrong and where, ``fix`` what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+
+class ConfigError(EdgeoptError):
+    """A recipe, target, calibration recipe or flag is wrong."""
+
+
+class DataError(EdgeoptError):
+    """The pictures or labels cannot be used as they are."""
+
+
+class ModelError(EdgeoptError):
+    """A model cannot be created, loaded, traced, pruned or quantized."""
+
+
+class TrainingError(EdgeoptError):
+    """Training cannot go on."""
+
+
+class RunError(EdgeoptError):
+    """The run folder is missing, damaged, of another schema, or unsafe."""
+
+
+class MissingStageError(RunError):
+    """A stage that this verb needs has not been made."""
+
+
+class BackendError(EdgeoptError):
+    """A runtime refused a model, or an engine does not fit this machine."""
+
+
+class MissingBackendError(BackendError):
+    """The runtime is not installed here."""
+
+
+class LoweringError(EdgeoptError):
+    """The ONNX that was written is not what its scheme promises."""
+
+
+class ParityError(EdgeoptError):
+    """An export or an engine does not answer as the model it was made from."""
+
+
+class BudgetMissedError(EdgeoptError):
+    """A budget is missed."""
+
+    exit_code = 3
+
+
+class UnstableError(EdgeoptError):
+    """A budget needs a measurement that is too unstable."""
+
+    exit_code = 4
+
+
+class UndecidedError(EdgeoptError):
+    """Too few pictures or too little time to judge a budget."""
+
+    exit_code = 5
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``' (did you mean "x"?)'`` when something known is close to ``name``, else an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""

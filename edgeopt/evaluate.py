@@ -1,0 +1,84 @@
+"""Accuracy of any opened engine on a prepared picture set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt import metrics
+from edgeopt.backends.base import Float32, Session
+from edgeopt.errors import BackendError, DataError
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.sets import PictureSet
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One engine's answers: ``logits`` float32 (N, classes), ``predictions`` and true ``labels`` int64 (N,)."""
+
+    logits: Float32
+    predictions: Int64
+    labels: Int64
+
+    @property
+    def top1(self) -> float:
+        """Share of pictures answered correctly, 0-1."""
+        return metrics.top_k_accuracy(self.logits, self.labels, 1)
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Accuracies (0-1) in all and by class name, and the confusion matrix (rows true, columns predicted)."""
+        if len(classes) != self.logits.shape[1]:
+            raise DataError(f"{len(classes)} class names for {self.logits.shape[1]} logits")
+        return {
+            "n": len(self.labels),
+            "top1": self.top1,
+            "top5": metrics.top_k_accuracy(self.logits, self.labels, 5),
+            "per_class": metrics.per_class(self.predictions, self.labels, classes),
+            "confusion": metrics.confusion_matrix(self.predictions, self.labels, len(classes)).tolist(),
+        }
+
+
+def evaluate(
+    session: Session,
+    picture_set: PictureSet,
+    spec: PreprocessSpec,
+    *,
+    batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run every picture of the set through the engine; ``progress`` is called with (pictures done, pictures).
+
+    Raises BackendError when the logits have the wrong shape or are not finite, DataError when the set is empty.
+    """
+    if not len(picture_set):
+        raise DataError(f"the {picture_set.name} set is empty")
+    parts: list[Float32] = []
+    done = 0
+    for pictures in picture_set.batches(spec, batch):
+        logits = checked_logits(session.infer(pictures), len(pictures))
+        if parts and logits.shape[1] != parts[0].shape[1]:
+            raise BackendError(f"the engine answered {parts[0].shape[1]} classes, then {logits.shape[1]}")
+        parts.append(logits)
+        done += len(pictures)
+        if progress is not None:
+            progress(done, len(picture_set))
+    answers = np.concatenate(parts)
+    return Evaluation(answers, answers.argmax(axis=1).astype(np.int64), np.asarray(picture_set.labels, np.int64))
+
+
+def checked_logits(logits: Float32, pictures: int) -> Float32:
+    """``logits`` when they are finite and (pictures, classes); raises BackendError saying what they are instead."""
+    if logits.ndim != 2 or len(logits) != pictures:
+        raise BackendError(f"the engine answered {logits.shape} for {pictures} pictures, not ({pictures}, classes)")
+    if not np.isfinite(logits).all():
+        raise BackendError(
+            "the engine answered numbers that are not finite (NaN or infinity)",
+            fix="build it again in fp32; if that answers too, its lower precision overflows",
+        )
+    return logits

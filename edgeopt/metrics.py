@@ -1,0 +1,303 @@
+"""The numbers edgeopt judges by, one implementation for both halves: accuracy, paired drops, ratios, parity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeopt.errors import DataError, ParityError
+
+Float = npt.NDArray[np.floating[Any]]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+FLOAT_MAX_RELATIVE = 1e-3
+INT8_MIN_AGREEMENT = 0.99
+INT8_MAX_MEAN_OVER_STD = 0.05
+
+
+def softmax(logits: Float) -> Float64:
+    """float64 probabilities of the same shape; the last axis sums to 1."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def top_k_accuracy(logits: Float, labels: Int64, k: int = 1) -> float:
+    """Share (0-1) of the N pictures whose label is among the ``k`` largest of (N, classes) logits.
+
+    Equal logits rank by class index, as ``argmax`` does; ``k`` past the number of classes is 1.0 by definition.
+    """
+    _require_some(labels)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
+    rank = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
+    return float((rank < k).mean())
+
+
+def confusion_matrix(predictions: Int64, labels: Int64, classes: int) -> Int64:
+    """int64 (classes, classes): rows are true classes, columns predicted ones."""
+    flat = np.bincount(labels * classes + predictions, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def per_class(predictions: Int64, labels: Int64, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+    """By class name: ``n`` pictures, ``correct``, ``recall``, ``precision``, ``f1``; None where there is none."""
+    matrix = confusion_matrix(predictions, labels, len(names))
+    table: dict[str, dict[str, float | int | None]] = {}
+    for index, name in enumerate(names):
+        correct, n, predicted = int(matrix[index, index]), int(matrix[index].sum()), int(matrix[:, index].sum())
+        table[name] = {
+            "n": n,
+            "correct": correct,
+            "recall": correct / n if n else None,
+            "precision": correct / predicted if predicted else None,
+            "f1": 2 * correct / (n + predicted) if n else None,
+        }
+    return table
+
+
+def agreement(a_logits: Float, b_logits: Float) -> float:
+    """Share (0-1) of pictures to which two models, logits (N, classes) each, give the same answer."""
+    _require_some(a_logits)
+    return float((a_logits.argmax(axis=1) == b_logits.argmax(axis=1)).mean())
+
+
+def accuracy_interval(correct: Bool, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval (0-1) of the true share of correct answers: Wilson's score interval (Wilson 1927)."""
+    n = _require_some(correct)
+    z = _z((1 + confidence) / 2)
+    share = float(correct.mean())
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At 0 % and 100 % the formula gives the end itself, but for rounding.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+
+
+@dataclass(frozen=True)
+class PairedDrop:
+    """How much worse a candidate is than a reference on the same pictures, in percentage points (positive = worse).
+
+    ``ci_points`` (two-sided 95 %), ``lower_points`` and ``upper_points`` (one-sided 95 % each) are Tango's score
+    bounds: unlike the bootstrap they do not collapse to a point when few pictures, or none, changed.
+    ``bootstrap_points`` is the two-sided 95 % paired bootstrap, to compare with. ``detectable_points`` is the smallest
+    true drop that this test set would show as one (one-sided 5 %) four times in five, given how many pictures change.
+    """
+
+    drop_points: float
+    ci_points: tuple[float, float]
+    lower_points: float
+    upper_points: float
+    bootstrap_points: tuple[float, float]
+    mcnemar_p: float
+    detectable_points: float
+    n: int
+    lost: int  # reference right, candidate wrong
+    gained: int  # reference wrong, candidate right
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+def paired_drop(
+    reference_correct: Bool, candidate_correct: Bool, *, seed: int = 0, resamples: int = 10_000
+) -> PairedDrop:
+    """The accuracy drop from two bool (N,) arrays over the same pictures in the same order."""
+    n = _require_some(reference_correct)
+    if reference_correct.shape != candidate_correct.shape:
+        raise DataError(f"paired answers differ in shape: {reference_correct.shape} and {candidate_correct.shape}")
+    lost = int((reference_correct & ~candidate_correct).sum())
+    gained = int((~reference_correct & candidate_correct).sum())
+    # Resampling pairs only ever changes these three counts, so drawing the counts is the same bootstrap, faster.
+    shares = np.array([lost, gained, n - lost - gained]) / n
+    draws = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) * (100.0 / n), [0.025, 0.975])
+    return PairedDrop(
+        drop_points=100.0 * (lost - gained) / n,
+        ci_points=(100.0 * _tango(lost, gained, n, -_z(0.975)), 100.0 * _tango(lost, gained, n, _z(0.975))),
+        lower_points=100.0 * _tango(lost, gained, n, -_z(0.95)),
+        upper_points=100.0 * _tango(lost, gained, n, _z(0.95)),
+        bootstrap_points=(float(low), float(high)),
+        mcnemar_p=mcnemar(lost, gained),
+        detectable_points=100.0 * _detectable(lost + gained, n),
+        n=n,
+        lost=lost,
+        gained=gained,
+    )
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided exact p-value that ``lost`` and ``gained`` differ by chance: binomial(lost + gained, 1/2), doubled."""
+    discordant, term, total = lost + gained, 1, 0
+    for k in range(min(lost, gained) + 1):
+        total += term
+        term = term * (discordant - k) // (k + 1)
+    return min(1.0, float(2 * total / 2**discordant))
+
+
+def _tango(lost: int, gained: int, n: int, z: float) -> float:
+    """The difference (lost - gained) / n at which the score test reaches ``z``: Tango, Stat. Med. 17 (1998) 891-908."""
+
+    def score(delta: float) -> float:
+        b = (2 * n - lost + gained) * delta - lost - gained
+        c = -gained * delta * (1 - delta)
+        q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = n * (2 * q + delta * (1 - delta))
+        distance = lost - gained - n * delta
+        if variance > 0:
+            return distance / math.sqrt(variance)
+        return math.copysign(math.inf, distance) if distance else 0.0
+
+    return _decreasing_root(lambda delta: score(delta) + z, -1.0, 1.0)
+
+
+def _detectable(discordant: int, n: int) -> float:
+    """Smallest drop found with power 0.8 at one-sided 5 % by McNemar's test: Connor, Biometrics 43 (1987) 207-211."""
+
+    def missing(delta: float) -> float:
+        share = max(discordant / n, delta)  # a drop of delta alone changes that many pictures
+        return (_z(0.95) * math.sqrt(share) + _z(0.8) * math.sqrt(share - delta * delta)) ** 2 - n * delta * delta
+
+    return _decreasing_root(missing, 0.0, 1.0)
+
+
+def _decreasing_root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where ``function``, positive at ``low``, stops being so, by bisection; ``high`` when it never does."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+class Interval(NamedTuple):
+    """A value with its two-sided 95 % interval; bounds are NaN when there is too little to say."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def relative_width(self) -> float:
+        """(high - low) / value; infinite when there is no interval."""
+        return (self.high - self.low) / self.value if math.isfinite(self.high - self.low) else math.inf
+
+
+#: Below this many windows not even smallest-to-largest holds a median with 95 % confidence (2 * 0.5**5 > 0.05).
+MIN_WINDOWS = 6
+
+
+def median_interval(windows: Sequence[float] | Float, *, seed: int = 0, resamples: int = 4000) -> Interval:
+    """The median of window values and its 95 % percentile bootstrap, windows being the unit resampled."""
+    values = np.asarray(windows, dtype=np.float64)
+    _require_some(values)
+    value = float(np.median(values))
+    if len(values) < MIN_WINDOWS:
+        return Interval(value, math.nan, math.nan)
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.quantile(np.median(values[picks], axis=1), [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def ratio_interval(
+    numerator_windows: Sequence[float] | Float,
+    denominator_windows: Sequence[float] | Float,
+    *,
+    seed: int = 0,
+    resamples: int = 4000,
+) -> Interval:
+    """Median of numerator/denominator over rounds, and its 95 % bootstrap interval.
+
+    Window i of both was measured in the same round, so what slows the machine down for a while slows both and leaves
+    the ratio alone. A round that misses either (NaN) is dropped.
+    """
+    top = np.asarray(numerator_windows, dtype=np.float64)
+    bottom = np.asarray(denominator_windows, dtype=np.float64)
+    if top.shape != bottom.shape:
+        raise DataError(f"paired windows differ in number: {top.shape} and {bottom.shape}")
+    ratios = top / bottom
+    ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
+        return Interval(math.nan, math.nan, math.nan)
+    return median_interval(ratios, seed=seed, resamples=resamples)
+
+
+def quantiles(samples: Sequence[float] | Float, percents: Sequence[float] = (50, 90, 99)) -> tuple[float, ...]:
+    """The given percentiles of ``samples``, linearly interpolated."""
+    values = np.asarray(samples, dtype=np.float64)
+    _require_some(values)
+    return tuple(float(value) for value in np.percentile(values, percents))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Whether an export or engine answers as the model it was made from, on ``n`` pictures.
+
+    ``max_relative`` is the largest |difference| over the largest |reference logit|; ``mean_abs_over_std`` the mean
+    |difference| over the standard deviation of the reference logits.
+    """
+
+    kind: Literal["float", "int8"]
+    ok: bool
+    top1_agreement: float
+    max_relative: float
+    mean_abs_over_std: float
+    n: int
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; a value that is not finite becomes null."""
+        values = asdict(self).items()
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values}
+
+
+def float_parity(reference: Float, other: Float) -> Parity:
+    """Logits (N, classes) against the reference's: every difference within 1e-3 of the largest reference logit."""
+    return _parity("float", reference, other)
+
+
+def int8_parity(reference: Float, other: Float) -> Parity:
+    """Top-1 agreement at least 99 % and mean |difference| at most 5 % of the reference logits' standard deviation."""
+    return _parity("int8", reference, other)
+
+
+def _parity(kind: Literal["float", "int8"], reference: Float, other: Float) -> Parity:
+    if reference.shape != other.shape or reference.ndim != 2:
+        raise ParityError(f"logits differ in shape: {reference.shape} in the reference, {other.shape} in the other")
+    n = _require_some(reference)
+    expected, found = reference.astype(np.float64), other.astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return Parity(kind, False, 0.0, math.inf, math.inf, n, "logits are not all finite numbers")
+    difference = np.abs(expected - found)
+    # The floor keeps an all-zero reference from dividing by zero; real logits are far above it.
+    relative = float(difference.max() / max(float(np.abs(expected).max()), 1e-12))
+    over_std = float(difference.mean() / max(float(expected.std()), 1e-12))
+    same = agreement(expected, found)
+    if kind == "float":
+        ok = relative <= FLOAT_MAX_RELATIVE
+        message = f"largest difference {relative:.2g} of the largest logit, {FLOAT_MAX_RELATIVE:g} allowed"
+    else:
+        ok = same >= INT8_MIN_AGREEMENT and over_std <= INT8_MAX_MEAN_OVER_STD
+        message = (
+            f"same answer on {same:.1%} of {n} pictures (at least {INT8_MIN_AGREEMENT:.0%} asked), "
+            f"mean difference {over_std:.1%} of the logits' spread (at most {INT8_MAX_MEAN_OVER_STD:.0%} allowed)"
+        )
+    return Parity(kind, ok, same, relative, over_std, n, message)
+
+
+def _require_some(values: npt.NDArray[Any]) -> int:
+    """The number of rows; raises DataError for none, which would otherwise become a NaN somewhere downstream."""
+    if not len(values):
+        raise DataError("nothing to measure: the set is empty", fix="check the split; every class needs pictures")
+    return len(values)
+
+
+def _z(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)

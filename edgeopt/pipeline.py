@@ -1,0 +1,136 @@
+"""The whole path as a tuple of steps: a recipe's run, and the demo, which is a recipe on handwritten digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeopt.config import Budget, Recipe, load_target
+from edgeopt.console import Console, Silent
+from edgeopt.errors import MissingBackendError
+from edgeopt.registry import load_backend
+from edgeopt.run import Run
+
+
+@dataclass
+class Journey:
+    """What the steps hand on: the recipe, where to put the run, and the run once there is one."""
+
+    recipe: Recipe
+    path: Path | None
+    force: bool
+    console: Console
+    run: Run | None = None
+
+    @property
+    def opened(self) -> Run:
+        """The run; the first step makes it."""
+        assert self.run is not None
+        return self.run
+
+
+def _finetune(journey: Journey) -> None:
+    from edgeopt.stages.finetune import finetune
+
+    recipe = journey.recipe
+    trained = finetune(
+        recipe.data, recipe.model, recipe.train, run=journey.path, force=journey.force, console=journey.console
+    )
+    journey.run = trained.run
+
+
+def _compress(journey: Journey) -> None:
+    from edgeopt.stages.compress import compress
+
+    config = journey.recipe.compress
+    if config.int8 or config.prune:
+        compress(journey.opened, config, targets=journey.recipe.targets, force=journey.force, console=journey.console)
+
+
+def _compress_unpruned(journey: Journey) -> None:
+    """The demo shows int8 alone beside int8 after pruning."""
+    from edgeopt.stages.compress import compress
+
+    config = journey.recipe.compress.model_copy(update={"prune": None})
+    compress(journey.opened, config, targets=journey.recipe.targets, force=journey.force, console=journey.console)
+
+
+def _build(journey: Journey) -> None:
+    from edgeopt.stages.build import build
+
+    for target in journey.recipe.targets:
+        build(journey.opened, target, force=journey.force, console=journey.console)
+
+
+def _bench(journey: Journey) -> None:
+    from edgeopt.stages.bench import bench
+
+    bench(
+        journey.opened,
+        seconds=journey.recipe.bench.seconds,
+        threads=journey.recipe.bench.threads,
+        console=journey.console,
+    )
+
+
+Step = Callable[[Journey], None]
+STEPS: tuple[Step, ...] = (_finetune, _compress, _build, _bench)
+DEMO_STEPS: tuple[Step, ...] = (_finetune, _compress_unpruned, _compress, _build, _bench)
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    run: Path | None = None,
+    steps: tuple[Step, ...] = STEPS,
+    force: bool = False,
+    console: Console | None = None,
+) -> tuple[Run, Budget]:
+    """Take every step of ``recipe``; steps whose inputs did not change are skipped.
+
+    Returns the run and the budget that :func:`edgeopt.stages.report.report` judges. A target whose backend is not
+    installed is an error before anything is trained.
+    """
+    for name in recipe.targets:
+        load_backend(load_target(name).backend).require(to_build=True)
+    path = run or (Path("runs") / recipe.name if recipe.name else None)
+    journey = Journey(recipe, path, force, console or Silent())
+    for step in steps:
+        step(journey)
+    return journey.opened, recipe.budget
+
+
+def demo(run: Path, *, force: bool = False, console: Console | None = None) -> tuple[Run, Budget]:
+    """Everything on scikit-learn's handwritten digits: int8, and a third of the MACs pruned + int8, on every backend.
+
+    Backends that are not installed are left out and said. Returns the run and the demo's budget.
+    """
+    from edgeopt.data.digits import write_digits
+
+    console = console or Silent()
+    targets = []
+    for name in ("onnxruntime", "openvino", "tensorrt", "rtx-desktop"):
+        try:
+            load_backend(load_target(name).backend).require(to_build=True)
+        except MissingBackendError as error:
+            console.say(f"left out: {error.message}; to have it: {error.fix}")
+        else:
+            targets.append(name)
+    pictures = write_digits(run.parent / f"{run.name}-digits")
+    return run_recipe(demo_recipe(pictures, tuple(targets)), run=run, steps=DEMO_STEPS, force=force, console=console)
+
+
+def demo_recipe(pictures: Path, targets: tuple[str, ...]) -> Recipe:
+    """The demo's recipe: small pictures and few epochs, so that it ends within minutes on two cores."""
+    return Recipe.model_validate(
+        {
+            "targets": targets,
+            "data": {"path": str(pictures), "image_size": 96},
+            "model": {"name": "tf_efficientnet_lite0"},
+            "train": {"epochs": 8, "flip": False},  # a mirrored 2 is no digit
+            "compress": {"int8": True, "prune": 1 / 3, "epochs": 2, "recovery_epochs": 6},
+            "bench": {"seconds": 30},
+            "budget": {"max_drop_points": 1.5},
+        }
+    )

@@ -1,0 +1,133 @@
+"""Classify picture files with any opened engine."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgeopt.backends.base import Session
+from edgeopt.errors import DataError
+from edgeopt.evaluate import checked_logits
+from edgeopt.metrics import softmax
+from edgeopt.preprocess import PreprocessSpec, UInt8, load_picture, normalize
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture: ``top`` is (label, probability 0-1), best first."""
+
+    path: str
+    top: tuple[tuple[str, float], ...]
+
+    @property
+    def label(self) -> str:
+        """The best class."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of the best class, 0-1."""
+        return self.top[0][1]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``edgeopt predict --json`` prints it."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [[label, probability] for label, probability in self.top],
+        }
+
+
+def predict(
+    session: Session,
+    paths: Sequence[str],
+    spec: PreprocessSpec,
+    classes: Sequence[str],
+    *,
+    top: int = 5,
+    batch: int = 8,
+) -> tuple[list[Prediction], list[str]]:
+    """Predictions for every readable picture, in order, and one line for each that could not be read.
+
+    ``paths`` are files, folders (searched recursively) and glob patterns. Raises DataError when they name no picture,
+    or when ``classes`` does not fit the engine.
+    """
+    if top < 1 or batch < 1:
+        raise DataError(f"top and batch must be at least 1, got {top} and {batch}")
+    files, failures = expand(paths)
+    if not files and not failures:
+        raise DataError(
+            f"no picture in {', '.join(map(str, paths)) or 'an empty list'}", fix="name a picture or a folder"
+        )
+    found: list[Prediction] = []
+    for names, pictures in _batches(files, spec, batch, failures):
+        logits = checked_logits(session.infer(normalize(pictures, spec)), len(pictures))
+        if logits.shape[1] != len(classes):
+            raise DataError(f"the engine has {logits.shape[1]} classes, the run names {len(classes)}")
+        for name, row in zip(names, softmax(logits), strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            found.append(Prediction(name, tuple((classes[int(index)], float(row[index])) for index in best)))
+    return found, failures
+
+
+def expand(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Picture files that ``paths`` name, each once, and a line for each name that is nothing.
+
+    An existing file or folder is taken by its name, whatever characters it has; only else is a name a pattern.
+    In folders, files with a picture's extension count; hidden ones do not. Folders and patterns are sorted.
+    """
+    files: dict[str, None] = {}
+    failures = []
+    for path in map(str, paths):
+        if os.path.isdir(path):  # noqa: PTH112 - Path("a ") and Path("-x") are fine, Path("./x") would lose the "./" typed
+            files.update(dict.fromkeys(_pictures_in(Path(path))))
+        elif os.path.exists(path):  # noqa: PTH110 - as above
+            files[path] = None
+        else:
+            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - patterns may be absolute
+            if not matches:
+                failures.append(f"{path}: does not exist")
+            for match in matches:
+                names = _pictures_in(Path(match)) if os.path.isdir(match) else [match]  # noqa: PTH112 - as above
+                files.update(dict.fromkeys(names))
+    return list(files), failures
+
+
+def _pictures_in(folder: Path) -> list[str]:
+    known = Image.registered_extensions()
+    return sorted(
+        str(path)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in known
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _batches(
+    files: Sequence[str], spec: PreprocessSpec, size: int, failures: list[str]
+) -> Iterator[tuple[list[str], UInt8]]:
+    """(names, uint8 (<= size, height, width, 3)) of the readable pictures; the others' reasons go to ``failures``."""
+    names: list[str] = []
+    pictures: list[UInt8] = []
+    for file in files:
+        try:
+            picture = load_picture(Path(file), spec)
+        except DataError as error:
+            failures.append(error.message)
+            continue
+        names.append(file)
+        pictures.append(picture)
+        if len(names) == size:
+            yield names, np.stack(pictures)
+            names, pictures = [], []
+    if names:
+        yield names, np.stack(pictures)

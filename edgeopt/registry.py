@@ -1,0 +1,45 @@
+"""Tables ``name -> "module:Attr"``: listing them imports nothing, loading one imports only its module."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from edgeopt.errors import ConfigError, did_you_mean
+
+#: Runtimes that build and run engines. ``pytorch`` lives in the host half and is listed as a name only.
+BACKENDS = {
+    "onnxruntime": "edgeopt.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "edgeopt.backends.openvino:OpenVinoBackend",
+    "tensorrt": "edgeopt.backends.tensorrt:TensorRtBackend",
+    "tensorrt_rtx": "edgeopt.backends.tensorrt_rtx:TensorRtRtxBackend",
+    "pytorch": "edgeopt.torch_session:PyTorchBackend",
+}
+
+
+def table(kind: str, builtin: dict[str, str]) -> dict[str, str]:
+    """``builtin`` with what installed packages add through the entry point group ``edgeopt.<kind>``."""
+    added = {point.name: point.value for point in entry_points(group=f"edgeopt.{kind}")}
+    return {**added, **builtin}
+
+
+def backends() -> dict[str, str]:
+    """Every backend's name and where it is, built in and from entry points."""
+    return table("backends", BACKENDS)
+
+
+def load(reference: str) -> Any:
+    """The object ``module:attr`` names. Only for references from edgeopt's own tables or the user's own recipe."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_backend(name: str) -> Any:
+    """The backend called ``name``, as an instance; raises ConfigError for an unknown name."""
+    known = backends()
+    if name not in known:
+        raise ConfigError(
+            f'unknown backend "{name}"{did_you_mean(name, known)}', fix=f"use one of {', '.join(sorted(known))}"
+        )
+    return load(known[name])()

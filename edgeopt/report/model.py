@@ -1,0 +1,168 @@
+"""What a report is made of: engines measured against the original, read from a run's records and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from edgeopt.config import Budget
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine, as in ``report.json``. What was not measured is None, never estimated.
+
+    ``top1`` and its interval are fractions; ``*_points`` percentage points; ``speedup`` is how many times as fast as
+    ``baseline`` (a key) it is, windows paired; ``float_speedup`` the same against ``float_baseline``, the fastest other
+    precision of the same target.
+    """
+
+    key: str  # target/variant: its folder under device/
+    target: str
+    variant: str
+    backend: str
+    precision: str
+    scheme: str | None = None
+    title: str = ""
+    machine: str | None = None  # the CPU (or board) it was measured on
+    measured_on: str | None = None  # that machine's id
+    top1: float | None = None
+    top1_ci: Pair | None = None
+    top5: float | None = None
+    pictures: int | None = None
+    simulated_top1: float | None = None  # of the same int8 model in torch
+    drop_points: float | None = None
+    drop_ci_points: Pair | None = None
+    drop_lower_points: float | None = None
+    drop_upper_points: float | None = None
+    detectable_points: float | None = None
+    lost: int | None = None
+    gained: int | None = None
+    mcnemar_p: float | None = None
+    agreement: float | None = None
+    p50_ms: float | None = None
+    p50_ci_ms: Pair | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    p99_ci_ms: Pair | None = None
+    throughput_ips: float | None = None
+    throughput_ci_ips: Pair | None = None
+    speedup: float | None = None
+    speedup_ci: Pair | None = None
+    baseline: str | None = None
+    float_speedup: float | None = None
+    float_speedup_ci: Pair | None = None
+    float_baseline: str | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    load_s: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    compute_layers: int | None = None
+    int8_layers: int | None = None
+    int8_share: float | None = None
+    int8_share_macs: float | None = None
+    float_layers: tuple[str, ...] = ()
+    fusion_source: str = ""
+    batch: int | None = None
+    threads: int | None = None
+    bench_id: str | None = None  # engines with the same were interleaved; others' milliseconds do not compare
+    stable: bool | None = None
+    other_load_cores: float | None = None
+    fits_target: bool | None = None  # measured on the device its target describes
+    reason: str = ""  # why there is no engine, or it was not measured
+    device_command: str = ""  # what to type on the device instead
+    flags: tuple[str, ...] = ()  # what a reader must not miss
+    verdict: str | None = None  # of the budget: met, missed, unstable, undecided
+    per_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+    window_medians_ms: tuple[float, ...] = ()
+    build_command: str = ""
+    profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything at all was measured."""
+        return self.top1 is not None or self.p50_ms is not None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is a result (int8, or another model than the original) and not a baseline."""
+        return self.precision == "int8"
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of ``report.json``."""
+        left_out = {"profile_budget", "build_command"}
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One budget line judged for one engine. ``status``: met, missed, unstable, undecided or not judged."""
+
+    engine: str
+    name: str
+    limit: float
+    value: float | None
+    bounds: Pair | None
+    status: str
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of ``report.json``'s ``budget.lines``."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run's report: the original, the engines, the budget's lines, the machines and how to do it again."""
+
+    name: str
+    run: Mapping[str, Any]  # id, created, dataset: pictures, classes, splits
+    labels: tuple[str, ...]
+    original: EngineRow | None
+    engines: tuple[EngineRow, ...]
+    machines: Mapping[str, Mapping[str, Any]]  # by machine id: what environment.record() said there
+    commands: tuple[str, ...]
+    created: str
+    budget: tuple[BudgetLine, ...] = ()
+
+    @property
+    def rows(self) -> tuple[EngineRow, ...]:
+        """The original, when it was measured, and every engine."""
+        return ((self.original,) if self.original else ()) + self.engines
+
+    def row(self, key: str | None) -> EngineRow | None:
+        """The row called ``key``."""
+        return next((row for row in self.rows if row.key == key), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """``report.json``."""
+        from edgeopt.report.budget import exit_code, verdict
+
+        return {
+            "schema": 1,
+            "run": dict(self.run),
+            "created": self.created,
+            "labels": list(self.labels),
+            "original": self.original.to_json() if self.original else None,
+            "engines": [row.to_json() for row in self.engines],
+            "budget": {
+                "verdict": verdict(self.budget),
+                "exit_code": exit_code(self.budget),
+                "lines": [line.to_json() for line in self.budget],
+            },
+            "environment": {key: dict(machine) for key, machine in self.machines.items()},
+            "commands": list(self.commands),
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return value

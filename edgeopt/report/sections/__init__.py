@@ -1,0 +1,16 @@
+"""The report's sections, in order: id -> (title, "module:render"). A new section is one file and one line here."""
+
+from __future__ import annotations
+
+SECTIONS: dict[str, tuple[str, str]] = {
+    "engines": ("Engines", "edgeopt.report.sections.engines:render"),
+    "budget": ("Budget", "edgeopt.report.sections.budget:render"),
+    "plot": ("Accuracy and latency", "edgeopt.report.sections.plot:render"),
+    "timing": ("Timing", "edgeopt.report.sections.timing:render"),
+    "classes": ("Classes", "edgeopt.report.sections.classes:render"),
+    "confusion": ("Confusions", "edgeopt.report.sections.confusion:render"),
+    "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
+    "compression": ("Compression", "edgeopt.report.sections.compression:render"),
+    "environment": ("Environment", "edgeopt.report.sections.environment:render"),
+    "commands": ("Commands", "edgeopt.report.sections.commands:render"),
+}

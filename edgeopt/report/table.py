@@ -1,0 +1,237 @@
+"""Reads a run's records into a Report: only what was measured, nothing recomputed, nothing guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgeopt.config import Budget, validate
+from edgeopt.errors import MissingStageError, RunError
+from edgeopt.files import read_json
+from edgeopt.report.model import EngineRow, Pair, Report
+from edgeopt.run import Run, now
+
+Record = Mapping[str, Any]
+T = TypeVar("T")
+
+ORIGINAL_TARGET = "pytorch"
+#: Differences of accuracy between the simulated and the deployed int8 model that are worth a warning, in points.
+SIMULATION_GAP_POINTS = 1.0
+
+
+def assemble(run_path: Path) -> Report:
+    """The report of a run, no budget judged; RunError for damaged records, MissingStageError when there are none."""
+    run = Run.open(run_path)
+    try:
+        rows, machines = _rows(run)
+        original, engines = _split(rows, run)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"a record of {run_path} is damaged ({type(error).__name__}: {error})", fix="measure again: edgeopt bench"
+        ) from None
+    if not rows:
+        raise MissingStageError(f"{run_path} has no engine to report on", fix="edgeopt build --target onnxruntime")
+    return Report(
+        name=run.name,
+        run={"name": run.name, "id": run.info["id"], "created": run.info["created"], "dataset": _dataset(run)},
+        labels=_labels(run),
+        original=original,
+        engines=engines,
+        machines=machines,
+        commands=_commands(run),
+        created=now(),
+    )
+
+
+def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
+    """Every engine folder that holds a record, in the order they were built, and the machines that measured."""
+    machines: dict[str, Record] = {}
+    built = run.engines()
+    measured = {
+        "/".join(path.parent.parts[-2:])
+        for name in ("latency", "accuracy")
+        for path in run.path.glob(f"device/*/*/{name}.json")
+    }
+    variants = run.variants()
+    rows = []
+    for key in [*built, *sorted(measured - set(built))]:
+        folder = run.path / "device" / key
+        build, latency, accuracy = (_optional(folder / f"{name}.json") for name in ("build", "latency", "accuracy"))
+        for record in (accuracy, latency):
+            machine = record.get("measured_on")
+            if isinstance(machine, Mapping) and machine.get("machine_id"):
+                machines[str(machine["machine_id"])] = machine
+        figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
+        rows.append(_row(folder, key, build, latency, accuracy, figures))
+    return rows, machines
+
+
+def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Record, figures: Record) -> EngineRow:
+    target, _, tail = key.partition("/")
+    profile = build.get("profile") or {}
+    failures = (latency.get("bench") or {}).get("failures") or {}
+    drop = accuracy.get("drop") or {}
+    return EngineRow(
+        key=key,
+        target=target,
+        variant=str(build.get("variant") or tail),
+        backend=str(build.get("backend") or latency.get("backend") or target),
+        precision=str(build.get("precision") or latency.get("precision") or "fp32"),
+        scheme=build.get("scheme"),
+        title=str(profile.get("title") or ""),
+        top1=accuracy.get("top1"),
+        top1_ci=_pair(accuracy.get("top1_ci")),
+        top5=accuracy.get("top5"),
+        pictures=accuracy.get("n"),
+        drop_points=accuracy.get("drop_points"),
+        drop_ci_points=_pair(accuracy.get("drop_ci_points")),
+        drop_lower_points=accuracy.get("drop_lower_points"),
+        drop_upper_points=accuracy.get("drop_upper_points"),
+        detectable_points=drop.get("detectable_points"),
+        lost=drop.get("lost"),
+        gained=drop.get("gained"),
+        mcnemar_p=drop.get("mcnemar_p"),
+        agreement=accuracy.get("agreement"),
+        size_bytes=_size(folder, build),
+        macs=figures.get("macs"),
+        params=figures.get("parameters"),
+        reason=str(build.get("reason") or failures.get(key) or ""),
+        device_command=str(build.get("device_command") or ""),
+        build_command=str(build.get("command") or ""),
+        profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
+        per_class=accuracy.get("per_class") or {},
+        confusion=tuple(tuple(int(n) for n in row) for row in accuracy.get("confusion") or ()),
+        **_timing(latency),
+        **_fusion(folder, build),
+        **_where(latency or accuracy),
+    )
+
+
+def _timing(latency: Record) -> dict[str, Any]:
+    plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "batch", "threads")
+    fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, "stable", "other_load_cores", "fits_target")}
+    fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
+    fields["bench_id"] = (latency.get("bench") or {}).get("id")
+    fields["window_medians_ms"] = tuple(latency.get("window_medians_ms") or ())
+    ratios = latency.get("ratios") or []
+    original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
+    # The fastest other precision of the same engine is the one that int8 must beat.
+    floats = min((ratio for ratio in ratios if ratio["kind"] == "float"), key=lambda r: r["speedup"], default=None)
+    headline = original or floats
+    for prefix, ratio in (("", headline), ("float_", floats)):
+        if ratio is not None:
+            fields[f"{prefix}speedup"] = ratio["speedup"]
+            fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
+            fields[f"{prefix}baseline"] = ratio["baseline"]
+    return fields
+
+
+def _fusion(folder: Path, build: Record) -> dict[str, Any]:
+    fusion = _optional(folder / "fusion.json") or build.get("fusion") or {}
+    names = ("compute_layers", "int8_layers", "int8_share", "int8_share_macs")
+    return {
+        **{name: fusion.get(name) for name in names},
+        "float_layers": tuple(str(name) for name in fusion.get("float_layers") or ()),
+        "fusion_source": str(fusion.get("source") or ""),
+    }
+
+
+def _where(record: Record) -> dict[str, Any]:
+    machine = record.get("measured_on") or {}
+    if not machine:
+        return {}
+    name = machine.get("board") or (machine.get("cpu") or {}).get("name")
+    return {"machine": name, "measured_on": machine.get("machine_id")}
+
+
+def _split(rows: list[EngineRow], run: Run) -> tuple[EngineRow | None, tuple[EngineRow, ...]]:
+    """The original's row and the others'; int8 in torch is no engine, but the ``simulated_top1`` of those it became."""
+    torch_rows = {row.variant: row for row in rows if row.target == ORIGINAL_TARGET}
+    try:
+        original = torch_rows.get(run.original())
+    except MissingStageError:
+        original = None
+    if original is not None:
+        original = replace(original, baseline=None)
+    engines = []
+    for row in rows:
+        if row.target != ORIGINAL_TARGET:
+            simulated = torch_rows.get(row.variant) if row.precision == "int8" else None
+            row = replace(row, simulated_top1=simulated.top1 if simulated else None)
+            engines.append(replace(row, flags=_flags(row)))
+    return original, tuple(engines)
+
+
+def _flags(row: EngineRow) -> tuple[str, ...]:
+    """What must be said beside the numbers."""
+    flags = []
+    if row.stable is False:
+        busy = row.other_load_cores is not None and row.other_load_cores > 0.25
+        flags.append("the machine was busy with other work" if busy else "the timing did not settle")
+    if row.fits_target is False:
+        flags.append("measured on another machine than its target describes")
+    if row.precision == "int8" and row.float_speedup is not None:
+        low, high = row.float_speedup_ci or (0.0, float("inf"))
+        if high < 1:
+            flags.append(f"slower than {row.float_baseline}")
+        elif low <= 1:
+            flags.append(f"not shown to be faster than {row.float_baseline}")
+    if row.precision == "int8" and row.int8_share is not None and row.int8_share < 1:
+        left = (row.compute_layers or 0) - (row.int8_layers or 0)
+        flags.append(f"{left} compute layer{'s' if left != 1 else ''} stayed in float")
+    if row.top1 is not None and row.simulated_top1 is not None:
+        gap = 100 * (row.simulated_top1 - row.top1)
+        if gap > SIMULATION_GAP_POINTS:
+            flags.append(f"{gap:.1f} points less accurate than it was trained to be")
+    return tuple(flags)
+
+
+def _dataset(run: Run) -> dict[str, Any]:
+    """Pictures, classes and splits, from ``split.json``; the device may have no copy of it."""
+    record = _optional(run.data / "split.json")
+    splits: dict[str, int] = {}
+    for item in record.get("items") or ():
+        splits[str(item[3])] = splits.get(str(item[3]), 0) + 1
+    return {
+        "root": run.info.get("data_root"),
+        "fingerprint": run.info["fingerprint"],
+        "classes": len(record.get("classes") or ()) or None,
+        "pictures": sum(splits.values()) or None,
+        "splits": splits,
+    }
+
+
+def _labels(run: Run) -> tuple[str, ...]:
+    path = run.data / "labels.txt"
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+
+
+def _commands(run: Run) -> tuple[str, ...]:
+    """The commands the records name, in order, each once."""
+    records = [*run.variants().values(), *run.engines().values()]
+    records.sort(key=lambda record: str(record.get("created", "")))
+    return tuple(dict.fromkeys(str(record["command"]) for record in records if record.get("command")))
+
+
+def _size(folder: Path, build: Record) -> int | None:
+    """Bytes of the engine and the files it cannot run without (OpenVINO keeps weights beside the graph)."""
+    if build.get("size_bytes") is not None:
+        return int(build["size_bytes"])
+    engine = build.get("engine")
+    if engine is None:
+        return None
+    run_path = folder.parent.parent.parent
+    stem = Path(str(engine)).stem
+    paths = [run_path / str(one["path"]) for name, one in build["outputs"].items() if Path(name).stem == stem]
+    sizes = [path.stat().st_size for path in paths if path.is_file()]
+    return sum(sizes) if sizes else None
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _pair(value: Any) -> Pair | None:
+    return (float(value[0]), float(value[1])) if value is not None else None

@@ -1,0 +1,42 @@
+"""The report for a terminal: the sentence, a table that fits 100 columns, the budget's lines."""
+
+from __future__ import annotations
+
+from edgeopt.report import format as form
+from edgeopt.report.budget import verdict
+from edgeopt.report.headline import confidence, sentence
+from edgeopt.report.model import EngineRow, Report
+
+_HEAD = ("engine", "top-1", "change", "p50 ms", "× original", "× its float", "size", "in int8")
+
+
+def render_text(report: Report) -> str:
+    """Plain text, no colours: it is also what goes into logs."""
+    rows = [_HEAD, *(_cells(row, report) for row in report.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = [sentence(report), *filter(None, [confidence(report)]), ""]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    notes = [f"{row.key}: {flag}" for row in report.engines for flag in row.flags]
+    notes += [f"{row.key}: {row.reason}" for row in report.engines if row.reason and not row.measured]
+    if notes:
+        lines += ["", *notes]
+    if report.budget:
+        lines += ["", f"budget {verdict(report.budget)}:", *(f"  {line.message}" for line in report.budget)]
+    return "\n".join(lines)
+
+
+def _cells(row: EngineRow, report: Report) -> tuple[str, ...]:
+    original = report.original is not None and row.key == report.original.key
+    against = row.speedup if report.original is not None and row.baseline == report.original.key else None
+    return (
+        row.key,
+        form.percent(row.top1),
+        form.DASH if original else form.points(row.drop_points),
+        form.ms(row.p50_ms),
+        "1×" if original else form.times(against),
+        form.times(row.float_speedup),
+        form.mib(row.size_bytes),
+        form.percent(row.int8_share, 0) if row.precision == "int8" else form.DASH,
+    )

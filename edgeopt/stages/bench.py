@@ -1,0 +1,183 @@
+"""Measure a run's engines that work on this machine: accuracy on the test set, latency by interleaved windows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt import environment
+from edgeopt.bench import EngineSpec, write_records
+from edgeopt.bench import bench as measure
+from edgeopt.bench.records import accuracy_record, write_accuracy
+from edgeopt.bench.result import BenchResult
+from edgeopt.config import SessionOptions, Target
+from edgeopt.console import Console, Silent
+from edgeopt.errors import MissingStageError
+from edgeopt.evaluate import evaluate as evaluate_session
+from edgeopt.files import read_json
+from edgeopt.run import Run, stage_key
+from edgeopt.sets import PictureSet, open_set
+from edgeopt.stages.engines import Engine, engines, labels, pick_engine, sets_folder, usable_engines
+
+ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
+
+
+def bench(
+    run: Run,
+    *,
+    targets: Sequence[str] = (),
+    seconds: float = 20.0,
+    threads: int = 0,
+    console: Console | None = None,
+) -> BenchResult:
+    """Measure the engines of ``targets`` (default: all) and the PyTorch original; writes accuracy and latency records.
+
+    ``seconds`` is for the timing of all engines together; accuracy comes on top and is kept while an engine is
+    unchanged. Raises MissingStageError when nothing was built for this machine.
+    """
+    console = console or Silent()
+    with run.lock():
+        _list_pytorch(run)
+        chosen = [
+            engine
+            for engine in usable_engines(run).values()
+            if not targets or engine.record["target"] in (*targets, ORIGINAL_TARGET.name)
+        ]
+        if all(engine.record["backend"] == "pytorch" for engine in chosen):
+            raise MissingStageError(
+                f"{run.path} has no engine that runs on this machine", fix="edgeopt build --target onnxruntime"
+            )
+        _say_left_out(run, console)
+        chosen.sort(key=lambda engine: engine.key != _original_key(run))
+        for engine in chosen:
+            _accuracy(engine, console)
+        timed = [
+            engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == _original_key(run)
+        ]
+        return _latency(run, timed, seconds, threads, console)
+
+
+def evaluate(run: Run, key: str | None = None, *, console: Console | None = None) -> dict[str, Any]:
+    """Accuracy of one engine (default: the int8 one built last) on the test set, written beside the engine."""
+    console = console or Silent()
+    _list_pytorch(run)
+    engine = pick_engine(run, key)
+    with run.lock():
+        record = _accuracy(engine, console)
+    return {"engine": engine.key, **record}
+
+
+def _original_key(run: Run) -> str:
+    return f"{ORIGINAL_TARGET.name}/{run.original()}"
+
+
+def _list_pytorch(run: Run) -> None:
+    """Where torch is, the original and the simulated int8 variants are engines as well: of the target ``pytorch``."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    for name, record in run.variants().items():
+        if record.get("parent") is not None and record.get("scheme") is None:
+            continue  # a pruned float model is a step on the way, not a result
+        key = stage_key(
+            inputs={"model": record["outputs"]["model"]["sha256"], "machine": environment.machine_id()},
+            config={},
+            version=1,
+        )
+        stage = run.stage(f"device/{ORIGINAL_TARGET.name}", name, record="build.json", key=key)
+        if not stage.done:
+            stage.commit(
+                outputs={"model.safetensors": run.output(record, "model")},
+                stage="build",
+                target=ORIGINAL_TARGET.name,
+                target_folder=ORIGINAL_TARGET.name,
+                profile=ORIGINAL_TARGET.model_copy(update={"session": SessionOptions(threads=0)}).model_dump(
+                    mode="json", by_alias=True
+                ),
+                backend="pytorch",
+                variant=name,
+                precision="int8" if record.get("scheme") else "fp32",
+                simulated=bool(record.get("scheme")),
+                scheme=record.get("scheme"),
+                engine="model.safetensors",
+                runs_here=True,
+            )
+
+
+def _say_left_out(run: Run, console: Console) -> None:
+    for engine in engines(run).values():
+        reason = engine.unusable()
+        if reason:
+            console.say(f"not measured here: {engine.key} ({reason})")
+
+
+def test_set(engine: Engine) -> PictureSet:
+    """The prepared test pictures in the engine's preprocessing, made from the dataset where the host half is."""
+    folder = sets_folder(engine.run, engine.preprocess)
+    if not (folder / "test.json").is_file() and importlib.util.find_spec("torch") is not None:
+        from edgeopt.stages.workspace import open_workspace
+
+        return open_workspace(engine.run).prepared("test", engine.preprocess)
+    return open_set(folder, "test")
+
+
+def _accuracy(engine: Engine, console: Console) -> dict[str, Any]:
+    """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now."""
+    path = engine.folder / "accuracy.json"
+    if path.is_file():
+        record = read_json(path)
+        if record.get("build_key") == engine.record["key"]:
+            return record
+    original = engine.run.path / "device" / _original_key(engine.run) / "accuracy.json"
+    is_original = engine.folder == original.parent
+    reference = read_json(original) if original.is_file() and not is_original else None
+    pictures = test_set(engine)
+    with console.task(f"accuracy of {engine.key}") as progress, engine.open() as session:
+        answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
+    record = accuracy_record(
+        answers.logits,
+        pictures.labels,
+        labels(engine.run),
+        key=engine.key,
+        baseline=_original_key(engine.run) if reference else None,
+        baseline_predictions=reference["predictions"] if reference else None,
+    )
+    record["build_key"] = engine.record["key"]
+    write_accuracy(engine.folder, record)
+    return record
+
+
+def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, console: Console) -> BenchResult:
+    specs = [
+        EngineSpec(
+            key=engine.key,
+            backend=str(engine.record["backend"]),
+            engine=engine.path,
+            target=engine.target,
+            precision=engine.precision,
+            threads=threads,
+            pictures=_pictures(engine),
+            preprocess=engine.preprocess_path,
+        )
+        for engine in timed
+    ]
+    first = timed[0]
+    with console.task(f"timing {len(specs)} engines") as progress:
+        result = measure(
+            specs,
+            pictures=_pictures(first),
+            preprocess=first.preprocess_path,
+            seconds=seconds,
+            threads=threads,
+            progress=progress,
+        )
+    for key, reason in result.failures.items():
+        console.say(f"{key} could not be timed: {reason}")
+    original = _original_key(run)
+    write_records(run.path, result, original=original if original in result.engines else None)
+    return result
+
+
+def _pictures(engine: Engine) -> Path:
+    return sets_folder(engine.run, engine.preprocess)

@@ -1,0 +1,283 @@
+"""Build engines for a target from exported ONNX, audit what they run in int8, and check that they answer as trained."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt import environment
+from edgeopt.backends.base import Backend, BuildRequest, BuildResult
+from edgeopt.config import Target, load_target
+from edgeopt.console import Console, Silent
+from edgeopt.errors import BackendError, MissingStageError, ParityError
+from edgeopt.files import write_json
+from edgeopt.metrics import Parity, float_parity, int8_parity
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.registry import load_backend
+from edgeopt.run import Run, Stage, stage_key
+from edgeopt.schemes import get_scheme
+from edgeopt.sets import open_set
+
+VERSION = 1  # of what a build leaves; a change makes every build stale
+_PARITY_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One engine to build: its folder's name, the variant it comes from, and how."""
+
+    name: str
+    variant: str
+    precision: str
+    scheme: str | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine's record, and whether this call made it or found it made."""
+
+    target: str
+    name: str
+    record: dict[str, Any]
+    skipped: bool
+
+    def summary(self) -> str:
+        """One line for a person."""
+        made = "made before, unchanged" if self.skipped else "built"
+        if self.record.get("engine") is None:
+            return f"{self.target}/{self.name}: no engine here ({self.record.get('reason')})"
+        fusion = self.record.get("fusion")
+        share = f", {fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8" if fusion else ""
+        return f"{self.target}/{self.name}: {made}{share if self.record['precision'] == 'int8' else ''}"
+
+
+def build(
+    run: Run,
+    target: str,
+    *,
+    variants: Sequence[str] = (),
+    strict: bool = False,
+    force: bool = False,
+    console: Console | None = None,
+) -> list[Built]:
+    """Build every engine of ``run`` that ``target`` (a name or a TOML file) wants, with the float ones to compare with.
+
+    ``variants`` restricts the int8 ones. ``strict`` makes a compute layer left in float an error. Raises
+    MissingStageError when no variant has a scheme the target runs, MissingBackendError, BackendError, ParityError.
+    """
+    console = console or Silent()
+    profile = load_target(target)
+    backend: Backend = load_backend(profile.backend)
+    backend.require(to_build=True)
+    planned = plan(run, profile, backend, variants)
+    ensure_exports(run, {item.variant for item in planned}, console)
+    built = []
+    with run.lock():
+        for item in planned:
+            built.append(_build_one(run, profile, backend, item, force=force, console=console))
+    _judge(built, strict=strict)
+    return built
+
+
+def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = ()) -> list[Planned]:
+    """The engines ``target`` wants: the original in the backend's float precisions, then the int8 variants that fit."""
+    original = run.original()
+    if target.precision != "int8":
+        return [Planned(_folder(original, target.precision), original, target.precision, None)]
+    floats = [
+        Planned(_folder(original, precision), original, precision, None) for precision in backend.float_baselines()
+    ]
+    return floats + [
+        Planned(name, name, "int8", scheme) for name, scheme in _int8_variants(run, target, backend, variants)
+    ]
+
+
+def _folder(variant: str, precision: str) -> str:
+    return variant if precision == "fp32" else f"{variant}-{precision}"
+
+
+def _int8_variants(run: Run, target: Target, backend: Backend, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(variant, scheme) of each int8 variant: of several made from one float parent, the best the backend runs."""
+    accepted = (target.scheme,) if target.scheme else backend.schemes()
+    for name in wanted:
+        run.variant(name)
+    best: dict[str, tuple[int, str, str]] = {}
+    for name, record in run.variants().items():
+        scheme = record.get("scheme")
+        if scheme not in accepted or (wanted and name not in wanted):
+            continue
+        rank = accepted.index(scheme)
+        # A later variant of the same parent and scheme is another configuration: both are built.
+        group = str(record["parent"]) if not wanted else name
+        if group in best and best[group][0] == rank:
+            group = f"{group}/{name}"
+        if group not in best or rank < best[group][0]:
+            best[group] = (rank, name, scheme)
+    if not best:
+        raise MissingStageError(
+            f"{run.path} has no int8 variant that {target.name} runs (it takes {' or '.join(accepted)})",
+            fix=f"edgeopt compress --int8 --scheme {accepted[0]}",
+        )
+    yield from ((name, scheme) for _, name, scheme in best.values())
+
+
+def ensure_exports(run: Run, variants: set[str], console: Console) -> None:
+    """Export what is not exported yet, where torch is; elsewhere raise MissingStageError with the command."""
+    missing = sorted(variants - set(run.exports()))
+    if not missing:
+        return
+    if importlib.util.find_spec("torch") is None:
+        raise MissingStageError(
+            f"{', '.join(missing)} of {run.path} is not exported to ONNX, and this machine has no torch to do it",
+            fix=f"on the machine that trained it: edgeopt export --run {run.path}, then copy the run folder again",
+        )
+    from edgeopt.stages.export import export
+
+    export(run, variants=missing, console=console)
+
+
+def target_folder(run: Run, target: str) -> str:
+    """``device/<target>``, or ``device/<target>@<machine>`` when another machine already keeps its engines there."""
+    here = environment.machine_id()
+    for record in run.engines().values():
+        if record.get("target") == target and record.get("target_folder") == target and record.get("machine") != here:
+            return f"device/{target}@{here}"
+    return f"device/{target}"
+
+
+def source_onnx(run: Run, backend: Backend, variant: str, precision: str) -> tuple[Path, dict[str, Any]]:
+    """The exported file a build starts from, its hash checked, and the export's record."""
+    record = run.exports()[variant]
+    rest = backend.float_rest if precision == "int8" else precision
+    return run.output(record, "onnx_fp16" if rest == "fp16" and "onnx_fp16" in record["outputs"] else "onnx"), record
+
+
+def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, force: bool, console: Console) -> Built:
+    onnx, export = source_onnx(run, backend, item.variant, item.precision)
+    folder = target_folder(run, target.name)
+    key = stage_key(
+        inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
+        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **asdict(item)},
+        version=VERSION,
+    )
+    stage = run.stage(folder, item.name, record="build.json", key=key, force=force)
+    if stage.done:
+        return Built(target.name, item.name, stage.record(), skipped=True)
+    spec = PreprocessSpec.read(run.path / "host" / item.variant / "preprocess.json")
+    request = BuildRequest(
+        onnx=onnx,
+        folder=stage.folder,
+        target=target,
+        precision=item.precision,
+        scheme=get_scheme(item.scheme) if item.scheme else None,
+        input_shape=spec.input_shape,
+    )
+    with console.task(f"building {target.name}/{item.name}"):
+        result = backend.build(request)
+        parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
+    record = _commit(stage, target, item, backend, result, parity, export)
+    console.say(_line(target, item, result, parity))
+    return Built(target.name, stage.name, record, skipped=False)
+
+
+def _stated_hash(export: dict[str, Any], onnx: Path, run: Run) -> str:
+    return next(str(entry["sha256"]) for entry in export["outputs"].values() if entry["path"] == run.relative(onnx))
+
+
+def _parity(
+    run: Run,
+    backend: Backend,
+    target: Target,
+    item: Planned,
+    result: BuildResult,
+    folder: Path,
+    spec: PreprocessSpec,
+    export: dict[str, Any],
+) -> Parity | None:
+    """The engine's answers on calibration pictures against the trained model's; None when there is no engine here."""
+    if result.engine is None or not result.runs_here:
+        return None
+    reference = np.load(run.output(export, "logits"), allow_pickle=False)
+    calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
+    answers: list[Any] = []
+    with backend.open(folder / result.engine, target, precision=item.precision) as session:
+        for batch in calibration.batches(spec, _PARITY_BATCH):
+            answers.append(session.infer(batch))
+            if sum(map(len, answers)) >= len(reference):
+                break
+    logits = np.concatenate(answers)[: len(reference)]
+    return (float_parity if item.precision == "fp32" else int8_parity)(reference, logits)
+
+
+def _commit(
+    stage: Stage,
+    target: Target,
+    item: Planned,
+    backend: Backend,
+    result: BuildResult,
+    parity: Parity | None,
+    export: dict[str, Any],
+) -> dict[str, Any]:
+    if result.fusion is not None:
+        write_json(stage.folder / "fusion.json", result.fusion.to_json())
+    kept = [path for path in sorted(stage.folder.rglob("*")) if path.is_file() and path.name != "pending.json"]
+    return stage.commit(
+        outputs={path.relative_to(stage.folder).as_posix(): path for path in kept},
+        stage="build",
+        target=target.name,
+        target_folder=stage.folder.parent.name,
+        profile=target.model_dump(mode="json", by_alias=True),
+        backend=backend.name,
+        backend_version=backend.availability().version,
+        variant=item.variant,
+        precision=item.precision,
+        scheme=item.scheme,
+        engine=result.engine,
+        runs_here=result.runs_here,
+        reason=result.reason,
+        device_command=result.device_command,
+        fits_this_machine=environment.matches(target.match),
+        onnx_sha256=_stated_hash(export, source_onnx(stage.run, backend, item.variant, item.precision)[0], stage.run),
+        fusion=result.fusion.to_json() if result.fusion else None,
+        parity=asdict(parity) if parity else None,
+        details=dict(result.details),
+    )
+
+
+def _line(target: Target, item: Planned, result: BuildResult, parity: Parity | None) -> str:
+    words = f"{target.name}/{item.name}: "
+    if result.engine is None:
+        return f"{words}{result.reason}" + (
+            f"; on the device: {result.device_command}" if result.device_command else ""
+        )
+    words += "built"
+    if result.fusion is not None and item.precision == "int8":
+        words += f", {result.fusion.int8_layers} of {result.fusion.compute_layers} compute layers in int8"
+    if parity is not None:
+        words += f", {parity.top1_agreement:.1%} of {parity.n} answers as trained"
+    return words + (f" ({result.reason})" if result.reason else "")
+
+
+def _judge(built: Sequence[Built], *, strict: bool) -> None:
+    """Raise for engines that answer differently from what was trained and, when ``strict``, for float layers."""
+    wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
+    if wrong:
+        worst = "; ".join(f"{item.target}/{item.name}: {item.record['parity']['message']}" for item in wrong)
+        raise ParityError(
+            f"an engine does not answer as the model it was made from: {worst}",
+            fix="if this CPU lacks int8 dot-products (edgeopt doctor): edgeopt compress --int8 --scheme u8a7w",
+        )
+    if strict:
+        for item in built:
+            fusion = item.record.get("fusion") or {}
+            if item.record["precision"] == "int8" and fusion.get("int8_share", 1.0) < 1.0:
+                counts = f"{fusion['int8_layers']} of {fusion['compute_layers']}"
+                raise BackendError(
+                    f"{item.target}/{item.name}: only {counts} compute layers are int8",
+                    fix="see fusion.json for their names, or build without --strict",
+                )

@@ -1,0 +1,223 @@
+"""Smaller variants of the trained model: channels pruned and recovered, then int8 by PTQ and distilled QAT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt import environment
+from edgeopt.compress.prune import prune
+from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantizers
+from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target
+from edgeopt.console import Console, Silent
+from edgeopt.errors import ConfigError
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.registry import load_backend
+from edgeopt.run import Run, stage_key
+from edgeopt.schemes import SCHEMES, get_scheme
+from edgeopt.stages.export import export
+from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
+from edgeopt.stages.variants import Variant, commit_variant, open_variant
+from edgeopt.stages.workspace import Workspace, open_workspace
+
+VERSION = 1
+_CALIBRATION_BATCH = 16
+_SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every pass of one call shares."""
+
+    workspace: Workspace
+    config: CompressConfig
+    teacher: Variant
+    round_to: int
+    force: bool
+    console: Console
+
+    @property
+    def run(self) -> Run:
+        return self.workspace.run
+
+
+def compress(
+    run: Run,
+    config: CompressConfig | None = None,
+    *,
+    targets: Sequence[str] = (),
+    variant: str | None = None,
+    data: str | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> list[Variant]:
+    """Make the variants ``config`` asks for from ``variant`` (default: the original), which is also the teacher.
+
+    ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
+    s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
+    """
+    console, config = console or Silent(), config or CompressConfig()
+    if not config.int8 and config.prune is None:
+        raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
+    teacher = open_variant(run, variant or run.original())
+    if teacher.architecture.scheme is not None:
+        raise ConfigError(f"{teacher.name} is int8 already", fix="start from a float variant")
+    workspace = open_workspace(run, data=data, console=console)
+    profiles = [load_target(name) for name in targets]
+    round_to = max((profile.round_to for profile in profiles), default=8)
+    job = _Job(workspace, config, teacher, round_to, force, console)
+    with run.lock():
+        made = []
+        source = teacher
+        if config.prune is not None:
+            source = _pruned(job, config.prune)
+            made.append(source)
+        if config.int8:
+            made += _quantized(job, source, _schemes(config, targets))
+        export(run, variants=[teacher.name, *(item.name for item in made)], data=data, console=console)
+    return made
+
+
+def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:
+    """The schemes to make, those with unsigned activations first: they are trained in full."""
+    wanted = list(config.schemes)
+    for name in targets:
+        profile = load_target(name)
+        if profile.precision == "int8":
+            wanted.append(profile.scheme or load_backend(profile.backend).schemes()[0])
+    if not wanted:
+        wanted = ["u8a8w" if environment.has_int8_dot() else "u8a7w", "s8a8w"]
+    return tuple(name for name in SCHEMES if name in wanted)
+
+
+def _pruned(job: _Job, fraction: float) -> Variant:
+    inputs = _inputs(job, job.teacher)
+    config = {
+        **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
+        **job.config.model_dump(include={"temperature", "distill_weight"}),
+        "round_to": job.round_to,
+    }
+    name = f"{job.teacher.name}-prune{round(fraction * 100):02d}"
+    stage = job.run.stage(
+        "host", name, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=job.force
+    )
+    if stage.done:
+        return Variant(job.run, stage.name, stage.record(), skipped=True)
+    spec = job.teacher.preprocess
+    teacher = job.teacher.load()
+    plan = TrainingPlan.for_recovery(job.config, **_recipe(job))
+    with job.console.task(f"pruning {fraction:.0%} of the MACs"):
+        result = prune(
+            teacher,
+            fraction=fraction,
+            example=torch.zeros(1, *spec.input_shape),
+            round_to=job.round_to,
+            importance=job.config.importance,
+            gradient_batches=plan.gradient_batches(job.workspace, spec) if job.config.importance == "taylor" else None,
+        )
+    job.console.say(
+        f"pruned: {result.macs_before / 1e6:.0f} to {result.macs_after / 1e6:.0f} M MACs, "
+        f"{result.parameters_before / 1e6:.2f} to {result.parameters_after / 1e6:.2f} M parameters"
+    )
+    metrics = fit(plan, result.model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
+    return commit_variant(
+        stage,
+        result.model,
+        job.teacher.architecture.model_copy(update={"pruning": list(result.history)}),
+        spec,
+        parent=job.teacher.name,
+        stage_name="prune",
+        config=config,
+        inputs=inputs,
+        metrics=metrics,
+        pruning={
+            "macs_before": result.macs_before,
+            "macs_after": result.macs_after,
+            "parameters_before": result.parameters_before,
+            "parameters_after": result.parameters_after,
+            "widths": {layer: list(pair) for layer, pair in result.widths.items()},
+            "untouched": dict(result.untouched),
+        },
+    )
+
+
+def _quantized(job: _Job, source: Variant, schemes: Sequence[str]) -> Iterator[Variant]:
+    trained: Variant | None = None
+    for scheme in schemes:
+        trained_first = trained if trained is not None and scheme == "s8a8w" else None
+        variant = _quantize_one(job, source, scheme, trained_first)
+        trained = trained or variant
+        yield variant
+
+
+def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | None) -> Variant:
+    """One scheme; ``trained`` is an int8 variant whose weights are taken over, with fresh ranges and a short QAT."""
+    recipe = load_calibration(job.config.calibration)
+    inputs = {**_inputs(job, source), **({"weights_from": _model_hash(trained)} if trained else {})}
+    config = {
+        **job.config.model_dump(include={"epochs", "lr", "temperature", "distill_weight"}),
+        "calibration": recipe.model_dump(mode="json", by_alias=True),
+        "scheme": scheme,
+    }
+    suffix = source.name.removeprefix(job.teacher.name)
+    name = f"int8-{scheme}{job.teacher.name.removeprefix('float')}{suffix}"
+    stage = job.run.stage(
+        "host", name, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=job.force
+    )
+    if stage.done:
+        return Variant(job.run, stage.name, stage.record(), skipped=True)
+    spec = source.preprocess
+    start = remove_quantizers(trained.load()) if trained else source.load()
+    model = _calibrated(job, start, scheme, recipe, spec)
+    ptq = evaluate_val(model, job.workspace, spec)
+    job.console.say(f"{name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
+    plan = TrainingPlan.for_qat(job.config, **_recipe(job), share=_SHORT_QAT if trained else 1.0)
+    metrics = fit(
+        plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher.load()
+    )
+    return commit_variant(
+        stage,
+        model,
+        source.architecture.model_copy(update={"quantizers": quantizer_config(model), "scheme": scheme}),
+        spec,
+        parent=source.name,
+        stage_name="quantize",
+        config=config,
+        inputs=inputs,
+        metrics={**metrics, "ptq_val_top1": ptq["val_top1"], "ptq_val_loss": ptq["val_loss"]},
+        calibration=recipe.model_dump(mode="json", by_alias=True),
+        weights_from=trained.name if trained else None,
+    )
+
+
+def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, spec: PreprocessSpec) -> nn.Module:
+    pictures = job.workspace.calibration(recipe, spec)
+
+    def batches() -> Iterator[Tensor]:
+        for batch in pictures.batches(spec, _CALIBRATION_BATCH):
+            yield torch.from_numpy(batch)
+
+    with job.console.task(f"setting int8 ranges ({scheme})") as progress:
+        return quantize(model, batches(), scheme=get_scheme(scheme), range_estimator=recipe.range, progress=progress)
+
+
+def _recipe(job: _Job) -> dict[str, Any]:
+    """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
+    train = dict(job.teacher.record.get("config", {}).get("train") or {})
+    return {name: train[name] for name in ("augment", "flip", "batch_size", "seed", "precision") if name in train}
+
+
+def _inputs(job: _Job, source: Variant) -> dict[str, str]:
+    return {
+        "dataset": str(job.run.info["fingerprint"]),
+        "source": _model_hash(source),
+        "teacher": _model_hash(job.teacher),
+    }
+
+
+def _model_hash(variant: Variant) -> str:
+    return str(variant.record["outputs"]["model"]["sha256"])

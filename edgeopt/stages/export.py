@@ -1,0 +1,149 @@
+"""Write what a device builds from: ONNX files checked against the trained model, and prepared picture sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from edgeopt.config import CalibrationRecipe
+from edgeopt.console import Console, Silent
+from edgeopt.errors import ParityError
+from edgeopt.export import export_float, export_qdq, to_fp16
+from edgeopt.metrics import Parity, float_parity, int8_parity
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.run import Run, Stage, stage_key
+from edgeopt.schemes import get_scheme
+from edgeopt.sets import PictureSet
+from edgeopt.stages.variants import Variant, open_variant
+from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
+
+VERSION = 1
+_REFERENCE_PICTURES = 256  # answers kept beside the ONNX, for every device to compare its engine with
+_BATCH = 16
+
+
+def export(
+    run: Run,
+    *,
+    variants: Sequence[str] = (),
+    data: str | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Export ``variants`` (default: the original and all int8 ones) and prepare calib, val and test pictures.
+
+    Returns the export records by variant. Raises LoweringError, ParityError, and DataError when the pictures are gone.
+    """
+    console = console or Silent()
+    wanted = list(variants) or [
+        name for name, record in run.variants().items() if record.get("parent") is None or record.get("scheme")
+    ]
+    workspace = open_workspace(run, data=data, console=console)
+    with run.lock():
+        workspace.samples()
+        return {name: _export_one(workspace, open_variant(run, name), force, console) for name in wanted}
+
+
+def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Console) -> dict[str, Any]:
+    key = stage_key(
+        inputs={name: variant.record["outputs"][name]["sha256"] for name in ("model", "architecture", "preprocess")},
+        config={},
+        version=VERSION,
+    )
+    stage = workspace.run.stage(f"host/{variant.name}", "export", record="parity.json", key=key, force=force)
+    spec = variant.preprocess
+    for name in ("val", "test"):
+        workspace.prepared(name, spec)
+    recipe = CalibrationRecipe.model_validate(variant.record.get("calibration", {"schema": 1}))
+    calibration = workspace.calibration(recipe, spec)
+    if stage.done:
+        return stage.record()
+    with console.task(f"exporting {variant.name}"):
+        return _write(stage, variant, spec, calibration, calibration_name(recipe))
+
+
+def _write(
+    stage: Stage, variant: Variant, spec: PreprocessSpec, calibration: PictureSet, set_name: str
+) -> dict[str, Any]:
+    model = variant.load()
+    onnx = stage.folder / "model.onnx"
+    scheme = variant.architecture.scheme
+    lowering: dict[str, Any] = {}
+    if scheme is None:
+        export_float(model, onnx, input_shape=spec.input_shape)
+    else:
+        lowering = asdict(export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme)))
+    reference = _answers(model, calibration, spec)
+    parity = check_file(onnx, reference, calibration, spec, quantized=scheme is not None)
+    if not parity.ok:
+        raise ParityError(
+            f"the ONNX of {variant.name} does not answer as the trained model: {parity.message}",
+            fix="please report this: edgeopt doctor --json, and the model's name",
+        )
+    np.save(stage.folder / "logits.npy", reference, allow_pickle=False)
+    outputs = {"onnx": onnx, "logits": stage.folder / "logits.npy"}
+    # TensorRT runs the rest of an int8 network in half precision; CPUs never ask for this file.
+    if scheme in (None, "s8a8w"):
+        outputs["onnx_fp16"] = stage.folder / "model.fp16.onnx"
+        to_fp16(onnx, outputs["onnx_fp16"])
+    return stage.commit(
+        outputs=outputs,
+        stage="export",
+        variant=variant.name,
+        scheme=scheme,
+        lowering=lowering,
+        parity=asdict(parity),
+        calibration_folder=f"data/sets/{spec.key}",
+        calibration_set=set_name,
+    )
+
+
+def _answers(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> npt.NDArray[np.float32]:
+    """Logits (<= 256, classes) of the trained model, in float32 on the CPU."""
+    answers: list[npt.NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for batch in pictures.batches(spec, _BATCH):
+            answers.append(model(torch.from_numpy(batch)).float().numpy())
+            if len(answers) * _BATCH >= _REFERENCE_PICTURES:
+                break
+    return np.concatenate(answers)[:_REFERENCE_PICTURES]
+
+
+def check_file(
+    path: Path, reference: npt.NDArray[np.float32], pictures: PictureSet, spec: PreprocessSpec, *, quantized: bool
+) -> Parity:
+    """The file's own answers, with no runtime optimization, against the model's.
+
+    ONNX Runtime with optimizations off runs QuantizeLinear and DequantizeLinear one by one in float, so this judges
+    what was written and not how a CPU multiplies; onnx's reference evaluator stands in where it is not installed.
+    """
+    answers: list[npt.NDArray[np.float32]] = []
+    run = _plain_runner(path)
+    for batch in pictures.batches(spec, _BATCH):
+        answers.append(run(batch))
+        if len(answers) * _BATCH >= len(reference):
+            break
+    logits = np.concatenate(answers)[: len(reference)]
+    return (int8_parity if quantized else float_parity)(reference, logits)
+
+
+def _plain_runner(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(str(path))
+        return lambda batch: evaluator.run(None, {"input": batch})[0]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(None, {"input": batch})[0]

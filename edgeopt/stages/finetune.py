@@ -1,0 +1,204 @@
+"""The first variant of a run: a model fine-tuned on the pictures, or one trained elsewhere and adopted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeopt import models
+from edgeopt.config import DataConfig, ModelConfig, TrainConfig
+from edgeopt.console import Console, Silent
+from edgeopt.data.dataset import Dataset
+from edgeopt.data.ingest import ingest
+from edgeopt.data.torchvision_source import is_reference
+from edgeopt.errors import ConfigError, RunError
+from edgeopt.files import sha256
+from edgeopt.models import Created
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.run import Run, check_name, stage_key
+from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
+from edgeopt.stages.variants import Variant, commit_variant
+from edgeopt.stages.workspace import Workspace, open_workspace
+
+VERSION = 1
+NAME = "float"
+
+
+def finetune(
+    data: DataConfig | str | Path,
+    model: ModelConfig | None = None,
+    train: TrainConfig | None = None,
+    *,
+    run: Path | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> Variant:
+    """Fine-tune ``model`` on the pictures of ``data``, in the run folder ``run`` (default: under ``./runs``).
+
+    Interrupted, the same call goes on from its last checkpoint; finished, it returns what is there. Raises DataError,
+    ModelError, TrainingError, RunError.
+    """
+    console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
+    data = _data_config(data)
+    opened = _start(data, run, console)
+    inputs = _inputs(opened.run, model)
+    config = {
+        "data": data.model_dump(exclude={"path"}),
+        "model": model.model_dump(exclude={"weights"}),
+        "train": train.model_dump(),
+    }
+    with opened.run.lock():
+        stage = opened.run.stage(
+            "host", NAME, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=force
+        )
+        if stage.done:
+            return Variant(opened.run, stage.name, stage.record(), skipped=True)
+        created = _create(opened.dataset, data, model)
+        _say_weights(created, console)
+        spec = _spec(created, data)
+        result = fit(
+            TrainingPlan.for_finetuning(train), created.model, opened, spec, folder=stage.folder, console=console
+        )
+        return commit_variant(
+            stage,
+            created.model,
+            created.architecture,
+            spec,
+            parent=None,
+            stage_name="finetune",
+            config=config,
+            inputs=inputs,
+            metrics=result,
+            weights_origin=created.weights_origin,
+        )
+
+
+def adopt(
+    data: DataConfig | str | Path,
+    model: ModelConfig,
+    *,
+    run: Path | None = None,
+    force: bool = False,
+    console: Console | None = None,
+) -> Variant:
+    """Make the model trained elsewhere in ``model.weights`` the run's original; nothing is trained.
+
+    The weights are loaded strictly and never unpickled. Its val accuracy is measured, so that a wrong class order or
+    preprocessing shows at once. Raises DataError, ModelError, RunError.
+    """
+    console, data = console or Silent(), _data_config(data)
+    if model.weights is None:
+        raise ConfigError("adopt needs the trained weights", fix="add --weights FILE")
+    opened = _start(data, run, console)
+    inputs = _inputs(opened.run, model)
+    config = {"data": data.model_dump(exclude={"path"}), "model": model.model_dump(exclude={"weights"})}
+    with opened.run.lock():
+        stage = opened.run.stage(
+            "host", NAME, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=force
+        )
+        if stage.done:
+            return Variant(opened.run, stage.name, stage.record(), skipped=True)
+        adopted = models.adopt(
+            model.name,
+            Path(model.weights),
+            num_classes=len(opened.dataset.classes),
+            arguments=model.arguments,
+            image_size=data.image_size,
+        )
+        spec = _spec(adopted, data)
+        metrics = evaluate_val(adopted.model, opened, spec)
+        _warn_when_guessing(metrics["val_top1"], len(opened.dataset.classes), console)
+        return commit_variant(
+            stage,
+            adopted.model,
+            adopted.architecture,
+            spec,
+            parent=None,
+            stage_name="adopt",
+            config=config,
+            inputs=inputs,
+            metrics=metrics,
+            weights_origin=adopted.weights_origin,
+        )
+
+
+def _data_config(data: DataConfig | str | Path) -> DataConfig:
+    return data if isinstance(data, DataConfig) else DataConfig(path=str(data))
+
+
+def _start(data: DataConfig, run: Path | None, console: Console) -> Workspace:
+    """Read the pictures and open the run that holds them, made on first use."""
+    with console.task("reading pictures") as progress:
+        dataset = ingest(data, progress=progress)
+    _say_dataset(dataset, console)
+    path = run or _default_path(data.path, dataset.fingerprint)
+    opened = Run.create(
+        path, data_root=dataset.root, data=data.model_dump(mode="json"), fingerprint=dataset.fingerprint
+    )
+    if not (opened.data / "split.json").is_file():
+        with opened.lock():
+            dataset.write(opened.data)
+    console.say(f"run: {opened.path}")
+    return open_workspace(opened, data=dataset.root, console=console)
+
+
+def _default_path(source: str, fingerprint: str) -> Path:
+    """``runs/<name of the data>``, or the first ``-2``, ``-3``... that holds this dataset or nothing."""
+    name = source.split("@")[0].split(":", 1)[1] if is_reference(source) else Path(source).absolute().name
+    name = check_name(name.lower() or "run")
+    for number in range(1, 1000):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() or ((path / "run.json").is_file() and Run.open(path).info["fingerprint"] == fingerprint):
+            return path
+    raise RunError(f"there are too many runs called {name}", fix="give --run FOLDER")
+
+
+def _inputs(run: Run, model: ModelConfig) -> dict[str, str]:
+    inputs = {"dataset": str(run.info["fingerprint"])}
+    if model.weights is not None:
+        path = Path(model.weights)
+        if not path.is_file():
+            raise ConfigError(f"the weights file {path} does not exist", fix="check the path")
+        inputs["weights"] = sha256(path)
+    return inputs
+
+
+def _create(dataset: Dataset, data: DataConfig, model: ModelConfig) -> Created:
+    return models.create(
+        model.name,
+        num_classes=len(dataset.classes),
+        arguments=model.arguments,
+        pretrained=model.pretrained,
+        weights=Path(model.weights) if model.weights else None,
+        image_size=data.image_size,
+    )
+
+
+def _spec(created: Created, data: DataConfig) -> PreprocessSpec:
+    values: dict[str, Any] = models.preprocess_of(created.architecture, image_size=data.image_size)
+    return PreprocessSpec.model_validate({**values, "resize": data.resize})
+
+
+def _say_dataset(dataset: Dataset, console: Console) -> None:
+    counts = dataset.counts()
+    console.say(
+        f"{len(dataset.items)} pictures of {len(dataset.classes)} classes: "
+        f"{counts['train']} train, {counts['val']} val, {counts['test']} test"
+    )
+    if dataset.set_aside:
+        path, reason = dataset.set_aside[0]
+        console.say(f"set aside: {len(dataset.set_aside)} files (first: {path}: {reason}); all are in data/issues.json")
+
+
+def _say_weights(created: Created, console: Console) -> None:
+    console.say(f"{created.architecture.name}, weights: {created.weights_origin}")
+    if created.dropped_keys:
+        console.say(f"new classifier; not used from the weights: {', '.join(created.dropped_keys[:4])}")
+
+
+def _warn_when_guessing(top1: float, classes: int, console: Console) -> None:
+    if top1 < 2.0 / classes:
+        console.say(
+            f"warning: val top-1 is {top1:.1%}, about what guessing gets: check the order of the classes "
+            "(alphabetical here), --image-size, and that these are the pictures it was trained on"
+        )

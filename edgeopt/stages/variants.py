@@ -1,0 +1,105 @@
+"""What a stage that made a variant hands back, and how a variant is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgeopt import models
+from edgeopt.architecture import Architecture
+from edgeopt.files import write_json
+from edgeopt.macs import count_macs, count_parameters
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.run import Run, Stage
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A committed variant of a run; ``skipped`` when it was made by an earlier call."""
+
+    run: Run
+    name: str
+    record: Mapping[str, Any]
+    skipped: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"run": str(self.run.path), "variant": self.name, "skipped": self.skipped, **self.record}
+
+    def summary(self) -> str:
+        """One line for a person."""
+        metrics = self.record["metrics"]
+        words = f"{self.run.path}: {self.name}, val top-1 {metrics['val_top1']:.2%}"
+        words += f", {metrics['parameters'] / 1e6:.2f} M parameters, {metrics['macs'] / 1e6:.0f} M MACs"
+        return words + (" (made before, unchanged)" if self.skipped else "")
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        return PreprocessSpec.read(self.run.path / "host" / self.name / "preprocess.json")
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.read(self.run.path / "host" / self.name / "architecture.json")
+
+    def load(self) -> nn.Module:
+        """The trained model, in evaluation mode; its weights' hash is checked first."""
+        self.run.output(self.record, "model")
+        own = self.run.path / "host" / self.name
+        return models.load(own, allow_code=_is_own(self.run))
+
+
+def _is_own(run: Run) -> bool:
+    """Whether the run was made on this machine: only then does a ``module:attr`` model run its code."""
+    from edgeopt import environment
+
+    return run.info.get("host") == environment.host_id()
+
+
+def open_variant(run: Run, name: str) -> Variant:
+    """A committed variant by name; raises MissingStageError."""
+    return Variant(run, name, run.variant(name), skipped=True)
+
+
+def commit_variant(
+    stage: Stage,
+    model: nn.Module,
+    architecture: Architecture,
+    spec: PreprocessSpec,
+    *,
+    parent: str | None,
+    stage_name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    **fields: Any,
+) -> Variant:
+    """Write the model, its architecture, preprocessing and metrics, then the record that makes the variant exist."""
+    models.save(model, architecture, stage.folder)
+    write_json(stage.folder / "preprocess.json", spec.to_json())
+    figures = {
+        **metrics,
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, spec.input_shape),
+        "model_bytes": (stage.folder / "model.safetensors").stat().st_size,
+    }
+    write_json(stage.folder / "metrics.json", figures)
+    outputs = {
+        "model": stage.folder / "model.safetensors",
+        "architecture": stage.folder / "architecture.json",
+        "preprocess": stage.folder / "preprocess.json",
+        "metrics": stage.folder / "metrics.json",
+    }
+    record = stage.commit(
+        outputs=outputs,
+        stage=stage_name,
+        parent=parent,
+        scheme=architecture.scheme,
+        config=dict(config),
+        inputs=dict(inputs),
+        metrics=figures,
+        **fields,
+    )
+    return Variant(stage.run, stage.name, record, skipped=False)

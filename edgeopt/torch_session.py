@@ -1,0 +1,80 @@
+"""Backend ``pytorch``: the original model in plain eager PyTorch, measured like any engine."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Float32, Session
+from edgeopt.config import Target
+from edgeopt.environment import usable_cores
+from edgeopt.errors import BackendError
+from edgeopt.schemes import SCHEMES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WEIGHTS = "model.safetensors"
+_NEEDED = ("torch", "torchvision", "timm", "safetensors")
+
+
+class PyTorchBackend(Backend):
+    """Opens ``host/<variant>/``; there is nothing to build. Quantized variants run simulated, in fp32."""
+
+    name: ClassVar[str] = "pytorch"
+    extra: ClassVar[str] = "train"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+
+    def availability(self) -> Availability:
+        """Whether torch and what rebuilds models are installed here; devices do without."""
+        missing = [package for package in _NEEDED if find_spec(package) is None]
+        if missing:
+            return Availability(
+                False, reason=f"{', '.join(missing)} not installed", install=f"pip install 'edgeopt[{self.extra}]'"
+            )
+        import torch
+
+        return Availability(True, version=str(torch.__version__))
+
+    def schemes(self) -> tuple[str, ...]:
+        """All: the arithmetic is simulated."""
+        return tuple(SCHEMES)
+
+    def open(self, engine: Path, target: Target, *, precision: str, threads: int = 0) -> Session:
+        """As every backend's; ``engine`` is a variant's ``model.safetensors`` or the variant's folder."""
+        return super().open(
+            engine / _WEIGHTS if engine.is_dir() else engine, target, precision=precision, threads=threads
+        )
+
+    def _build(self, request: BuildRequest) -> BuildResult:
+        raise BackendError("the pytorch target runs the trained model itself", fix="bench it: edgeopt bench")
+
+    def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
+        from edgeopt.models import load
+
+        return TorchSession(load(engine.parent), threads or usable_cores())
+
+
+class TorchSession(Session):
+    """A model on the CPU in eval mode. The thread count is torch's and so of the whole process."""
+
+    def __init__(self, model: nn.Module, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._model = model.eval()
+        self._threads = threads
+
+    def _infer(self, batch: Float32) -> Float32:
+        import torch
+
+        with torch.inference_mode():
+            answers: Float32 = self._model(torch.from_numpy(batch)).numpy()
+        return answers
+
+    def describe(self) -> dict[str, Any]:
+        """Device, threads, version."""
+        import torch
+
+        return {"device": "CPU", "threads": self._threads, "precision": "fp32", "version": str(torch.__version__)}

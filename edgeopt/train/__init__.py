@@ -1,0 +1,1 @@
+"""Host half: one training loop for fine-tuning, recovery after pruning, distillation and QAT."""

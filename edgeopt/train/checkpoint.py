@@ -1,0 +1,68 @@
+"""Training checkpoints without pickle: one safetensors file, its record as JSON in the header, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgeopt.files import write_atomically
+
+_KEY = "edgeopt"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write ``tensors`` (moved to the CPU) and ``record``; a kill at any moment leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Clones, because safetensors refuses tensors that share memory or are not contiguous.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    header = {_KEY: json.dumps(dict(record), allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=header))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What :func:`save` wrote; None when there is nothing readable."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            record = json.loads((stored.metadata() or {})[_KEY])
+            return {name: stored.get_tensor(name) for name in stored.keys()}, record  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of a training that is safely recorded elsewhere."""
+    for name in ("last.safetensors", "best.safetensors"):
+        (folder / "checkpoints" / name).unlink(missing_ok=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, flat: ``<parameter index>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` gave, in each parameter's own memory format; groups stay as they are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if name != "step":  # which AdamW keeps on the CPU
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][name] = value
+
+
+def copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into the model's own, keeping their device and memory format; every name must be there."""
+    with torch.no_grad():
+        for name, own in model.state_dict().items():
+            own.copy_(tensors[name])

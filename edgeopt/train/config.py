@@ -1,0 +1,48 @@
+"""How the loop trains, and what a training comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How to train. ``lr`` is the head's; ``patience`` counts epochs without a better validation.
+
+    ``ema_decay`` is a ceiling: short runs average over fewer steps; 0 switches averaging off. ``clip_grad`` bounds the
+    gradient's norm; 0 does not. ``keep_initial`` lets the weights training starts from win (for models that are good
+    already). A checkpoint is due ``checkpoint_seconds`` after the last.
+    """
+
+    epochs: int
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    warmup_epochs: float = 1.0
+    min_lr_ratio: float = 0.01
+    ema_decay: float = 0.99
+    patience: int = 10
+    clip_grad: float = 1.0
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    keep_initial: bool = False
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """``best_epoch`` counts from 1 (0: the initial weights); ``epochs`` were run in all, resumed ones included.
+
+    ``seconds`` is the whole of training and validation; ``images_per_second`` that of training steps alone, batches
+    included; ``estimate_seconds`` what was announced, or None when training only resumed.
+    """
+
+    best_top1: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    images_per_second: float
+    precision: str
+    memory_format: str
+    estimate_seconds: float | None

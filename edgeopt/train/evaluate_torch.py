@@ -1,0 +1,53 @@
+"""Logits of a PyTorch model on a prepared set, in fp32, and the validation that training judges epochs by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.sets import PictureSet
+
+
+def logits(model: nn.Module, picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64) -> npt.NDArray[np.float32]:
+    """float32 (N, classes) for every picture in order, in eval mode on the model's device; modes are restored."""
+    example = next(model.parameters())
+    last = any(
+        parameter.ndim == 4
+        and parameter.is_contiguous(memory_format=torch.channels_last)
+        and not parameter.is_contiguous()
+        for parameter in model.parameters()
+    )
+    layout = torch.channels_last if last else torch.contiguous_format
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(example.device.type, enabled=False):
+            answers = [
+                model(torch.from_numpy(images).to(example.device, memory_format=layout)).float().cpu()
+                for images in picture_set.batches(spec, batch)
+            ]
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return np.asarray(torch.cat(answers).numpy(), dtype=np.float32)
+
+
+def evaluator(
+    picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from a model to ``{"top1": share 0-1, "loss": mean cross-entropy}`` on ``picture_set``."""
+    labels = torch.from_numpy(np.array(picture_set.labels))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        answers: Tensor = torch.from_numpy(logits(model, picture_set, spec, batch))
+        return {
+            "top1": float((answers.argmax(dim=1) == labels).float().mean()),
+            "loss": float(nn.functional.cross_entropy(answers.double(), labels)),
+        }
+
+    return evaluate

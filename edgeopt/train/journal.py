@@ -1,0 +1,56 @@
+"""The training log: one JSON object a line in ``log.jsonl``, and the same curves for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgeopt.files import write_text
+
+
+class Journal:
+    """Appends to ``log.jsonl`` and ``tensorboard/`` in ``folder``; epochs after ``keep_epochs`` are forgotten first."""
+
+    def __init__(self, folder: Path, *, keep_epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "log.jsonl"
+        kept = [line for line in _lines(self._path) if keep_epochs and _epoch(line) <= keep_epochs]
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_epochs + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(dict(record)) + "\n")
+
+    def write_epoch(self, record: Mapping[str, Any]) -> None:
+        """Append an epoch's line and its points on the curves."""
+        self.write(record)
+        for name, value in record.items():
+            if name != "epoch":
+                self._board.add_scalar(name, value, record["epoch"])
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _epoch(line: str) -> float:
+    """The epoch of a line: 0 for what comes before the first, infinity for a line cut off by a kill."""
+    try:
+        return float(json.loads(line).get("epoch", 0))
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,312 @@
+"""The one training loop: fine-tuning, recovery, distillation and QAT differ in model and objective only."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.console import Progress
+from edgeopt.errors import TrainingError
+from edgeopt.train import checkpoint
+from edgeopt.train.allocator import keep_memory
+from edgeopt.train.config import LoopConfig, TrainResult
+from edgeopt.train.journal import Journal
+from edgeopt.train.objectives import Objective
+from edgeopt.train.optimizer import make_optimizer, schedule
+from edgeopt.train.probe import LAYOUTS, candidates, probe, running
+from edgeopt.train.state import Best, State, Store, Tensors
+
+__all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
+
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def train(
+    model: nn.Module,
+    *,
+    batches: Batches,
+    steps_per_epoch: int,
+    evaluate: Evaluate,
+    objective: Objective,
+    config: LoopConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    extra_groups: Sequence[Mapping[str, Any]] = (),
+) -> TrainResult:
+    """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
+
+    ``batches(epoch)`` gives ``steps_per_epoch`` pairs of float32 images (N, 3, height, width) and int64 classes (N,);
+    ``evaluate(model)`` gives at least ``top1`` (0-1) and ``loss`` on val and decides, on averaged weights, which epoch
+    is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
+    same training, that goes on, in fp32 on the same machine to the very same weights. ``progress(done, total)`` counts
+    steps. Raises TrainingError when the loss is not finite or memory runs out.
+    """
+    keep_memory()
+    device, origin = _device(), next(model.parameters()).device
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        loop = _Loop(
+            model.to(device),
+            device,
+            batches=batches,
+            steps_per_epoch=steps_per_epoch,
+            evaluate=evaluate,
+            objective=objective,
+            config=config,
+            folder=folder,
+            progress=progress,
+            say=say,
+            extra_groups=extra_groups,
+        )
+        try:
+            result = loop.run()
+        except torch.cuda.OutOfMemoryError as error:
+            raise _out_of_memory(error) from None
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise _out_of_memory(error) from None
+        finally:
+            model.to(origin).to(memory_format=torch.contiguous_format).eval()
+    return result
+
+
+class _Loop:
+    """The parts of one training; ``run`` starts it, or goes on with the one whose checkpoint it finds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        *,
+        batches: Batches,
+        steps_per_epoch: int,
+        evaluate: Evaluate,
+        objective: Objective,
+        config: LoopConfig,
+        folder: Path,
+        progress: Progress | None,
+        say: Callable[[str], None] | None,
+        extra_groups: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.model, self.device, self.batches, self.objective = model, device, batches, objective
+        self.evaluate, self.config, self.folder, self.steps_per_epoch = evaluate, config, folder, steps_per_epoch
+        self.progress = progress or (lambda done, total: None)
+        self.say = say or (lambda text: None)
+        self.extra_groups = extra_groups
+        self.store = Store(folder, self._identity())
+
+    def run(self) -> TrainResult:
+        stored = self.store.load()
+        if stored is None and self.store.exists():
+            self.say("training starts afresh: the checkpoint found is of another training")
+        with Journal(self.folder, keep_epochs=stored[0].epoch if stored else 0) as journal:
+            self.state = stored[0] if stored else self._start(journal)
+            self._prepare()
+            if stored is not None:
+                self._restore(stored[1])
+                self.say(f"training goes on after epoch {self.state.epoch} of {self.config.epochs}")
+            saved_at = time.monotonic()
+            while self.state.epoch < self.config.epochs and self.state.idle_epochs < self.config.patience:
+                self._epoch(journal)
+                if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
+                    self.store.save(self.state, self._parts(), finished=False)
+                    saved_at = time.monotonic()
+            self.store.save(self.state, {}, finished=True)
+        checkpoint.copy_into(self.model, self.state.best.weights)
+        state = self.state
+        return TrainResult(
+            best_top1=state.best.top1,
+            best_epoch=state.best.epoch,
+            epochs=state.epoch,
+            seconds=state.seconds,
+            images_per_second=state.images / state.step_seconds if state.step_seconds else 0.0,
+            precision=state.choice.precision,
+            memory_format=state.choice.memory_format,
+            estimate_seconds=state.estimate_seconds,
+        )
+
+    def _start(self, journal: Journal) -> State:
+        """Judge the initial weights, choose how to run, and say how long it will take."""
+        config, start = self.config, time.perf_counter()
+        initial = self.evaluate(self.model.eval())
+        evaluation_seconds = time.perf_counter() - start
+        journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
+        choices = candidates(config.precision, self.device)
+        state = State(choices[0])
+        if config.keep_initial or not config.epochs:
+            state.best = Best(0, initial["top1"], initial["loss"], _copy(self.model))
+        if not config.epochs:
+            return state
+        loading: list[float] = []
+        examples = list(_timed(self.batches(0), loading, most=3))
+        if not examples:
+            raise TrainingError("there are no batches to train on", fix="add pictures to train")
+        images, targets = (tensor.to(self.device) for tensor in examples[0])
+        found = probe(self.model, images, targets, self.objective, choices)
+        step = found.step_seconds + statistics.median(loading)
+        state.choice = found.best
+        state.estimate_seconds = config.epochs * (self.steps_per_epoch * step + evaluation_seconds)
+        journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": statistics.median(loading)})
+        self.say(
+            f"training will take about {_duration(state.estimate_seconds)}: {config.epochs} epochs at "
+            f"{len(images) / step:.0f} pictures/s ({found.best.precision}, {found.best.memory_format})"
+        )
+        return state
+
+    def _prepare(self) -> None:
+        from timm.utils import ModelEmaV3
+
+        config = self.config
+        self.layout = LAYOUTS[self.state.choice.memory_format]
+        self.model.to(memory_format=self.layout)
+        self.ema = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.optimizer = make_optimizer(
+            self.model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            extra_groups=self.extra_groups,
+        )
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _epoch(self, journal: Journal) -> None:
+        state, start = self.state, time.perf_counter()
+        # Seeded anew, so that an epoch is the same whether or not the process was killed before it.
+        torch.manual_seed(self.config.seed * 1_000_003 + state.epoch)
+        self.model.train()
+        losses, images = [], 0
+        for index, batch in enumerate(self.batches(state.epoch)):
+            step = state.epoch * self.steps_per_epoch + index
+            losses.append(self._step(step, *batch))
+            images += len(batch[1])
+            self.progress(step + 1, self.config.epochs * self.steps_per_epoch)
+        trained = time.perf_counter() - start
+        judged: nn.Module = self.ema.module if self.ema is not None else self.model
+        found = self.evaluate(judged.eval())
+        state.epoch += 1
+        state.idle_epochs += 1
+        if state.best.beaten_by(found["top1"], found["loss"]):
+            state.best = Best(state.epoch, found["top1"], found["loss"], _copy(judged))
+            state.idle_epochs = 0
+        state.images += images
+        state.step_seconds += trained
+        state.seconds += time.perf_counter() - start
+        journal.write_epoch(
+            {
+                "epoch": state.epoch,
+                "lr": max(group["lr"] for group in self.optimizer.param_groups),
+                "train_loss": statistics.fmean(losses),
+                **{f"val_{name}": value for name, value in found.items()},
+                "images_per_second": images / trained,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        self.say(
+            f"epoch {state.epoch}/{self.config.epochs}: loss {statistics.fmean(losses):.3f}, "
+            f"val top-1 {100 * found['top1']:.2f} % (best {100 * state.best.top1:.2f} %, epoch {state.best.epoch})"
+        )
+
+    def _step(self, step: int, images: Tensor, targets: Tensor) -> float:
+        """One step of the optimizer; the loss."""
+        config = self.config
+        factor = schedule(
+            step,
+            steps=config.epochs * self.steps_per_epoch,
+            warmup_steps=round(config.warmup_epochs * self.steps_per_epoch),
+            min_ratio=config.min_lr_ratio,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        with running(self.state.choice, self.device):
+            loss = self.objective(
+                self.model, images.to(self.device, memory_format=self.layout), targets.to(self.device)
+            )
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(step, f"the loss became {value}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.trained, config.clip_grad or math.inf)
+        if not math.isfinite(norm.item()):
+            raise self._diverged(step, "a gradient is not finite")
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=step + 1)
+        return value
+
+    def _diverged(self, step: int, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} in epoch {step // self.steps_per_epoch + 1}, step {step % self.steps_per_epoch + 1}",
+            fix=f"lower lr (now {self.config.lr:g}), lengthen warmup_epochs, or set precision to fp32",
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        config = asdict(self.config)
+        del config["checkpoint_seconds"]
+        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        return {"config": config, "steps_per_epoch": self.steps_per_epoch, "shapes": shapes}
+
+    def _parts(self) -> dict[str, Tensors]:
+        """Every tensor that the next epoch depends on."""
+        parts: dict[str, Tensors] = {"model": self.model.state_dict()}
+        parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer)
+        if self.ema is not None:
+            parts["ema"] = self.ema.module.state_dict()
+        return parts
+
+    def _restore(self, parts: Mapping[str, Tensors]) -> None:
+        if not parts:
+            return  # that training had finished: only the best is wanted
+        checkpoint.copy_into(self.model, parts["model"])
+        checkpoint.restore_optimizer(self.optimizer, parts["optimizer"])
+        if self.ema is not None:
+            checkpoint.copy_into(self.ema.module, parts["ema"])
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _device() -> torch.device:
+    """The device accelerate picks: CUDA, XPU or MPS where there is one, unless ACCELERATE_USE_CPU says no.
+
+    Its Accelerator is not used: the precision it is given holds for the whole process, and one process trains often.
+    """
+    from accelerate import PartialState
+
+    device: torch.device = PartialState().device
+    return device
+
+
+def _timed(
+    batches: Iterable[tuple[Tensor, Tensor]], seconds: list[float], *, most: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The first batches, and in ``seconds`` how long each took to come."""
+    source = iter(batches)
+    while len(seconds) < most:
+        start = time.perf_counter()
+        batch = next(source, None)
+        if batch is None:
+            return
+        seconds.append(time.perf_counter() - start)
+        yield batch
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _out_of_memory(error: RuntimeError) -> TrainingError:
+    return TrainingError(f"training ran out of memory ({str(error).splitlines()[0]})", fix="halve train.batch_size")

@@ -1,0 +1,142 @@
+"""Finds the fastest precision and memory format for training this model here, by a few interleaved steps of each."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.environment import has_bf16
+from edgeopt.errors import TrainingError
+from edgeopt.train.objectives import Objective
+
+Precision = Literal["fp32", "bf16"]
+Layout = Literal["channels_last", "contiguous"]
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run a step."""
+
+    precision: Precision
+    memory_format: Layout
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """``seconds`` holds the measured steps of every way tried; ``best`` has the lowest median."""
+
+    best: Choice
+    seconds: dict[Choice, tuple[float, ...]]
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step of the best."""
+        return statistics.median(self.seconds[self.best])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One row for each way, fastest first."""
+        rows = sorted(self.seconds.items(), key=lambda row: statistics.median(row[1]))
+        return [
+            {
+                "precision": choice.precision,
+                "memory_format": choice.memory_format,
+                "step_seconds": statistics.median(seconds),
+                "steps": len(seconds),
+            }
+            for choice, seconds in rows
+        ]
+
+
+def candidates(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Choice, ...]:
+    """The ways worth trying: bf16 only where the hardware multiplies it, unless it was asked for."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if _has_bf16(device) else ("fp32",)
+    if precision != "auto":
+        precisions = (precision,)
+    layouts: tuple[Layout, ...] = ("contiguous",) if device.type == "mps" else ("channels_last", "contiguous")
+    return tuple(Choice(p, layout) for p in precisions for layout in layouts)
+
+
+def probe(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    objective: Objective,
+    choices: Sequence[Choice],
+    *,
+    rounds: int = 3,
+    budget_seconds: float = 8.0,
+) -> ProbeResult:
+    """Time whole training steps of every choice on copies of ``model``; the model and torch's generators are untouched.
+
+    One warm-up step each, then up to ``rounds`` interleaved rounds while ``budget_seconds`` last; at least one.
+    Raises TrainingError when no choice can run.
+    """
+    devices = [torch.cuda.current_device()] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        steppers = {}
+        for choice in choices:
+            steppers[choice] = _Stepper(model, images, targets, objective, choice)
+        start = time.perf_counter()
+        for stepper in steppers.values():
+            stepper.step()
+        seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
+        for turn in range(rounds):
+            if turn and time.perf_counter() - start > budget_seconds:
+                break
+            for choice, stepper in steppers.items():
+                seconds[choice].append(stepper.step())
+    if not seconds:
+        raise TrainingError("there is no way to run a training step here", fix="set train.precision to fp32")
+    best = min(choices, key=lambda choice: statistics.median(seconds[choice]))
+    return ProbeResult(best, {choice: tuple(values) for choice, values in seconds.items()})
+
+
+@contextmanager
+def running(choice: Choice, device: torch.device) -> Iterator[None]:
+    """The autocast context of a choice."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=choice.precision == "bf16"):
+        yield
+
+
+class _Stepper:
+    """A training step on a copy of the model, weights left where they are by a learning rate of zero."""
+
+    def __init__(self, model: nn.Module, images: Tensor, targets: Tensor, objective: Objective, choice: Choice) -> None:
+        layout = LAYOUTS[choice.memory_format]
+        self.model = copy.deepcopy(model).to(memory_format=layout).train()
+        self.images = images.to(memory_format=layout)
+        self.targets = targets
+        self.objective = objective
+        self.choice = choice
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        _wait(self.images.device)
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        with running(self.choice, self.images.device):
+            loss = self.objective(self.model, self.images, self.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        _wait(self.images.device)
+        return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return bool(torch.cuda.is_bf16_supported()) if device.type == "cuda" else device.type == "cpu" and has_bf16()

@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests: tiny real datasets and models, made once a session; and slow tests in shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Two threads at most: the machines of CI have two cores, and pools that fight make tests flaky.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shards", type=int, default=1, help="Divide the selected tests into this many shards.")
+    parser.addoption("--shard", type=int, default=0, help="Run this shard only, from 0.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of one shard; which one a test is in depends on its name alone."""
+    shards, shard = config.getoption("--shards"), config.getoption("--shard")
+    if shards <= 1:
+        return
+    expression = config.getoption("markexpr")
+    assert "slow" in expression, "shards are for the slow tests"
+    kept, dropped = [], []
+    for item in items:
+        group = int(hashlib.sha256(item.nodeid.split("[")[0].encode()).hexdigest(), 16) % shards
+        (kept if group == shard else dropped).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
+def paint(label: int, seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A picture a tiny network can learn: colour and stripes depend on the label, noise on the seed."""
+    rng = np.random.default_rng(1000 * label + seed)
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.sin((x if label % 2 else y) * (0.4 + 0.3 * label) + rng.uniform(0, 6))
+    base = np.array([[220, 60, 60], [60, 200, 80], [70, 90, 220], [210, 200, 60]])[label % 4]
+    pixels = base[None, None] * (0.7 + 0.3 * waves[..., None]) + rng.normal(0, 12, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def paint_folder(root: Path, *, classes: int = 3, each: int = 40) -> Path:
+    """``root/<class>/<index>.png``."""
+    for label in range(classes):
+        folder = root / f"class {label}"
+        folder.mkdir(parents=True)
+        for index in range(each):
+            paint(label, index).save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A class folder of 3 x 40 small PNG pictures. Read only."""
+    return paint_folder(tmp_path_factory.mktemp("pictures") / "shapes")

@@ -1,0 +1,492 @@
+"""The runtimes' own files: audits against known graphs, exact arithmetic, refusals. What all share is in contracts/."""
+
+from __future__ import annotations
+
+import json
+import platform
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt import environment
+from edgeopt.backends import capability, device_memory, trt_common, trt_table
+from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.base import Backend, BuildRequest, BuildResult
+from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
+from edgeopt.backends.openvino import OpenVinoBackend
+from edgeopt.backends.tensorrt import TensorRtBackend
+from edgeopt.backends.tensorrt_rtx import TensorRtRtxBackend
+from edgeopt.config import SessionOptions, Target
+from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.registry import BACKENDS
+from edgeopt.schemes import SCHEMES, get_scheme
+
+CPU_BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
+MACS = {"conv": 8 * 8 * 8 * 27, "depthwise": 8 * 8 * 8 * 9, "gemm": 5 * 8}
+
+
+def request_for(
+    backend: type[Backend], onnx_path: Path, folder: Path, scheme: str | None, *, precision: str = "", **session: object
+) -> BuildRequest:
+    folder.mkdir(parents=True, exist_ok=True)
+    return BuildRequest(
+        onnx=onnx_path,
+        folder=folder,
+        target=Target(schema=1, name="here", title="here", backend=backend.name, session=SessionOptions(**session)),
+        precision=precision or ("int8" if scheme else "fp32"),
+        scheme=get_scheme(scheme) if scheme else None,
+        input_shape=tiny_onnx.SHAPE,
+    )
+
+
+def build(
+    backend: type[Backend], folder: Path, scheme: str | None, *, float_gemm: bool = False, **session: object
+) -> BuildResult:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "source.onnx"
+    if scheme:
+        tiny_onnx.write_qdq(source, scheme, float_gemm=float_gemm)
+    else:
+        tiny_onnx.write_float(source)
+    return backend().build(request_for(backend, source, folder / "built", scheme, **session))
+
+
+# The audit
+
+
+def test_macs_are_counted_as_by_hand() -> None:
+    assert conv_macs([1, 8, 8, 8], [8, 3, 3, 3]) == MACS["conv"]
+    assert conv_macs([1, 8, 8, 8], [8, 1, 3, 3]) == MACS["depthwise"]
+    assert conv_macs([1, 8, 8, 8], [8, 1, 1, 3, 3]) == MACS["depthwise"]  # groups split off, as OpenVINO does
+    assert matmul_macs([1, 5], [1, 8]) == MACS["gemm"]
+
+
+def test_the_share_of_macs_is_unknown_when_one_layer_is() -> None:
+    known = [ComputeLayer("a", True, 30), ComputeLayer("b", False, 10)]
+    assert fusion_report("x", known, "s").int8_share_macs == pytest.approx(0.75)
+    assert fusion_report("x", [*known, ComputeLayer("c", True)], "s").int8_share_macs is None
+    assert fusion_report("x", known, "s").float_layers == ("b",)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_model_in_the_preferred_scheme_runs_wholly_in_int8(backend: type[Backend], tmp_path: Path) -> None:
+    fusion = build(backend, tmp_path, backend().schemes()[0]).fusion
+    assert fusion is not None
+    assert (fusion.compute_layers, fusion.int8_layers, fusion.float_layers) == (3, 3, ())
+    assert fusion.int8_share_macs == 1.0
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_layer_left_in_float_is_named_and_its_macs_are_missing(backend: type[Backend], tmp_path: Path) -> None:
+    fusion = build(backend, tmp_path, backend().schemes()[0], float_gemm=True).fusion
+    assert fusion is not None
+    assert (fusion.compute_layers, fusion.int8_layers) == (3, 2)
+    assert [name for name in fusion.float_layers if "logits" in name or "Gemm" in name] == list(fusion.float_layers)
+    expected = (MACS["conv"] + MACS["depthwise"]) / sum(MACS.values())
+    assert fusion.int8_share_macs == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_float_model_has_no_int8(backend: type[Backend], tmp_path: Path) -> None:
+    fusion = build(backend, tmp_path, None).fusion
+    assert fusion is not None
+    assert (fusion.compute_layers, fusion.int8_layers, fusion.int8_share_macs) == (3, 0, 0.0)
+
+
+def test_signed_activations_do_not_fuse_in_onnx_runtime(tmp_path: Path) -> None:
+    """Why the capability table does not list s8a8w for it: the ReLUs stay and keep the convolutions in float."""
+    fusion = build(OnnxRuntimeBackend, tmp_path, "s8a8w").fusion
+    assert fusion is not None
+    assert fusion.int8_layers < fusion.compute_layers
+
+
+# The capability table
+
+
+def test_the_table_covers_every_backend_and_names_known_schemes() -> None:
+    assert {row.backend for row in capability.TABLE} == set(BACKENDS) - {"pytorch"}
+    for row in capability.TABLE:
+        assert row.processor in capability.PROCESSORS
+        assert set(row.schemes) <= set(SCHEMES)
+        assert row.schemes
+        assert row.evidence.startswith(("measured", "emulated", "documented"))
+    pairs = [(row.backend, row.processor) for row in capability.TABLE]
+    assert len(pairs) == len(set(pairs))
+
+
+def test_processor_follows_the_dot_product_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "has_int8_dot", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert capability.processor() == "x86"
+    assert OnnxRuntimeBackend().schemes()[0] == "u8a7w"
+    monkeypatch.setattr(environment, "has_int8_dot", lambda: True)
+    assert capability.processor() == "x86-dot"
+    assert OpenVinoBackend().schemes()[0] == "u8a8w"
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert capability.processor() == "arm64"
+    assert capability.schemes_for("onnxruntime", "no such processor") == ()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_listed_scheme_sums_exactly_at_the_largest_values(backend: type[Backend], tmp_path: Path) -> None:
+    for scheme in backend().schemes():
+        logits, exact = _extreme(backend, tmp_path, scheme)
+        np.testing.assert_array_equal(logits, exact, err_msg=scheme)
+
+
+@pytest.mark.skipif(capability.processor() != "x86", reason="only x86 without VNNI or AMX saturates")
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_eight_bit_weights_saturate_without_vnni(backend: type[Backend], tmp_path: Path) -> None:
+    """The evidence for the table's rows on such CPUs: were this to change, the table should."""
+    logits, exact = _extreme(backend, tmp_path, "u8a8w")
+    assert np.abs(logits - exact).max() > 0.1 * np.abs(exact).max()
+
+
+def _extreme(backend: type[Backend], folder: Path, scheme: str) -> tuple[np.ndarray, np.ndarray]:
+    path, picture, exact = tiny_onnx.write_extreme(folder / f"{scheme}.onnx", scheme)
+    request = request_for(backend, path, folder / scheme, scheme)
+    built = backend().build(request)
+    assert built.engine is not None
+    assert built.fusion is not None
+    assert built.fusion.int8_share == 1.0
+    with backend().open(request.folder / built.engine, request.target, precision="int8") as session:
+        return session.infer(picture), exact
+
+
+# ONNX Runtime
+
+
+def test_both_onnxruntime_packages_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.backends.onnxruntime._installed", lambda package: True)
+    found = OnnxRuntimeBackend().availability()
+    assert not found.ok
+    assert "both installed" in found.reason
+    assert found.install.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
+
+
+def test_an_absent_provider_is_an_error_and_not_a_fallback(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider, only .*CPUExecutionProvider"):
+        build(OnnxRuntimeBackend, tmp_path, None, provider="CUDAExecutionProvider")
+
+
+def test_a_provider_that_falls_back_is_an_error_with_a_mocked_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The -gpu wheel on a machine without a GPU lists CUDA and then runs on the CPU; that wheel cannot be here."""
+    import onnxruntime
+
+    fallen = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *arguments, **options: fallen)
+    with pytest.raises(BackendError, match="asked for CUDAExecutionProvider, ONNX Runtime took CPUExecutionProvider"):
+        build(OnnxRuntimeBackend, tmp_path, None, provider="CUDAExecutionProvider")
+
+
+def test_onnxruntime_keeps_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    built = build(OnnxRuntimeBackend, tmp_path, "u8a7w")
+    assert [path.name for path in (tmp_path / "built").iterdir()] == ["engine.onnx"] == list(built.files)
+    assert (tmp_path / "built" / "engine.onnx").read_bytes() == (tmp_path / "source.onnx").read_bytes()
+
+
+# OpenVINO
+
+
+def test_openvino_answers_as_the_onnx_it_was_built_from(tmp_path: Path) -> None:
+    import openvino
+
+    built = build(OpenVinoBackend, tmp_path, "u8a7w")
+    folder = tmp_path / "built"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(built.files)
+    batch = np.random.default_rng(0).normal(size=(1, *tiny_onnx.SHAPE)).astype(np.float32)
+    core = openvino.Core()
+    direct = core.compile_model(core.read_model(str(tmp_path / "source.onnx")), "CPU")(batch)[0]
+    target = request_for(OpenVinoBackend, tmp_path, folder, None).target
+    with OpenVinoBackend().open(folder / "engine.xml", target, precision="int8") as session:
+        np.testing.assert_array_equal(session.infer(batch), direct)
+
+
+def test_openvino_float_weights_are_not_rounded_to_half(tmp_path: Path) -> None:
+    build(OpenVinoBackend, tmp_path, None)
+    stored = (tmp_path / "built" / "engine.bin").read_bytes()
+    assert tiny_onnx.weights()["depthwise"].tobytes() in stored
+
+
+def test_openvino_runs_float32_in_float32_and_says_so(tmp_path: Path) -> None:
+    build(OpenVinoBackend, tmp_path, None)
+    target = request_for(OpenVinoBackend, tmp_path, tmp_path / "built", None).target
+    with OpenVinoBackend().open(tmp_path / "built" / "engine.xml", target, precision="fp32", threads=1) as session:
+        stated = session.describe()
+    assert (stated["precision_hint"], stated["threads"], stated["device"]) == ("f32", 1, "CPU")
+
+
+def test_openvino_refuses_a_precision_the_cpu_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.backends.openvino._capabilities", lambda device: ("FP32", "INT8"))
+    assert OpenVinoBackend().float_baselines() == ("fp32",)
+    source = tiny_onnx.write_float(tmp_path / "a.onnx")
+    with pytest.raises(BackendError, match="does not compute in bf16"):
+        OpenVinoBackend().build(request_for(OpenVinoBackend, source, tmp_path / "b", None, precision="bf16"))
+    monkeypatch.setattr("edgeopt.backends.openvino._capabilities", lambda device: ("FP32", "BF16"))
+    assert OpenVinoBackend().float_baselines() == ("fp32", "bf16")
+
+
+def test_openvino_refuses_a_device_that_is_not_here(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="no device GPU here, only CPU"):
+        build(OpenVinoBackend, tmp_path, None, device="GPU")
+
+
+# TensorRT and TensorRT-RTX, as far as they go without a GPU
+
+needs_rtx = pytest.mark.skipif(not TensorRtRtxBackend().can_build().ok, reason=TensorRtRtxBackend().can_build().reason)
+needs_gpu = pytest.mark.skipif(device_memory.gpu_count() == 0, reason="there is no NVIDIA GPU on this machine")
+no_gpu = pytest.mark.skipif(device_memory.gpu_count() > 0, reason="there is a GPU, so the build makes an engine")
+
+
+@no_gpu
+@needs_rtx
+def test_tensorrt_without_a_gpu_checks_the_onnx_and_says_what_to_type(tmp_path: Path) -> None:
+    built = build(TensorRtBackend, tmp_path, "s8a8w")
+    assert built.engine is None
+    assert "no NVIDIA GPU" in built.reason
+    assert built.device_command == "edgeopt build --target here"
+    assert str(built.details["checked_with"]).startswith("TensorRT-RTX ")
+    table = json.loads((tmp_path / "built" / "layers.json").read_text())
+    assert table["checked_with"] == built.details["checked_with"]
+    assert sum(layer["int8"] for layer in table["layers"] if layer["kind"] in ("correlation", "gemm")) == 3
+    assert built.fusion is not None
+    assert (built.fusion.backend, built.fusion.int8_layers, built.fusion.compute_layers) == ("tensorrt_rtx", 3, 3)
+    assert "not TensorRT's" in built.fusion.source
+
+
+@no_gpu
+def test_tensorrt_without_anything_still_writes_the_onnx_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = types.SimpleNamespace(ok=False, reason="tensorrt_rtx is not installed", install="pip install it")
+    monkeypatch.setattr(TensorRtRtxBackend, "can_build", lambda self: absent)
+    built = build(TensorRtBackend, tmp_path, "s8a8w")
+    assert (built.engine, built.fusion, built.details["checked_with"]) == (None, None, None)
+    assert "tensorrt_rtx is not installed" in built.reason
+    assert (tmp_path / "built" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("backend", [TensorRtBackend, TensorRtRtxBackend])
+@pytest.mark.parametrize(("scheme", "zero_point", "kind"), [("u8a8w", 0, "uint8"), ("s8a8w", 3, "shifted")])
+def test_what_tensorrt_would_misread_is_refused(
+    backend: type[Backend], scheme: str, zero_point: int, kind: str, tmp_path: Path
+) -> None:
+    if not backend().can_build().ok:
+        pytest.skip(backend().can_build().reason)
+    path = tiny_onnx.write_qdq(tmp_path / "wrong.onnx", scheme, zero_point=zero_point)
+    request = request_for(backend, path, tmp_path / "built", "s8a8w", compute_capabilities=("SM86",))
+    with pytest.raises(BackendError, match=f"not int8 with zero point 0 .* is {kind}"):
+        backend().build(request)
+
+
+@pytest.mark.parametrize("backend", [TensorRtBackend, TensorRtRtxBackend])
+def test_tensorrt_refuses_schemes_it_does_not_run(backend: type[Backend], tmp_path: Path) -> None:
+    if not backend().can_build().ok:
+        pytest.skip(backend().can_build().reason)
+    with pytest.raises(BackendError, match="does not run the scheme u8a8w"):
+        build(backend, tmp_path, "u8a8w", compute_capabilities=("SM86",))
+
+
+@needs_rtx
+def test_the_parsers_warning_about_uint8_is_an_error(tmp_path: Path) -> None:
+    import tensorrt_rtx
+
+    path = tmp_path / "uint8.onnx"
+    _write_uint8_without_shift(path)
+    request = request_for(TensorRtRtxBackend, path, tmp_path / "built", "s8a8w")
+    logger = trt_common.collecting_logger(tensorrt_rtx)
+    with pytest.raises(BackendError, match="would take uint8 for int8"):
+        trt_common.build_engine(tensorrt_rtx, logger, request, capabilities=("SM86",))
+
+
+def _write_uint8_without_shift(path: Path) -> None:
+    constants = {
+        "s": np.float32(0.02), "z": np.uint8(0), "w": np.ones((2, 3, 1, 1), np.int8),
+        "ws": np.full(2, 0.01, np.float32), "wz": np.zeros(2, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Conv", ["d", "wd"], ["logits"], name="conv"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "uint8",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *tiny_onnx.SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, 16, 16])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, str(path))
+
+
+@needs_rtx
+def test_rtx_builds_a_real_engine_ahead_of_time(tmp_path: Path) -> None:
+    built = build(TensorRtRtxBackend, tmp_path, "s8a8w", compute_capabilities=("SM86", "SM89"))
+    assert built.engine == "engine.rtx"
+    assert (tmp_path / "built" / "engine.rtx").stat().st_size > 10_000
+    assert built.fusion is not None
+    assert (built.fusion.int8_layers, built.fusion.compute_layers, built.fusion.int8_share_macs) == (3, 3, 1.0)
+    assert "build log of TensorRT-RTX" in built.fusion.source
+
+
+@no_gpu
+@needs_rtx
+def test_an_rtx_engine_without_a_gpu_says_why_it_cannot_be_opened(tmp_path: Path) -> None:
+    built = build(TensorRtRtxBackend, tmp_path, "s8a8w", compute_capabilities=("SM86",))
+    assert not built.runs_here
+    assert built.engine is not None
+    target = request_for(TensorRtRtxBackend, tmp_path, tmp_path / "built", None).target
+    with pytest.raises(MissingBackendError, match="no NVIDIA GPU"):
+        TensorRtRtxBackend().open(tmp_path / "built" / built.engine, target, precision="int8")
+
+
+@needs_rtx
+def test_rtx_lists_the_capabilities_it_knows(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="cannot build for SM87") as caught:
+        build(TensorRtRtxBackend, tmp_path, "s8a8w", compute_capabilities=("SM87",))
+    assert "SM86" in str(caught.value.fix)
+
+
+@no_gpu
+@needs_rtx
+def test_rtx_without_a_gpu_needs_the_target_to_name_one(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="no GPU here to build for") as caught:
+        build(TensorRtRtxBackend, tmp_path, "s8a8w")
+    assert "compute_capabilities" in str(caught.value.fix)
+
+
+@needs_rtx
+def test_a_model_the_parser_refuses_is_a_backend_error_with_its_reason(tmp_path: Path) -> None:
+    node = helper.make_node("NoSuchOperator", ["input"], ["logits"], name="odd")
+    graph = helper.make_graph(
+        [node],
+        "odd",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *tiny_onnx.SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 5])],
+    )
+    onnx.save(helper.make_model(graph), str(tmp_path / "odd.onnx"))
+    request = request_for(
+        TensorRtRtxBackend, tmp_path / "odd.onnx", tmp_path / "built", None, compute_capabilities=("SM86",)
+    )
+    with pytest.raises(BackendError, match=r"cannot read odd.onnx: .*NoSuchOperator"):
+        TensorRtRtxBackend().build(request)
+
+
+INSPECTED_10 = {
+    "Layers": [
+        {
+            "Name": "Reformatting CopyNode for Input Tensor 0 to Conv_c1",
+            "LayerType": "Reformat",
+            "Inputs": [{"Name": "input", "Dimensions": [1, 3, 16, 16], "Format/Datatype": "Row major linear FP32"}],
+            "Outputs": [{"Name": "x", "Dimensions": [1, 3, 16, 16], "Format/Datatype": "Four wide Int8 format"}],
+        },
+        {
+            "Name": "conv_q + Conv_c1 + Relu_r1",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "x", "Dimensions": [1, 3, 16, 16], "Format/Datatype": "Four wide Int8 format"}],
+            "Outputs": [{"Name": "r1", "Dimensions": [1, 8, 8, 8], "Format/Datatype": "Four wide Int8 format"}],
+            "Weights": {"Type": "Int8", "Count": 216},
+            "Metadata": "[ONNX Layer: Conv_c1]\u001e[ONNX Layer: Relu_r1]",
+        },
+        {
+            "Name": "Conv_c2",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Name": "r1", "Dimensions": [1, 8, 8, 8], "Format/Datatype": "Channel major FP16 format"}],
+            "Outputs": [{"Name": "r2", "Dimensions": [1, 8, 8, 8], "Format/Datatype": "Channel major FP16 format"}],
+            "Metadata": "[ONNX Layer: Conv_c2]",
+        },
+    ],
+    "Bindings": ["input", "logits"],
+}
+INSPECTED_11 = {
+    "Layers": [
+        {
+            "Name": "Conv_c1_myl0_2",
+            "LayerType": "correlation",
+            "Inputs": [{"Name": "x", "Dimensions": [-1, 4, 16, 16], "Datatype": "Int8", "Format": "(NHWC)"}],
+            "Constants": [{"Name": "w", "Dimensions": [8, 4, 3, 3], "Datatype": "Int8", "Format": "(NHWC)"}],
+            "Outputs": [{"Name": "c1", "Dimensions": [-1, 8, 8, 8], "Datatype": "Half", "Format": "(NHWC)"}],
+            "Metadata": "[ONNX Layer: Conv_c1]",
+        },
+        {
+            "Name": "Conv_c2_myl0_4",
+            "LayerType": "correlation",
+            "Inputs": [{"Name": "r1", "Dimensions": [-1, 8, 8, 8], "Datatype": "Half", "Format": "(NHWC)"}],
+            "Outputs": [{"Name": "c2", "Dimensions": [-1, 8, 8, 8], "Datatype": "Half", "Format": "(NHWC)"}],
+            "Metadata": "[ONNX Layer: Conv_c2]",
+        },
+    ],
+    "I/O Tensors": [],
+}
+
+
+@pytest.mark.parametrize("inspected", [INSPECTED_10, INSPECTED_11], ids=["TensorRT 10", "TensorRT 11"])
+def test_the_inspectors_json_of_both_generations_is_audited_against_the_model(
+    inspected: dict[str, object], tmp_path: Path
+) -> None:
+    """The documented wording of each generation, written by hand: no GPU here can make it."""
+    model = read_onnx(tiny_onnx.write_qdq(tmp_path / "a.onnx", "s8a8w"))
+    fusion = trt_table.audit("tensorrt", trt_table.from_inspector(json.dumps(inspected)), model, "inspector")
+    # The gemm is in no row of its own: fused elsewhere, so it counts as float.
+    assert (fusion.compute_layers, fusion.int8_layers, fusion.float_layers) == (3, 1, ("Conv_c2", "Gemm_gemm_out"))
+    assert fusion.int8_share_macs == pytest.approx(MACS["conv"] / sum(MACS.values()))
+
+
+def test_an_engine_without_detailed_layers_cannot_be_audited() -> None:
+    with pytest.raises(BackendError, match="without detailed layer information"):
+        trt_table.from_inspector(json.dumps({"Layers": ["conv + relu"]}))
+    with pytest.raises(BackendError, match="no layer table"):
+        trt_table.from_log(["nothing here"])
+
+
+def test_device_memory_without_a_gpu_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_memory, "gpu_count", lambda: 0)
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
+        device_memory.open_device_memory()
+    assert device_memory.compute_capability() == ""
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("kind", [device_memory.CudaPythonMemory, device_memory.PyCudaMemory])
+def test_device_memory_brings_back_what_it_was_given(kind: Callable[[], device_memory.DeviceMemory]) -> None:
+    memory = kind()
+    there, back = memory.pinned((2, 3)), memory.pinned((2, 3))
+    there[:] = np.arange(6).reshape(2, 3)
+    address = memory.allocate(there.nbytes)
+    memory.upload(address, there)
+    memory.download(back, address)
+    memory.synchronize()
+    np.testing.assert_array_equal(back, there)
+    memory.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("backend", [TensorRtBackend, TensorRtRtxBackend])
+def test_tensorrt_on_a_gpu_answers_as_onnx_runtime_and_splits_large_batches(
+    backend: type[Backend], tmp_path: Path
+) -> None:
+    source = tiny_onnx.write_float(tmp_path / "a.onnx")
+    batch = np.random.default_rng(0).normal(size=(3, *tiny_onnx.SHAPE)).astype(np.float32)
+    answers = []
+    for kind in (OnnxRuntimeBackend, backend):
+        request = request_for(kind, source, tmp_path / kind.name, None)
+        built = kind().build(request)
+        assert built.engine is not None
+        with kind().open(request.folder / built.engine, request.target, precision="fp32") as session:
+            answers.append(session.infer(batch))
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-3, atol=1e-4)

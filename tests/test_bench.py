@@ -1,0 +1,337 @@
+"""bench: real child processes that run a tiny numpy engine from an entry point, as a plug-in would."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from edgeopt.backends.base import Session
+from edgeopt.bench import BenchResult, EngineSpec, accuracy_record, bench, write_accuracy, write_records
+from edgeopt.bench.child import Child
+from edgeopt.bench.load import OtherLoad
+from edgeopt.bench.protocol import _known, _Runner
+from edgeopt.bench.result import EngineResult
+from edgeopt.bench.worker import _window
+from edgeopt.config import Match, Target
+from edgeopt.errors import BackendError, ConfigError, DataError
+from edgeopt.metrics import int8_parity
+from edgeopt.preprocess import PreprocessSpec
+
+TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
+
+#: A backend for the children only: a linear layer on mean colours, run `repeat` times, with the faults a file asks for.
+PLUGIN = """
+import json, os, threading, time
+import numpy as np
+from edgeopt.backends.base import Availability, Backend, Session
+from edgeopt.errors import BackendError
+
+class TinySession(Session):
+    def __init__(self, settings, target):
+        self.settings, self.target, self.calls, self.seen = settings, target, 0, set()
+        self.weights = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        if settings.get("spin"):  # as the thread pools of real runtimes do
+            threading.Thread(target=self._spin, daemon=True).start()
+    def _spin(self):
+        while True:
+            pass
+    def _infer(self, batch):
+        self.calls += 1
+        if self.calls == self.settings.get("dies_at"):
+            os._exit(7)
+        if self.calls == self.settings.get("hangs_at"):
+            time.sleep(60)
+        self.seen.add(float(batch[0, 0, 0, 0]))
+        logits = batch.mean(axis=(2, 3)) @ self.weights
+        time.sleep(self.settings.get("ms", 0.0) / 1000)  # unlike computing, as long on a busy machine
+        if self.settings.get("nan"):
+            logits[:] = np.nan
+        return logits[:, :3] if self.settings.get("flat") is None else logits[0]
+    def describe(self):
+        return {"batch_seen": self.target.batch, "threads": os.environ["OMP_NUM_THREADS"]}
+
+class TinyBackend(Backend):
+    name, extra, precisions = "tiny", "tiny", ("fp32", "int8")
+    def availability(self):
+        return Availability(ok=True)
+    def schemes(self):
+        return ("u8a8w",)
+    def _build(self, request):
+        raise NotImplementedError
+    def _open(self, engine, target, precision, threads):
+        print("a runtime that prints to stdout, as some do")
+        settings = json.loads(engine.read_text())
+        if settings.get("refuse"):
+            raise BackendError("this engine is of another version", fix="build it again")
+        if settings.get("allocate"):
+            self.ballast = np.ones(settings["allocate"], dtype=np.uint8)
+        return TinySession(settings, target)
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the plug-in installed for children, a prepared test set and its preprocess.json."""
+    site = tmp_path / "site"
+    info = site / "edgeopt_tiny-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "edgeopt_tiny.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-tiny\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[edgeopt.backends]\ntiny = edgeopt_tiny:TinyBackend\n")
+    monkeypatch.syspath_prepend(str(site))
+    spec = PreprocessSpec(size=(16, 16))
+    folder = tmp_path / "sets" / spec.key
+    folder.mkdir(parents=True)
+    pictures = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    np.save(folder / "test.npy", pictures)
+    np.save(folder / "test.labels.npy", np.arange(40) % 3)
+    (folder / "test.json").write_text(json.dumps({"paths": [f"{i}.png" for i in range(40)]}))
+    (tmp_path / "preprocess.json").write_text(json.dumps(spec.to_json()))
+    (tmp_path / "pictures").symlink_to(folder)
+    return tmp_path
+
+
+def engine(lab: Path, key: str, *, target: Target = TARGET, precision: str = "fp32", **settings: object) -> EngineSpec:
+    path = lab / f"{key.replace('/', '-')}.engine"
+    path.write_text(json.dumps(settings))
+    return EngineSpec(key=key, backend="tiny", engine=path, target=target, precision=precision)
+
+
+def run(lab: Path, *specs: EngineSpec, seconds: float = 1.0, **options: object) -> BenchResult:
+    return bench(
+        specs,
+        pictures=lab / "pictures",
+        preprocess=lab / "preprocess.json",
+        seconds=seconds,
+        threads=1,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_ratio_is_the_one_that_was_planted(lab: Path) -> None:
+    ticks: list[tuple[int, int]] = []
+    slow, fast = engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0)
+    result = run(lab, slow, fast, seconds=4.0, progress=lambda done, total: ticks.append((done, total)))
+    ratio = result.ratio("here/fast", "here/slow")
+    assert ratio.value == pytest.approx(2.0, rel=0.1)
+    assert ratio.low <= ratio.value <= ratio.high
+    assert result.rounds >= 6
+    assert {len(one.windows) for one in result.engines.values()} == {result.rounds}
+    assert all(len(window) >= 10 for window in result.engines["here/fast"].windows)
+    assert result.engines["here/slow"].p50.value == pytest.approx(4.0, rel=0.2)
+    assert result.engines["here/slow"].throughput().value == pytest.approx(250, rel=0.2)
+    assert ticks[-1] == (4, 4)
+    assert not result.failures
+
+
+def test_stopped_children_use_no_cpu_though_their_threads_spin(lab: Path) -> None:
+    spec = engine(lab, "here/spinning", spin=True, ms=1.0)
+    child = Child(spec.completed(pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=1))
+    try:
+        child.open(60)
+        awake = child.cpu_seconds()
+        child.window(0.3, 5, 60)
+        time.sleep(0.05)  # the stop signal is asynchronous
+        asleep = child.cpu_seconds()
+        assert asleep - awake >= 0.1  # while it is asked, it works...
+        time.sleep(0.5)
+        assert child.cpu_seconds() == asleep  # ...and in between it takes nothing
+    finally:
+        child.close()
+
+
+def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(lab: Path) -> None:
+    # It takes more than the warm-up's calls to reach these counts: both fail in the middle of a window.
+    result = run(
+        lab,
+        engine(lab, "here/good", ms=1.0),
+        engine(lab, "here/dies", ms=1.0, dies_at=560),
+        engine(lab, "here/hangs", ms=1.0, hangs_at=560),
+        engine(lab, "here/refuses", refuse=True),
+        engine(lab, "here/nan", nan=True),
+        engine(lab, "here/flat", flat=True),
+        seconds=3.0,
+        timeout=4.0,
+    )
+    assert list(result.engines) == ["here/good"]
+    assert "exit code 7" in result.failures["here/dies"]
+    assert "no answer within" in result.failures["here/hangs"]
+    assert "another version" in result.failures["here/refuses"]
+    assert "build it again" in result.failures["here/refuses"]
+    assert "not finite" in result.failures["here/nan"]
+    assert "shape (4,)" in result.failures["here/flat"]
+    with pytest.raises(BackendError, match=r"here/dies has no measurement: the process ended \(exit code 7\)"):
+        result.ratio("here/dies", "here/good")
+
+
+def test_nothing_left_to_measure_is_an_error_that_says_why(lab: Path) -> None:
+    with pytest.raises(BackendError, match="another version"):
+        run(lab, engine(lab, "here/refuses", refuse=True))
+    with pytest.raises(BackendError, match="does not exist"):
+        run(lab, EngineSpec("here/gone", "tiny", lab / "gone.engine", TARGET, "fp32"))
+    with pytest.raises(BackendError, match='unknown backend "tinny"'):
+        run(lab, EngineSpec("here/typo", "tinny", lab / "gone.engine", TARGET, "fp32"))
+    with pytest.raises(ConfigError, match="twice: here/a"):
+        run(lab, engine(lab, "here/a"), engine(lab, "here/a"))
+    with pytest.raises(ConfigError, match="no engine"):
+        run(lab)
+
+
+def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path) -> None:
+    batched = TARGET.model_copy(update={"batch": 8})
+    elsewhere = TARGET.model_copy(update={"match": Match(board="Raspberry Pi 5")})
+    result = run(
+        lab,
+        engine(lab, "pytorch/float", ms=0.4),
+        engine(lab, "here/float", ms=0.2, target=elsewhere),
+        engine(lab, "here/int8", precision="int8", ms=0.1, target=elsewhere, allocate=200_000_000),
+        engine(lab, "there/int8", precision="int8", target=batched),
+        seconds=2.0,
+    )
+    run_path = lab / "run"
+    written = write_records(run_path, result, original="pytorch/float")
+    assert len(written) == 4
+    record = json.loads((run_path / "device/here/int8/latency.json").read_text())
+    assert record["schema"] == 1
+    assert (record["target"], record["variant"], record["precision"], record["batch"]) == ("here", "int8", "int8", 1)
+    assert record["samples"] >= 1000
+    assert record["p50_ms"] <= record["p90_ms"] <= record["p99_ms"]
+    assert record["p99_ci_ms"][0] <= record["p99_ms"] <= record["p99_ci_ms"][1]
+    assert record["p50_ci_ms"][0] <= record["p50_ms"] <= record["p50_ci_ms"][1]
+    assert [(r["baseline"], r["kind"], r["precision"]) for r in record["ratios"]] == [
+        ("pytorch/float", "original", "fp32"),
+        ("here/float", "float", "fp32"),
+    ]
+    assert record["ratios"][0]["speedup"] == pytest.approx(4.0, rel=0.4)
+    assert record["fits_target"] is False
+    assert record["threads"] == 1
+    assert record["session"] == {"batch_seen": 1, "threads": "1"}
+    assert record["measured_on"]["cpu"]["cores"] >= 1
+    assert record["bench"]["id"] == result.id
+    other = json.loads((run_path / "device/there/int8/latency.json").read_text())
+    assert other["batch"] == other["session"]["batch_seen"] == 8
+    assert other["fits_target"] is True
+    assert record["peak_memory_bytes"] - other["peak_memory_bytes"] > 150e6
+    assert json.loads((run_path / "device/pytorch/float/latency.json").read_text())["ratios"] == []
+
+
+def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResult:
+    spec = EngineSpec("here/x", "tiny", Path("x"), TARGET, "fp32")
+    return EngineResult(spec, tuple(map(tuple, windows)), 0.1, 1, {}, load, True)
+
+
+def test_p99_needs_a_thousand_samples_and_intervals_need_windows() -> None:
+    rng = np.random.default_rng(0)
+    few = _result(rng.normal(5, 0.1, (5, 100)).tolist()).to_json()
+    assert few["p99_ms"] is few["p99_ci_ms"] is few["p50_ci_ms"] is None
+    assert few["stable"] is False
+    many = _result(rng.normal(5, 0.1, (20, 2000)).tolist()).to_json()
+    assert many["p99_ms"] == pytest.approx(5.23, abs=0.02)
+    assert many["stable"] is True
+    assert many["samples"] == 40_000
+    assert len(many["samples_ms"]) == 20_000
+    assert many["samples_kept_every"] == 2
+
+
+def test_a_wandering_machine_is_called_unstable() -> None:
+    windows = [[5.0 * 1.3 ** (i % 5)] * 20 for i in range(20)]
+    assert _result(windows).to_json()["stable"] is False
+
+
+def test_a_busy_machine_is_called_unstable_however_narrow_the_interval() -> None:
+    windows = [[5.0] * 20] * 20
+    assert [_result(windows, load).stable for load in (None, 0.0, 0.9)] == [True, True, False]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the load of others is read from /proc/stat")
+def test_the_load_of_others_is_seen_and_ones_own_is_not() -> None:
+    quiet, busy = OtherLoad(), OtherLoad()
+
+    def spin() -> None:
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+
+    with quiet.watch(time.process_time):
+        spin()
+    with busy.watch(lambda: 0.0):  # this process now stands for another one
+        spin()
+    assert quiet.cores is not None
+    assert busy.cores is not None
+    assert busy.cores - quiet.cores > 0.2
+
+
+def test_measuring_goes_on_while_any_ratio_is_wide() -> None:
+    def runner(medians: list[float]) -> _Runner:
+        one = _Runner.__new__(_Runner)
+        one.medians = medians
+        return one
+
+    first, same, noisy = [1.0] * 12, [2.0] * 12, [2.0 * 1.2 ** (i % 3) for i in range(12)]
+    assert _known({"a": runner(first), "b": runner(same)}, 12, 0.03)
+    assert not _known({"a": runner(first), "b": runner(same), "c": runner(noisy)}, 12, 0.03)
+    assert not _known({"a": runner(first[:8]), "b": runner(same[:8])}, 8, 0.03)
+    assert not _known({"a": runner(first)}, 12, 0.03)
+
+
+def test_accuracy_record_compares_with_the_original_on_the_same_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    logits = rng.normal(0, 1, (200, 4)).astype(np.float32)
+    logits[np.arange(200), labels] += 4
+    original = accuracy_record(logits, labels, list("abcd"), key="pytorch/float")
+    assert original["drop_points"] is None
+    assert original["baseline"] is None
+    assert original["top5"] is None
+    worse = logits.copy()
+    wrong = [i for i in range(200) if original["predictions"][i] == labels[i]][:6]
+    worse[wrong, (labels[wrong] + 1) % 4] = 99
+    record = accuracy_record(
+        worse,
+        labels,
+        list("abcd"),
+        key="here/int8",
+        baseline="pytorch/float",
+        baseline_predictions=original["predictions"],
+        parity=int8_parity(logits, worse),
+    )
+    write_accuracy(tmp_path / "device/here/int8", record)
+    read = json.loads((tmp_path / "device/here/int8/accuracy.json").read_text())
+    assert read == record
+    assert read["drop_points"] == pytest.approx(3.0)
+    assert read["drop"]["lost"] == 6
+    assert read["agreement"] == pytest.approx(0.97)
+    assert read["drop_lower_points"] < 3.0 < read["drop_upper_points"]
+    assert read["parity"]["ok"] is False
+    assert np.array(read["confusion"]).sum() == read["n"] == 200
+    assert sum(row["correct"] for row in read["per_class"].values()) == round(read["top1"] * 200)
+
+
+def test_accuracy_record_refuses_what_does_not_fit() -> None:
+    logits = np.zeros((3, 2), dtype=np.float32)
+    with pytest.raises(DataError, match="do not fit"):
+        accuracy_record(logits, np.zeros(4, dtype=np.int64), ["a", "b"], key="here/x")
+    logits[0, 0] = math.inf
+    with pytest.raises(BackendError, match="not finite"):
+        accuracy_record(logits, np.zeros(3, dtype=np.int64), ["a", "b"], key="here/x")
+
+
+def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> None:
+    class Recorder(Session):
+        seen: ClassVar[list[float]] = []
+
+        def _infer(self, batch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            self.seen.append(float(batch[0, 0, 0, 0]))
+            time.sleep(0.03 if len(self.seen) == 1 else 0.006)
+            return np.zeros((1, 2), dtype=np.float32)
+
+    samples = _window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
+    assert len(samples) == 7
+    assert max(samples) < 30
+    assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]

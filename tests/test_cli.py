@@ -1,0 +1,106 @@
+"""The command line: golden help texts, exit codes, one JSON object on stdout, errors of one line with their fix."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeopt import resources
+from edgeopt.cli import VERBS
+
+GOLDEN = Path(__file__).parent / "golden" / "help"
+
+
+def edgeopt(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
+    )
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_the_golden_text(verb: str) -> None:
+    """Regenerate on purpose with EDGEOPT_GOLDEN=1 and read the difference."""
+    done = edgeopt(*([verb] if verb else []), "--help")
+    assert done.returncode == 0, done.stderr
+    golden = GOLDEN / f"{verb or 'edgeopt'}.txt"
+    if os.environ.get("EDGEOPT_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(done.stdout)
+    assert done.stdout == golden.read_text()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_one_line_help_of_a_verb_opens_its_own_help(verb: str) -> None:
+    """`edgeopt --help` prints the table without importing verbs, so the two could part."""
+    assert (GOLDEN / f"{verb}.txt").is_file()
+    assert VERBS[verb][1].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["targts"], 2, 'did you mean "targets"'),
+        (["finetune"], 2, "Missing argument"),
+        (["compress"], 2, "say --int8, --prune F, or both"),
+        (["finetune", "no-such-folder"], 1, "no-such-folder"),
+        (["finetune", "x", "--epochs", "0"], 1, "epochs"),
+        (["compress", "--int8", "--prune", "1.5"], 1, "prune"),
+        (["show"], 1, "no run under runs/"),
+        (["show", "--run", "nowhere"], 1, "is not a run folder"),
+        (["run", "nothing.toml"], 1, "nothing.toml does not exist"),
+        (["build"], 2, "--target"),
+    ],
+)
+def test_a_users_mistake_is_a_line_and_its_fix_never_a_traceback(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = edgeopt(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    if code == 1:
+        assert "fix: " in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in edgeopt("--debug", "show", cwd=tmp_path).stderr
+
+
+def test_targets_lists_every_shipped_one_as_text_and_as_json() -> None:
+    text, values = edgeopt("targets").stdout, json.loads(edgeopt("targets", "--json").stdout)
+    assert [row["name"] for row in values] == resources.names("targets")
+    assert all(row["name"] in text for row in values)
+    assert all(isinstance(row["this_machine"], bool) for row in values)
+
+
+def test_models_as_json() -> None:
+    assert "tf_efficientnet_lite0" in {row["name"] for row in json.loads(edgeopt("models", "--json").stdout)}
+
+
+def test_doctor_names_every_backend_and_how_to_get_what_is_missing() -> None:
+    findings = {item["name"]: item for item in json.loads(edgeopt("doctor", "--json").stdout)}
+    for name in ("CPU", "memory", "training", "backend onnxruntime", "backend openvino", "backend tensorrt"):
+        assert name in findings
+    assert all(item["ok"] or item["fix"] for item in findings.values())
+
+
+def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
+    assert edgeopt("init", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "edgeopt.toml").read_text()
+    again = edgeopt("init", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    assert (tmp_path / "edgeopt.toml").read_text() == before

