@@ -19,16 +19,8 @@ if TYPE_CHECKING:
         load_target,
     )
     from edgeopt.errors import EdgeoptError
-    from edgeopt.pipeline import demo, run_recipe
     from edgeopt.preprocess import PreprocessSpec
     from edgeopt.run import Run
-    from edgeopt.stages.bench import bench, evaluate
-    from edgeopt.stages.build import build
-    from edgeopt.stages.compress import compress
-    from edgeopt.stages.export import export
-    from edgeopt.stages.finetune import adopt, finetune
-    from edgeopt.stages.predict import predict
-    from edgeopt.stages.report import report
 
 _WHERE = {
     "Budget": "config",
@@ -42,20 +34,9 @@ _WHERE = {
     "Run": "run",
     "Target": "config",
     "TrainConfig": "config",
-    "adopt": "stages.finetune",
-    "bench": "stages.bench",
-    "build": "stages.build",
-    "compress": "stages.compress",
-    "demo": "pipeline",
-    "evaluate": "stages.bench",
-    "export": "stages.export",
-    "finetune": "stages.finetune",
     "load_calibration": "config",
     "load_recipe": "config",
     "load_target": "config",
-    "predict": "stages.predict",
-    "report": "stages.report",
-    "run_recipe": "pipeline",
 }
 
 __all__ = [
@@ -70,20 +51,9 @@ __all__ = [
     "Run",
     "Target",
     "TrainConfig",
-    "adopt",
-    "bench",
-    "build",
-    "compress",
-    "demo",
-    "evaluate",
-    "export",
-    "finetune",
     "load_calibration",
     "load_recipe",
     "load_target",
-    "predict",
-    "report",
-    "run_recipe",
 ]
 
 

@@ -100,6 +100,8 @@ class CalibrationRecipe(Strict):
 
 
 class DataConfig(Strict):
+    """The pictures: where they are, how they are split (fractions of each class) and brought to the input size."""
+
     path: str
     image_size: int | None = Field(None, ge=16, le=2048)  # None: the model's own
     resize: Literal["crop", "squash", "letterbox"] = "crop"
@@ -111,6 +113,8 @@ class DataConfig(Strict):
 
 
 class ModelConfig(Strict):
+    """The model: a name, arguments of its constructor, and where its weights come from."""
+
     name: str = "tf_efficientnet_lite0"
     arguments: dict[str, bool | int | float | str] = {}
     pretrained: bool = True
@@ -124,7 +128,7 @@ class TrainConfig(Strict):
     batch_size: int = Field(32, ge=1, le=8192)
     lr: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(0.05, ge=0)
-    layer_decay: float = Field(0.75, gt=0, le=1)
+    layer_decay: float = Field(0.9, gt=0, le=1)
     warmup_epochs: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     augment: Literal["none", "light", "default"] = "default"
@@ -161,6 +165,8 @@ class CompressConfig(Strict):
 
 
 class BenchConfig(Strict):
+    """Measuring: seconds for all engines together, threads of each (0: every core)."""
+
     seconds: float = Field(20.0, gt=0, le=36_000)
     threads: int = Field(0, ge=0, le=1024)
 

@@ -84,8 +84,11 @@ def _backend(name: str) -> Finding:
     if name == "pytorch" and importlib.util.find_spec("torch") is None:
         return Finding("backend pytorch", False, "torch is not installed: the original cannot be measured here",
                        'pip install "edgeopt[train]"')  # fmt: skip
-    found = load_backend(name).availability()
-    text = found.version if found.ok and not found.reason else f"{found.version} {found.reason}".strip()
+    backend = load_backend(name)
+    found = backend.availability()
+    text = " ".join(part for part in (found.version, found.reason) if part)
+    if not found.ok and backend.can_build().ok:
+        text += " (engines can be built here)"
     return Finding(f"backend {name}", found.ok, text, "" if found.ok else found.install)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.config import Budget, Recipe, load_target
+from edgeopt.config import Budget, CompressConfig, Recipe, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import MissingBackendError
 from edgeopt.registry import load_backend
@@ -38,29 +38,34 @@ def _finetune(journey: Journey) -> None:
         recipe.data, recipe.model, recipe.train, run=journey.path, force=journey.force, console=journey.console
     )
     journey.run = trained.run
+    journey.console.say(trained.summary())
 
 
 def _compress(journey: Journey) -> None:
-    from edgeopt.stages.compress import compress
-
     config = journey.recipe.compress
     if config.int8 or config.prune:
-        compress(journey.opened, config, targets=journey.recipe.targets, force=journey.force, console=journey.console)
+        _compress_as(journey, config)
 
 
 def _compress_unpruned(journey: Journey) -> None:
     """The demo shows int8 alone beside int8 after pruning."""
+    _compress_as(journey, journey.recipe.compress.model_copy(update={"prune": None}))
+
+
+def _compress_as(journey: Journey, config: CompressConfig) -> None:
     from edgeopt.stages.compress import compress
 
-    config = journey.recipe.compress.model_copy(update={"prune": None})
-    compress(journey.opened, config, targets=journey.recipe.targets, force=journey.force, console=journey.console)
+    targets = journey.recipe.targets
+    for variant in compress(journey.opened, config, targets=targets, force=journey.force, console=journey.console):
+        journey.console.say(variant.summary())
 
 
 def _build(journey: Journey) -> None:
     from edgeopt.stages.build import build
 
     for target in journey.recipe.targets:
-        build(journey.opened, target, force=journey.force, console=journey.console)
+        for item in build(journey.opened, target, force=journey.force, console=journey.console):
+            journey.console.say(item.summary())
 
 
 def _bench(journey: Journey) -> None:

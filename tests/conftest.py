@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+
 # Two threads at most: the machines of CI have two cores, and pools that fight make tests flaky.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -59,3 +61,22 @@ def paint_folder(root: Path, *, classes: int = 3, each: int = 40) -> Path:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A class folder of 3 x 40 small PNG pictures. Read only."""
     return paint_folder(tmp_path_factory.mktemp("pictures") / "shapes")
+
+
+PATH_MODEL = ModelConfig(name="resnet18", pretrained=False)
+PATH_TRAIN = TrainConfig(epochs=6, batch_size=8, layer_decay=1.0, augment="light", flip=False)
+
+
+@pytest.fixture(scope="session")
+def path_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run taken all the way: trained, compressed twice, built for every backend, measured, reported. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "path"
+    data = DataConfig(path=str(pictures), image_size=32)
+    run = api.finetune(data, PATH_MODEL, PATH_TRAIN, run=folder).run
+    api.compress(run, CompressConfig(epochs=1))
+    api.compress(run, CompressConfig(epochs=1, prune=0.3, recovery_epochs=2))
+    for target in ("onnxruntime", "openvino", "tensorrt", "rtx-desktop"):
+        api.build(run, target)
+    api.bench(run, seconds=3)
+    api.report(run)
+    return run

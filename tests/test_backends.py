@@ -141,12 +141,34 @@ def test_every_listed_scheme_sums_exactly_at_the_largest_values(backend: type[Ba
         np.testing.assert_array_equal(logits, exact, err_msg=scheme)
 
 
-@pytest.mark.skipif(capability.processor() != "x86", reason="only x86 without VNNI or AMX saturates")
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_eight_bit_weights_saturate_without_vnni(backend: type[Backend], tmp_path: Path) -> None:
-    """The evidence for the table's rows on such CPUs: were this to change, the table should."""
-    logits, exact = _extreme(backend, tmp_path, "u8a8w")
+saturates = pytest.mark.skipif(capability.processor() != "x86", reason="only x86 without VNNI or AMX saturates")
+
+
+@saturates
+def test_eight_bit_weights_saturate_in_openvino_so_the_engine_is_not_for_this_cpu(tmp_path: Path) -> None:
+    """The evidence for the table's row on such CPUs: were this to change, the table should."""
+    logits, exact = _extreme(OpenVinoBackend, tmp_path, "u8a8w")
     assert np.abs(logits - exact).max() > 0.1 * np.abs(exact).max()
+    built = build(OpenVinoBackend, tmp_path / "b", "u8a8w")
+    assert (built.engine, built.runs_here) == ("engine.xml", False)
+    assert "does not compute u8a8w exactly" in built.reason
+    assert build(OpenVinoBackend, tmp_path / "c", "u8a7w").runs_here
+
+
+@saturates
+def test_eight_bit_weights_saturate_in_onnx_runtime_without_the_option_its_session_sets(tmp_path: Path) -> None:
+    import onnxruntime
+
+    path, picture, exact = tiny_onnx.write_extreme(tmp_path / "a.onnx", "u8a8w")
+    plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert np.abs(plain.run(None, {"input": picture})[0] - exact).max() > 0.1 * np.abs(exact).max()
+    target = request_for(OnnxRuntimeBackend, path, tmp_path / "b", None).target
+    with OnnxRuntimeBackend().open(path, target, precision="int8") as session:
+        np.testing.assert_array_equal(session.infer(picture), exact)
+        assert session.describe()["options"] == {"session.x64quantprecision": "1"}
+    seven, _, _ = tiny_onnx.write_extreme(tmp_path / "c.onnx", "u8a7w")
+    with OnnxRuntimeBackend().open(seven, target, precision="int8") as session:
+        assert "options" not in session.describe()
 
 
 def _extreme(backend: type[Backend], folder: Path, scheme: str) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +180,19 @@ def _extreme(backend: type[Backend], folder: Path, scheme: str) -> tuple[np.ndar
     assert built.fusion.int8_share == 1.0
     with backend().open(request.folder / built.engine, request.target, precision="int8") as session:
         return session.infer(picture), exact
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_threads_are_the_callers_else_the_targets_else_every_core(
+    backend: type[Backend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    built = build(backend, tmp_path, None)
+    assert built.engine is not None
+    for asked, stated, runs in ((1, 2, 1), (0, 1, 1), (0, 0, 2), (0, 4, 2)):
+        target = request_for(backend, tmp_path, tmp_path / "built", None, threads=stated).target
+        with backend().open(tmp_path / "built" / built.engine, target, precision="fp32", threads=asked) as session:
+            assert session.describe()["threads"] == runs
 
 
 # ONNX Runtime

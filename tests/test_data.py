@@ -336,7 +336,9 @@ def test_sets_hold_what_preprocessing_makes_of_each_file(pictures: Path, tmp_pat
     dataset = ingest(config(pictures))
     spec = PreprocessSpec(size=(24, 32))
     seen: list[tuple[int, int]] = []
-    write_set(dataset, dataset.of("val"), "val", spec, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    write_set(
+        dataset, dataset.of("val"), "val", spec, tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     made = open_set(tmp_path, "val")
     assert made.paths == tuple(item.path for item in dataset.of("val"))
     assert list(made.labels) == [item.label for item in dataset.of("val")]

@@ -75,8 +75,8 @@ def test_augmented_pictures_differ_between_epochs_and_stay_in_range(dataset: Dat
     for channel in range(3):
         assert float(images[:, channel].min()) >= low[channel] - 1e-5
         assert float(images[:, channel].max()) <= high[channel] + 1e-5
-    later, _ = next(iter(batches(1)))
-    assert not torch.equal(images.sum(), later.sum())
+    one = TrainLoader(dataset, dataset.of("train")[:1], SPEC, batch_size=1, augment=preset)  # type: ignore[arg-type]
+    assert len({next(iter(one(epoch)))[0].numpy().tobytes() for epoch in range(6)}) == 6
 
 
 def test_no_picture_is_mirrored_when_flips_are_off() -> None:
@@ -92,6 +92,24 @@ def test_no_picture_is_mirrored_when_flips_are_off() -> None:
         mirrored[flip] = sum(float(picture[:, 0].mean()) > float(picture[:, -1].mean()) for picture in made)
     assert mirrored[False] == 0
     assert 15 < mirrored[True] < 45
+
+
+def test_upright_pictures_are_neither_turned_far_nor_shifted_out_of_sight() -> None:
+    bar = np.zeros((64, 64, 3), np.uint8)
+    bar[:, 28:36] = 255  # a vertical bar in the middle
+    spec = PreprocessSpec(size=(64, 64), mean=(0.0, 0.0, 0.0))
+    leaning = {}
+    for flip in (True, False):
+        augment = make_augment("default", spec, flip=flip)
+        assert augment is not None
+        torch.manual_seed(0)
+        made = [np.asarray(augment(Image.fromarray(bar)))[..., 0] > 40 for _ in range(400)]
+        # Lying bars are wider than high; sheared ones (by 45 degrees at most) are not.
+        spans = [(np.ptp(np.nonzero(m)[1]), np.ptp(np.nonzero(m)[0])) for m in made if 0 < m.mean() < 0.5]
+        leaning[flip] = sum(width > 1.3 * height for width, height in spans)
+        assert sum(m.any() for m in made) > 0.95 * len(made)
+    assert leaning[False] == 0
+    assert leaning[True] > 0
 
 
 def test_workers_make_the_same_batches(dataset: Dataset) -> None:

@@ -152,6 +152,18 @@ def test_parity_of_float_is_about_logits_and_of_int8_about_answers() -> None:
     assert metrics.int8_parity(logits, np.roll(logits, 1, axis=0)).top1_agreement < 0.3
 
 
+def test_int8_parity_needs_the_same_answers_and_near_logits() -> None:
+    rng = default_rng(0)
+    sure = 10 * np.eye(10)[np.arange(500) % 10]  # wide margins: no noise changes an answer
+    far = metrics.int8_parity(sure, sure + rng.normal(0, 0.5, sure.shape))
+    assert (far.top1_agreement, far.ok) == (1.0, False)
+    torn = sure.copy()
+    torn[np.arange(500), (np.arange(500) + 1) % 10] = 9.999  # near ties: the least noise changes them
+    near = metrics.int8_parity(torn, torn + rng.normal(0, 0.01, torn.shape))
+    assert near.mean_abs_over_std < 0.01
+    assert not near.ok
+
+
 def test_parity_of_numbers_that_are_not_is_refused_and_still_json() -> None:
     logits = np.ones((2, 3), dtype=np.float32)
     broken = logits.copy()

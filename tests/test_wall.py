@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
-    "__init__", "config", "console", "environment", "errors", "files", "metrics", "model_table",
+    "__init__", "api", "config", "console", "environment", "errors", "files", "metrics", "model_table",
     "preprocess", "registry", "resources", "run", "schemes", "sets",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}

@@ -166,7 +166,10 @@ class Backend(ABC):
         return self._build(request)
 
     def open(self, engine: Path, target: Target, *, precision: str, threads: int = 0) -> Session:
-        """Open ``engine`` for ``target``; ``threads`` 0 takes the target's, which when 0 takes every core."""
+        """Open ``engine`` for ``target``; ``threads`` 0 takes the target's, which when 0 takes every core.
+
+        More threads than this process has cores are cut to them; ``describe()`` says how many run.
+        """
         self.require()
         if not engine.is_file():
             raise BackendError(f"engine {engine} does not exist", fix="build it again: edgeopt build --force")

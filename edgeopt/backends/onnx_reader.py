@@ -29,12 +29,13 @@ _INTEGERS = {UINT8: np.uint8, INT8: np.int8, INT32: np.int32}
 
 @dataclass(frozen=True)
 class OnnxTensor:
-    """An initializer. ``small`` holds its bytes when they are integers and few, else None."""
+    """An initializer. ``small`` holds its bytes when they are integers and few, ``largest`` an int8's magnitude."""
 
     name: str
     dtype: int
     dims: tuple[int, ...]
     small: bytes | None = None
+    largest: int = 0
 
     def integers(self) -> npt.NDArray[np.integer] | None:
         """Its values, flat, when it is a small integer tensor."""
@@ -63,6 +64,10 @@ class OnnxModel:
     initializers: dict[str, OnnxTensor] = field(default_factory=dict)
     inputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+
+    def weights_need_8_bits(self) -> bool:
+        """Whether an int8 initializer goes beyond the 7 bits that keep sums of two u8*s8 products inside int16."""
+        return any(tensor.largest > 63 for tensor in self.initializers.values())
 
     def compute_nodes(self) -> list[OnnxNode]:
         """Convolutions, gemms and matmuls."""
@@ -239,7 +244,7 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
             raw = value
     if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(buffer)):
         raise _ExternalError(f'"{name}"')
-    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed))
+    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed))
 
 
 def _small(dtype: int, raw: memoryview | None, listed: list[int]) -> bytes | None:
@@ -251,6 +256,14 @@ def _small(dtype: int, raw: memoryview | None, listed: list[int]) -> bytes | Non
         return bytes(raw) if len(raw) <= _SMALL else None
     # An int8 -1 is listed as a 64-bit -1, a uint8 200 as 200: both wrap to the right byte.
     return np.asarray(listed, dtype=np.int64).astype(kind).tobytes() if listed else None
+
+
+def _largest(dtype: int, raw: memoryview | None, listed: list[int]) -> int:
+    """The largest magnitude in an int8 tensor, 0 for another."""
+    if dtype != INT8:
+        return 0
+    values = np.asarray(listed, np.int64).astype(np.int8) if raw is None else np.frombuffer(raw, np.int8)
+    return max(-int(values.min()), int(values.max())) if values.size else 0
 
 
 def _value_info(buffer: memoryview) -> tuple[str, int, tuple[int, ...]]:

@@ -72,12 +72,18 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise _refused(f"reading {request.onnx.name}", error) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
-            return BuildResult(
-                engine="engine.xml",
-                files=("engine.xml", "engine.bin"),
-                fusion=session.audit(),
-                details={"device": session.describe()["device"]},
-            )
+            fusion, device = session.audit(), session.describe()["device"]
+        exact = request.scheme is None or request.scheme.name in self.schemes()
+        return BuildResult(
+            engine="engine.xml",
+            files=("engine.xml", "engine.bin"),
+            fusion=fusion,
+            # Without VNNI the kernels saturate and answer wrongly: the engine is right, this CPU is not.
+            runs_here=exact,
+            reason="" if exact else f"this CPU does not compute {request.scheme and request.scheme.name} exactly",
+            device_command="" if exact else f"edgeopt build --target {request.target.name}",
+            details={"device": device},
+        )
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> OpenVinoSession:
         device = target.session.device
@@ -86,7 +92,8 @@ class OpenVinoBackend(Backend):
             raise BackendError(f"{device} does not compute in {precision} here", fix="use precision fp32 or int8")
         properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
         if device == "CPU":
-            properties["INFERENCE_NUM_THREADS"] = str(threads or environment.usable_cores())
+            cores = environment.usable_cores()
+            properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
         return OpenVinoSession(engine, device, properties, batch=target.batch)
 
 

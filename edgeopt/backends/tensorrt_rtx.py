@@ -85,7 +85,7 @@ class TensorRtRtxBackend(Backend):
             files=(engine.name,),
             fusion=trt_table.audit(self.name, layers, model, source),
             reason="" if runs_here else elsewhere,
-            device_command="" if runs_here else "edgeopt bench",
+            device_command="" if runs_here else f"edgeopt build --target {request.target.name}",
             runs_here=runs_here,
             details={"compute_capabilities": list(wanted), "layers": "layers.json", "onnx": "model.onnx"},
         )

@@ -25,6 +25,8 @@ SHORTEST_WINDOW, LONGEST_WINDOW = 0.05, 0.4
 #: Rounds a budget of seconds is divided into; fewer before stopping early would make the interval a guess.
 ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 4
 WARM_UP_SECONDS = 0.5
+#: A window may take this much longer, s, and twenty times as long as expected, before its engine counts as hanging.
+GRACE_SECONDS = 30.0
 #: Least iterations of a window; engines that need over half a second for one get fewer.
 ITERATIONS, SLOW_ITERATIONS, SLOW_MS = 10, 3, 500.0
 
@@ -53,7 +55,7 @@ class _Runner:
         least = ITERATIONS if self.typical_ms < SLOW_MS else SLOW_ITERATIONS
         expected = seconds + (least + 3) * self.typical_ms / 1000
         with self.load.watch(self.child.cpu_seconds):
-            answer = self.child.window(seconds, least, min(timeout, 30 + 20 * expected))
+            answer = self.child.window(seconds, least, min(timeout, GRACE_SECONDS + 20 * expected))
         self.windows.append(tuple(answer["samples_ms"]))
         self.medians.append(float(np.median(answer["samples_ms"])))
         self.memory_bytes = int(answer["memory_bytes"])

@@ -10,8 +10,9 @@
   is at most 10 % wide and others kept at most a quarter of a core busy);
   ``fits_target`` (measured on the device the target describes);
   ``session`` (what the runtime says it runs);
-  ``ratios``: ``[{"baseline": key, "kind": "original" | "float", "precision", "speedup", "speedup_ci"}]``, how many
-  times as fast this engine is as the original, and as the same target's engines of other precisions, windows paired;
+  ``ratios``: ``[{"baseline": key, "kind": "original" | "float", "precision", "speedup", "speedup_ci", "quiet"}]``,
+  how many times as fast this engine is as the original, and as the same target's engines of other precisions, windows
+  paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
   ``bench``: ``{"id", "rounds", "seconds", "created", "failures": {key: reason}}``, equal in all measured together;
   ``measured_on`` and ``measured_on_after``: the machine's records before and after.
 
@@ -97,6 +98,7 @@ def _ratios(result: BenchResult, key: str, original: str | None) -> list[dict[st
                 "precision": result.engines[baseline_key].spec.precision,
                 "speedup": interval.value,
                 "speedup_ci": bounds(interval),
+                "quiet": engine.quiet and result.engines[baseline_key].quiet,
             }
         )
     return ratios

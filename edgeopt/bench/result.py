@@ -51,9 +51,14 @@ class EngineResult:
         return median_interval(self.window_medians_ms)
 
     @property
+    def quiet(self) -> bool:
+        """Whether nothing else of weight ran on the machine meanwhile, as far as can be told."""
+        return (self.other_load_cores or 0.0) <= STABLE_OTHER_LOAD
+
+    @property
     def stable(self) -> bool:
-        """Whether the milliseconds are known to within ``STABLE_WIDTH`` and the machine was not busy with others."""
-        return self.p50.relative_width <= STABLE_WIDTH and (self.other_load_cores or 0.0) <= STABLE_OTHER_LOAD
+        """Whether the milliseconds are known to within ``STABLE_WIDTH`` and the machine was quiet."""
+        return self.quiet and self.p50.relative_width <= STABLE_WIDTH
 
     def p99(self) -> Interval | None:
         """99th percentile, ms, bootstrapped over windows; None with fewer than ``P99_SAMPLES`` samples."""
@@ -71,10 +76,8 @@ class EngineResult:
         return Interval(value, float(low), float(high))
 
     def throughput(self) -> Interval:
-        """Pictures a second at this batch, one call after another; the interval is over windows."""
-        batch = self.spec.target.batch
-        interval = median_interval([1000.0 * batch / float(np.mean(window)) for window in self.windows])
-        return interval._replace(value=1000.0 * batch / float(np.mean(self.samples_ms)))
+        """Pictures a second at this batch, one call after another: the median of the windows' own."""
+        return median_interval([1000.0 * self.spec.target.batch / float(np.mean(window)) for window in self.windows])
 
     def to_json(self) -> dict[str, Any]:
         """The engine's own part of ``latency.json``; see ``edgeopt.bench.records``."""

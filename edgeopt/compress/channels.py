@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compress.graph import is_layer, outputs_of, quiet
 from edgeopt.errors import ModelError
 
 Importance: TypeAlias = Literal["l2", "l1", "bn_scale", "taylor"]
 
 #: How far, as a fraction of all MACs, the result may be from what was asked.
 TOLERANCE = 0.02
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch-pruning warns of parameters outside layers; they are handled, and the result is run before it is used."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning)
-        yield
-
-
-def trace(model: nn.Module, example: Tensor) -> Any:
-    """torch-pruning's dependency graph; raises ModelError naming the module that could not be run or followed."""
-    import torch_pruning as tp
-
-    running: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: running.append(name))
-        for name, module in model.named_modules()
-    ]
-    handles.append(model.register_forward_hook(lambda *_: running.clear()))
-    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        # The graph is read off autograd's, so every parameter must take part.
-        model.requires_grad_(True)
-        with torch.enable_grad(), quiet():
-            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
-        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        # Once the model has run through, it is the way channels take through its reshapes that is not understood.
-        where = f"at {running[-1] or type(model).__name__}" if running else f"through {type(model).__name__}"
-        raise ModelError(f"prune: the model cannot be traced {where}: {line}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter, flag in requires_grad:
-            parameter.requires_grad_(flag)
-    if not any(_is_layer(module) for module in graph.module2node):
-        raise ModelError(
-            f"prune: the model cannot be traced through {type(model).__name__}: no layer is tied to its output",
-            fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
-        )
-    return graph
 
 
 @dataclass(frozen=True)
@@ -106,7 +63,7 @@ def find_groups(
     reasons = {
         name: kept.get(module, "not reached by the trace")
         for module, name in names.items()
-        if _is_layer(module) and (module in kept or module not in graph.module2node)
+        if is_layer(module) and (module in kept or module not in graph.module2node)
     }
     with torch.no_grad(), quiet():
         for group in graph.get_all_groups():
@@ -115,7 +72,7 @@ def find_groups(
                 groups.append(found)
                 continue
             for module in finder.made_by(group):
-                if _is_layer(module):
+                if is_layer(module):
                     reasons.setdefault(names[module], found)
     return groups, reasons
 
@@ -166,7 +123,7 @@ class _Finder:
         for dep, channels in group:
             module, outputs = dep.target.module, self.graph.is_out_channel_pruning_fn(dep.handler)
             kind.append(f"{type(dep.source.module).__name__}>{type(module).__name__}:{outputs}")
-            if _is_layer(module):
+            if is_layer(module):
                 width = self.graph.get_out_channels(module) if outputs else self.graph.get_in_channels(module)
                 touched.append((self.names[module], outputs, len(channels) / width))
         root = group[0].dep.target.module
@@ -199,10 +156,6 @@ def _scorer(importance: Importance) -> Any:
     if importance == "bn_scale":
         return measures.BNScaleImportance(normalizer=None)
     return measures.GroupMagnitudeImportance(p=1 if importance == "l1" else 2, normalizer=None)
-
-
-def _is_layer(module: Any) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d))
 
 
 def _is_depthwise(module: Any) -> bool:
@@ -267,12 +220,11 @@ def _at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
     return cuts
 
 
-def _removed(
-    groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int], depthwise: frozenset[str]
-) -> float:
+def _removed(groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int]) -> float:
     """The fraction of the MACs that is gone when each group loses that many units.
 
-    A convolution's or linear layer's MACs fall with its outputs and with its inputs; a depthwise one's only once.
+    A layer's MACs fall with its outputs and with its inputs; a depthwise convolution's, whose outputs are its inputs,
+    fall once: torch-pruning lists it once.
     """
     outputs, inputs = dict.fromkeys(costs, 1.0), dict.fromkeys(costs, 1.0)
     for group, units in zip(groups, cuts, strict=True):
@@ -280,18 +232,16 @@ def _removed(
             side = outputs if is_output else inputs
             if name in side:
                 side[name] -= share * units / len(group.scores)
-    after = sum(cost * outputs[name] * (1.0 if name in depthwise else inputs[name]) for name, cost in costs.items())
-    return 1 - after / sum(costs.values())
+    return 1 - sum(cost * outputs[name] * inputs[name] for name, cost in costs.items()) / sum(costs.values())
 
 
 def plan_cuts(
-    groups: Sequence[Group], costs: Mapping[str, int], fraction: float, model: nn.Module, round_to: int
+    groups: Sequence[Group], costs: Mapping[str, int], *, fraction: float, round_to: int
 ) -> list[tuple[Group, int]]:
     """How many units each group loses so that ``fraction`` of the MACs goes, as nearly as rounding allows."""
-    depthwise = frozenset(name for name, module in model.named_modules() if _is_depthwise(module))
 
     def removed(cuts: Sequence[int]) -> float:
-        return _removed(groups, cuts, costs, depthwise)
+        return _removed(groups, cuts, costs)
 
     low, high = [0] * len(groups), _at_ratio(groups, 1.0) if groups else []
     most = removed(high)
@@ -331,8 +281,3 @@ def plan_cuts(
 
 def _changed(cuts: Sequence[int], index: int, value: int) -> list[int]:
     return [value if i == index else cut for i, cut in enumerate(cuts)]
-
-
-def outputs_of(module: nn.Module) -> int:
-    """How many channels or features a layer gives."""
-    return int(getattr(module, "out_features", getattr(module, "out_channels", 0)))

@@ -1,4 +1,4 @@
-"""The only module that touches NNCF: where quantizers go, their first ranges, corrected biases, and the hook storage."""
+"""The only module that touches NNCF: where quantizers go, their first ranges, corrected biases, the hook storage."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
@@ -22,10 +23,20 @@ RANGE_ESTIMATORS = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "histogra
 
 def hook_storage(model: nn.Module) -> Any:
     """The storage of the model's hooks; the model is wrapped (in place) when it has none yet."""
+    check_wrappable(model)
     import_nncf()
     from nncf.torch.function_hook import get_hook_storage, wrap_model
 
     return get_hook_storage(wrap_model(model))
+
+
+def check_wrappable(model: nn.Module) -> None:
+    """Raises ModelError for containers that would run the hook storage as one of their layers."""
+    if isinstance(model, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise ModelError(
+            f"a bare {type(model).__name__} cannot be quantized",
+            fix="make it an attribute of a module with a forward method",
+        )
 
 
 def import_nncf() -> Any:
@@ -35,8 +46,8 @@ def import_nncf() -> Any:
     from nncf.torch.quantization import extensions
     from nncf.torch.quantization.reference import ReferenceBackendType, ReferenceQuantize
 
-    # Only bias correction runs NNCF's quantizers here, once per layer, so plain torch operations are fast enough. NNCF's
-    # own fallback (used after a failed compilation) goes through torch.compile, which wants a compiler again.
+    # Only bias correction runs NNCF's quantizers here, once per layer, so plain torch operations are fast enough.
+    # NNCF's own fallback (used after a failed compilation) goes through torch.compile, which wants a compiler again.
     reference = ReferenceQuantize(ReferenceBackendType.TORCH)
     kernels = SimpleNamespace(Quantize_forward=reference.forward, Quantize_backward=reference.backward)
     extensions.QuantizedFunctionsCPU._loaded_namespace = kernels
@@ -52,7 +63,7 @@ def place_quantizers(
     ignored: Sequence[str],
     progress: Callable[[int, int], None] | None,
 ) -> nn.Module:
-    """A copy of ``model`` (float, eval, on the CPU) with corrected biases and our quantizers where NNCF wants its own."""
+    """A copy of ``model`` (float, eval, on the CPU) with corrected biases and our quantizers where NNCF wants some."""
     nncf = import_nncf()
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -80,27 +91,23 @@ def place_quantizers(
                 ),
             ),
         )
-    _swap(quantized, scheme)
+    _swap(quantized, scheme, _largest_weights(quantized, batches[0][:1]))
     return quantized
 
 
 class _Counted:
-    """Batches that report each pass over one of them: NNCF reads them once for ranges, once for bias correction."""
-
-    passes = 2
+    """Batches that report each one that is read (NNCF reads them once, for ranges and biases together)."""
 
     def __init__(self, batches: Sequence[Tensor], progress: Callable[[int, int], None] | None) -> None:
         self.batches = batches
         self.progress = progress
-        self.done = 0
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.batches:
-            yield batch
-            total = self.passes * len(self.batches)
-            self.done = min(self.done + 1, total)
+        for done, batch in enumerate(self.batches, 1):
+            # Before the yield: NNCF stops asking once it has them all.
             if self.progress is not None:
-                self.progress(self.done, total)
+                self.progress(done, len(self.batches))
+            yield batch
 
 
 @contextlib.contextmanager
@@ -116,31 +123,54 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _swap(model: nn.Module, scheme: Scheme) -> None:
+def _largest_weights(model: nn.Module, example: Tensor) -> dict[nn.Module, Tensor]:
+    """The largest magnitude of each channel of what each NNCF weight quantizer sees, shaped like its scale.
+
+    Measured, because the ranges that NNCF gives 7-bit weights are twice too wide for some layers.
+    """
+    largest: dict[nn.Module, Tensor] = {}
+
+    def note(quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape: tuple[int, ...] = quantizer.scale_shape
+        axes = [axis for axis, size in enumerate(shape) if size == 1]
+        largest[quantizer] = inputs[0].detach().abs().amax(dim=axes, keepdim=True)
+
+    weights = [hook for _, hook in hook_storage(model).named_hooks() if hook.narrow_range]
+    handles = [quantizer.register_forward_pre_hook(note) for quantizer in weights]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest
+
+
+def _swap(model: nn.Module, scheme: Scheme, largest_weights: dict[nn.Module, Tensor]) -> None:
     """Replace every NNCF quantizer by ours, one for one (a quantizer shared by several places stays shared)."""
     storage = hook_storage(model)
-    swapped: dict[int, Quantizer | None] = {}
+    swapped: dict[nn.Module, Quantizer | None] = {}
     for name, theirs in list(storage.named_hooks(remove_duplicate=False)):
-        if id(theirs) not in swapped:
-            swapped[id(theirs)] = _ours(model, name, theirs, scheme)
-        ours = swapped[id(theirs)]
+        if theirs not in swapped:
+            weight = largest_weights.get(theirs)
+            if weight is not None:
+                swapped[theirs] = weight_quantizer(weight, largest=scheme.weight_max)
+            else:
+                swapped[theirs] = _activation_quantizer(model, name, theirs, scheme)
         storage.delete_hook(name)
+        ours = swapped[theirs]
         if ours is not None:
             storage.insert_hook_by_name(name, ours)
 
 
-def _ours(model: nn.Module, name: str, theirs: Any, scheme: Scheme) -> Quantizer | None:
+def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Scheme) -> Quantizer | None:
     """Our quantizer with the range that NNCF found; None where no runtime has an int8 kernel."""
-    low, high = (value.detach() for value in theirs.get_input_low_input_high())
     operation = name.split(".")[1].rsplit("__", 1)[0].split("/")
     if operation[-2:-1] == ["layer_norm"] and name.startswith("pre_hooks"):
-        return None
-    if theirs.narrow_range:  # NNCF's mark of a weight
-        return weight_quantizer(high, largest=scheme.weight_max)
+        return None  # the weight of a LayerNorm
+    low, high = (value.detach() for value in theirs.get_input_low_input_high())
     if low.numel() != 1:
-        raise ModelError(
-            f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
-        )
+        raise ModelError(f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt")
     return activation_quantizer(
         low.item(),
         high.item(),

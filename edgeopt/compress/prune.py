@@ -11,16 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeopt.compress.channels import (
-    TOLERANCE,
-    Group,
-    Importance,
-    find_groups,
-    outputs_of,
-    plan_cuts,
-    quiet,
-    trace,
-)
+from edgeopt.compress.channels import TOLERANCE, Group, Importance, find_groups, plan_cuts
+from edgeopt.compress.graph import is_layer, outputs_of, quiet, trace
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
 from edgeopt.macs import count_macs, count_parameters, layer_macs
 
@@ -85,7 +77,7 @@ def prune(
     groups, reasons = find_groups(
         graph, pruned, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
     )
-    plan = plan_cuts(groups, costs, fraction, pruned, round_to)
+    plan = plan_cuts(groups, costs, fraction=fraction, round_to=round_to)
     history = _apply(graph, plan)
     pruned.zero_grad(set_to_none=True)
     _require_runs(pruned, model, example)
@@ -161,12 +153,12 @@ def _kept_as_they_are(model: nn.Module, example: Tensor, ignored: Sequence[str])
     kept: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         if isinstance(getattr(module, "num_heads", None), int):
-            kept |= {m: f"part of attention {name}" for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+            kept |= {m: f"part of attention {name}" for m in module.modules() if is_layer(m)}
     for name in ignored:
         kept |= {module: "ignored on request" for module in model.get_submodule(name).modules()}
     with torch.no_grad():
         classes = model(example).shape[-1]
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    layers = [m for m in model.modules() if is_layer(m)]
     if layers:
         # Whatever else it feeds, a layer at the end with one output a class is the classifier.
         kept |= {m: "classifier" for m in layers[-2:] if outputs_of(m) == classes and m not in kept}
@@ -243,7 +235,7 @@ def _result(
     macs_before: int,
     reasons: Mapping[str, str],
 ) -> PruneResult:
-    before = {name: outputs_of(m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    before = {name: outputs_of(m) for name, m in model.named_modules() if is_layer(m)}
     widths = {name: (width, outputs_of(pruned.get_submodule(name))) for name, width in before.items()}
     untouched = {
         name: reasons.get(name, "among the most important of its kind")

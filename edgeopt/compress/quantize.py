@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, hook_storage, place_quantizers
+from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrappable, hook_storage, place_quantizers
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
 from edgeopt.schemes import Scheme
@@ -40,6 +40,7 @@ def quantize(
     """
     if is_quantized(model):
         raise ModelError("the model is quantized already", fix="quantize remove_quantizers(model)")
+    check_wrappable(model)
     if range_estimator not in RANGE_ESTIMATORS:
         raise ModelError(
             f'unknown range estimator "{range_estimator}"{did_you_mean(range_estimator, RANGE_ESTIMATORS)}',
@@ -241,4 +242,6 @@ def _check_reached(model: nn.Module, example: Tensor) -> None:
 def _fits(shape: tuple[int, ...], value: Any) -> bool:
     if not isinstance(value, Tensor):
         return False
-    return not shape or (len(shape) == value.dim() and all(n in (1, m) for n, m in zip(shape, value.shape)))
+    return not shape or (
+        len(shape) == value.dim() and all(n in (1, m) for n, m in zip(shape, value.shape, strict=True))
+    )

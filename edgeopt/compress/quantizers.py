@@ -1,4 +1,4 @@
-"""The trainable quantizers that stand where NNCF placed its own: they need no compiler and cost a few vectorized passes."""
+"""The trainable quantizers put where NNCF placed its own: they need no compiler and cost a few vectorized passes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Quantizer(nn.Module):
 
 
 def nearest_codes(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """``clip(round(x / scale), low, high)`` as float32: ties to even and a true division, as ONNX QuantizeLinear does."""
+    """``clip(round(x / scale), low, high)``: ties to even and a true division, as ONNX QuantizeLinear does."""
     return torch.div(x, scale).round_().clamp_(low, high)
 
 

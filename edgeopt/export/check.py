@@ -15,7 +15,7 @@ _FORBIDDEN = frozenset({"Identity", "Dropout", "QuantizeDequantize", "Cast", "Ca
 
 
 def check_qdq(path: Path, scheme: Scheme) -> tuple[int, int, tuple[str, ...]]:
-    """(compute layers, int8 layers, names of the float ones) of the file; raises LoweringError where it breaks ``scheme``."""
+    """(compute layers, int8 layers, names of the float ones); raises LoweringError where the file breaks ``scheme``."""
     graph = ir.load(path).graph
     compute, quantized, left = 0, 0, []
     for node in graph:
@@ -37,7 +37,10 @@ def check_qdq(path: Path, scheme: Scheme) -> tuple[int, int, tuple[str, ...]]:
 
 
 def _broken(node: ir.Node, what: str, scheme: Scheme) -> LoweringError:
-    return LoweringError(f"{node.op_type} {node.name} {what} (scheme {scheme.name})", fix="report this model to edgeopt")
+    return LoweringError(
+        f"{node.op_type} {node.name} {what} (scheme {scheme.name})",
+        fix="leave that layer out of quantization, or report the model to edgeopt",
+    )
 
 
 def _check_activation(node: ir.Node, scheme: Scheme) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -18,8 +20,6 @@ from edgeopt.export.passes import (
     only_consumer,
     replace,
 )
-
-Floats = NDArray[np.floating]
 
 
 def clean(model: ir.Model) -> None:
@@ -84,15 +84,13 @@ def global_average_pool(model: ir.Model) -> None:
 def fold_batchnorm(model: ir.Model) -> None:
     """Fold every BatchNormalization behind a convolution or Gemm into its weights and bias.
 
-    y = g (w * x + b - mean) + beta with g = gamma / sqrt(variance + epsilon). A float weight is multiplied by g. An int8
-    weight keeps its codes: its scale is multiplied by abs(g) and the codes change sign where g < 0 (the codes are
+    y = g (w * x + b - mean) + beta with g = gamma / sqrt(variance + epsilon). A float weight is multiplied by g. An
+    int8 weight keeps its codes: its scale is multiplied by abs(g) and the codes change sign where g < 0 (the codes are
     symmetric), so nothing is rounded again.
     """
     for node in list(model.graph):
-        if node.op_type != "BatchNormalization" or node.inputs[0] is None:
-            continue
-        layer = node.inputs[0].producer()
-        if layer is None or not _can_scale(layer) or only_consumer(layer.outputs[0]) is not node:
+        layer = _layer_before(node) if node.op_type == "BatchNormalization" else None
+        if layer is None:
             continue
         gamma, beta, mean, variance = (known(value).astype(np.float64) for value in node.inputs[1:5])
         gain = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
@@ -107,7 +105,7 @@ def fold_batchnorm(model: ir.Model) -> None:
 def _scale_weight(model: ir.Model, layer: ir.Node, gain: NDArray[np.float64]) -> None:
     weight = layer.inputs[1]
     assert weight is not None
-    dequantize = weight.producer()
+    dequantize: Any = weight.producer()
     if dequantize is None:
         array = known(weight)
         shape = (-1,) + (1,) * (array.ndim - 1)
@@ -116,7 +114,7 @@ def _scale_weight(model: ir.Model, layer: ir.Node, gain: NDArray[np.float64]) ->
         return
     codes, scale = known(dequantize.inputs[0]), known(dequantize.inputs[1])
     signs = np.sign(gain).astype(np.int8).reshape((-1,) + (1,) * (codes.ndim - 1))
-    # A channel whose gain is 0 gives its bias only: its codes become 0 and its scale, now without meaning, stays positive.
+    # A channel whose gain is 0 gives its bias only: its codes become 0 and its scale, now idle, stays positive.
     scales = np.where(gain == 0, scale, scale * np.abs(gain)).astype(np.float32)
     own = ir.node("DequantizeLinear", list(dequantize.inputs), dict(dequantize.attributes), name=f"{layer.name}.weight")
     own.outputs[0].name, own.outputs[0].shape = f"{layer.name}.dequantized_weight", ir.Shape(codes.shape)
@@ -152,6 +150,14 @@ def _can_pad(node: ir.Node) -> bool:
     return node.op_type == "Conv" and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
 
 
+def _layer_before(node: ir.Node) -> ir.Node | None:
+    """The layer whose output only ``node`` reads, when its output channels can be scaled."""
+    layer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if layer is not None and _can_scale(layer) and only_consumer(layer.outputs[0]) is node:
+        return layer
+    return None
+
+
 def _can_scale(layer: ir.Node) -> bool:
     """True when output channels are axis 0 of a constant weight."""
     plain_gemm = (
@@ -168,7 +174,7 @@ def _can_scale(layer: ir.Node) -> bool:
     producer = weight.producer()
     if producer is None:
         return constant(weight) is not None
-    return producer.op_type == "DequantizeLinear" and producer.attributes.get_int("axis", 1) == 0
+    return bool(producer.op_type == "DequantizeLinear" and producer.attributes.get_int("axis", 1) == 0)
 
 
 CLEAN = GraphPass("clean", clean, ensures=absent("Identity", "Dropout", "Constant"))

@@ -1,4 +1,4 @@
-"""Passes that turn quantizer markers into QuantizeLinear and DequantizeLinear in the places where runtimes fuse them."""
+"""Passes that turn quantizer markers into QuantizeLinear and DequantizeLinear where the runtimes fuse them."""
 
 from __future__ import annotations
 
@@ -178,10 +178,11 @@ def quantize_biases(model: ir.Model) -> None:
 
 
 def _grow_scale(model: ir.Model, weight: ir.Node, needed: NDArray[np.float64]) -> NDArray[np.float32]:
-    scale, codes = known(weight.inputs[1]).astype(np.float32), known(weight.inputs[0])
+    scale: NDArray[np.float32] = known(weight.inputs[1]).astype(np.float32)
+    codes = known(weight.inputs[0])
     if np.all(scale >= needed):
         return scale
-    grown = np.maximum(scale, needed.astype(np.float32) * np.float32(1.0 + 1e-6))
+    grown: NDArray[np.float32] = np.maximum(scale, needed.astype(np.float32) * np.float32(1.0 + 1e-6))
     axis = weight.attributes.get_int("axis", 1)
     shape = [-1 if index == axis else 1 for index in range(codes.ndim)]
     rounded = np.round(codes * (scale / grown).reshape(shape)).astype(np.int8)

@@ -1,9 +1,10 @@
-"""What ONNX passes are made of: requires -> call -> ensures, in order, with an error that names what was already done."""
+"""What ONNX passes are made of: requires -> call -> ensures, in order, with errors that name what was already done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,7 @@ def absent(*op_types: str) -> Callable[[ir.Model], str | None]:
     return check
 
 
-def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array that ``value`` always is, or None when it is computed or missing."""
     if value is None:
         return None
@@ -60,7 +61,7 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
-def known(value: ir.Value | None) -> NDArray[np.generic]:
+def known(value: ir.Value | None) -> NDArray[Any]:
     """Like ``constant`` for a value that must be known; raises LoweringError otherwise."""
     array = constant(value)
     if array is None:
@@ -68,7 +69,7 @@ def known(value: ir.Value | None) -> NDArray[np.generic]:
     return array
 
 
-def initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+def initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer; ``name`` gets a number appended when it is taken."""
     taken = model.graph.initializers
     unique, number = name, 1

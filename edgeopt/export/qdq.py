@@ -1,10 +1,11 @@
-"""Writes a quantized classifier as a QDQ ONNX file and checks on the written file that it is what its scheme promises."""
+"""Writes a quantized classifier as a QDQ ONNX file and checks on that file that it is what its scheme promises."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from edgeopt.schemes import Scheme
 
 @dataclass(frozen=True)
 class QDQSummary:
-    """What a QDQ file holds: convolutions, gemms and matmuls, how many of them are int8, and the names of the others."""
+    """What a QDQ file holds: convolutions, gemms and matmuls, how many of them are int8, and the others' names."""
 
     compute_layers: int
     quantized_layers: int
@@ -39,7 +40,7 @@ class QDQSummary:
 
 
 def export_qdq(model: nn.Module, path: Path, *, input_shape: tuple[int, int, int], scheme: Scheme) -> QDQSummary:
-    """Write a model made by ``quantize`` to ``path``: ``input`` float32 [N, C, H, W] -> ``logits`` float32 [N, classes].
+    """Write a model made by ``quantize`` to ``path``: ``input`` float32 [N, C, H, W] -> ``logits`` [N, classes].
 
     ``input_shape`` is (C, H, W). Raises LoweringError naming the first node that breaks the scheme.
     """
@@ -64,8 +65,13 @@ class _Marker(nn.Module):
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
+        self.scale: Tensor
         self.register_buffer("scale", quantizer.scale.clone())
-        self.attributes = {"zero_point": quantizer.zero_point, "low": quantizer.low, "high": quantizer.high}
+        self.attributes: dict[str, Any] = {
+            "zero_point": quantizer.zero_point,
+            "low": quantizer.low,
+            "high": quantizer.high,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         marked: Tensor = torch.onnx.ops.symbolic(

@@ -39,12 +39,16 @@ def confidence(report: Report) -> str:
     if row is None:
         return ""
     said = []
-    if row.speedup_ci is not None:
+    if row.speedup_quiet is False:
+        said.append("the machine was busy with other work, so the speed has to be measured again")
+    elif row.speedup_ci is None and row.speedup is not None:
+        said.append("there were too few timing windows to be sure of the speed")
+    elif row.speedup_ci is not None:
         said.append(f"the ratio is {form.times_range(row.speedup_ci)} at 95 % confidence")
     if row.drop_upper_points is not None and row.pictures is not None:
         bound = max(row.drop_upper_points, 0.0)
         said.append(f"a loss over {bound:.1f} points is ruled out by {form.whole(row.pictures)} test pictures")
-    text = " and ".join(said)
+    text = "; ".join(said)
     text = f"{text[0].upper()}{text[1:]}. " if text else ""
     return f"{text}Measured on {row.machine}." if row.machine else text.strip()
 
@@ -53,7 +57,8 @@ def _speed(row: EngineRow, report: Report) -> str:
     if row.speedup is None:
         return ""
     against = "the original PyTorch model" if _against_original(row, report) else str(row.baseline)
-    return f"is {form.times(row.speedup)} as fast as {against}"
+    seems = "seems" if row.speedup_quiet is False or row.speedup_ci is None else "is"
+    return f"{seems} {form.times(row.speedup)} as fast as {against}"
 
 
 def _size(row: EngineRow, report: Report) -> str:

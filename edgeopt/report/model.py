@@ -52,6 +52,7 @@ class EngineRow:
     throughput_ci_ips: Pair | None = None
     speedup: float | None = None
     speedup_ci: Pair | None = None
+    speedup_quiet: bool | None = None  # False when other work on the machine may have bent the ratio
     baseline: str | None = None
     float_speedup: float | None = None
     float_speedup_ci: Pair | None = None
@@ -82,6 +83,14 @@ class EngineRow:
     window_medians_ms: tuple[float, ...] = ()
     build_command: str = ""
     profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
+
+    def __post_init__(self) -> None:
+        """Records may come from a stranger: raise TypeError for a number that is none."""
+        for one in fields(self):
+            value, kind = getattr(self, one.name), str(one.type)
+            allowed = bool if kind.startswith("bool") else (int, float) if kind.startswith(("float", "int")) else object
+            if value is not None and not isinstance(value, allowed):
+                raise TypeError(f"{one.name} should be a number, not {value!r:.60}")
 
     @property
     def measured(self) -> bool:

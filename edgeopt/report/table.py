@@ -27,7 +27,7 @@ def assemble(run_path: Path) -> Report:
     try:
         rows, machines = _rows(run)
         original, engines = _split(rows, run)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"a record of {run_path} is damaged ({type(error).__name__}: {error})", fix="measure again: edgeopt bench"
         ) from None
@@ -101,7 +101,7 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         device_command=str(build.get("device_command") or ""),
         build_command=str(build.get("command") or ""),
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
-        per_class=accuracy.get("per_class") or {},
+        per_class=_per_class(accuracy.get("per_class") or {}),
         confusion=tuple(tuple(int(n) for n in row) for row in accuracy.get("confusion") or ()),
         **_timing(latency),
         **_fusion(folder, build),
@@ -114,7 +114,7 @@ def _timing(latency: Record) -> dict[str, Any]:
     fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, "stable", "other_load_cores", "fits_target")}
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
     fields["bench_id"] = (latency.get("bench") or {}).get("id")
-    fields["window_medians_ms"] = tuple(latency.get("window_medians_ms") or ())
+    fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
     ratios = latency.get("ratios") or []
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
     # The fastest other precision of the same engine is the one that int8 must beat.
@@ -125,6 +125,7 @@ def _timing(latency: Record) -> dict[str, Any]:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
             fields[f"{prefix}baseline"] = ratio["baseline"]
+    fields["speedup_quiet"] = headline.get("quiet") if headline else None
     return fields
 
 
@@ -144,6 +145,13 @@ def _where(record: Record) -> dict[str, Any]:
         return {}
     name = machine.get("board") or (machine.get("cpu") or {}).get("name")
     return {"machine": name, "measured_on": machine.get("machine_id")}
+
+
+def _per_class(record: Record) -> dict[str, dict[str, float | None]]:
+    return {
+        str(name): {key: None if value is None else float(value) for key, value in scores.items()}
+        for name, scores in record.items()
+    }
 
 
 def _split(rows: list[EngineRow], run: Run) -> tuple[EngineRow | None, tuple[EngineRow, ...]]:

@@ -48,12 +48,19 @@ class Built:
 
     def summary(self) -> str:
         """One line for a person."""
-        made = "made before, unchanged" if self.skipped else "built"
-        if self.record.get("engine") is None:
-            return f"{self.target}/{self.name}: no engine here ({self.record.get('reason')})"
-        fusion = self.record.get("fusion")
-        share = f", {fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8" if fusion else ""
-        return f"{self.target}/{self.name}: {made}{share if self.record['precision'] == 'int8' else ''}"
+        record = self.record
+        if record.get("engine") is None:
+            command = f"; on the device: {record['device_command']}" if record.get("device_command") else ""
+            return f"{self.target}/{self.name}: no engine here: {record.get('reason')}{command}"
+        words = [f"{self.target}/{self.name}: {'made before, unchanged' if self.skipped else 'built'}"]
+        fusion, parity = record.get("fusion"), record.get("parity")
+        if fusion and record["precision"] == "int8":
+            words.append(f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8")
+        if parity:
+            words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
+        if record.get("reason"):
+            words.append(str(record["reason"]))
+        return ", ".join(words)
 
 
 def build(
@@ -181,7 +188,6 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         result = backend.build(request)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
     record = _commit(stage, target, item, backend, result, parity, export)
-    console.say(_line(target, item, result, parity))
     return Built(target.name, stage.name, record, skipped=False)
 
 
@@ -238,6 +244,7 @@ def _commit(
         precision=item.precision,
         scheme=item.scheme,
         engine=result.engine,
+        size_bytes=sum((stage.folder / name).stat().st_size for name in result.files) if result.engine else None,
         runs_here=result.runs_here,
         reason=result.reason,
         device_command=result.device_command,
@@ -247,20 +254,6 @@ def _commit(
         parity=asdict(parity) if parity else None,
         details=dict(result.details),
     )
-
-
-def _line(target: Target, item: Planned, result: BuildResult, parity: Parity | None) -> str:
-    words = f"{target.name}/{item.name}: "
-    if result.engine is None:
-        return f"{words}{result.reason}" + (
-            f"; on the device: {result.device_command}" if result.device_command else ""
-        )
-    words += "built"
-    if result.fusion is not None and item.precision == "int8":
-        words += f", {result.fusion.int8_layers} of {result.fusion.compute_layers} compute layers in int8"
-    if parity is not None:
-        words += f", {parity.top1_agreement:.1%} of {parity.n} answers as trained"
-    return words + (f" ({result.reason})" if result.reason else "")
 
 
 def _judge(built: Sequence[Built], *, strict: bool) -> None:

@@ -127,7 +127,7 @@ def _pruned(job: _Job, fraction: float) -> Variant:
     return commit_variant(
         stage,
         result.model,
-        job.teacher.architecture.model_copy(update={"pruning": list(result.history)}),
+        job.teacher.architecture.pruned(result.history),
         spec,
         parent=job.teacher.name,
         stage_name="prune",
@@ -182,7 +182,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
     return commit_variant(
         stage,
         model,
-        source.architecture.model_copy(update={"quantizers": quantizer_config(model), "scheme": scheme}),
+        source.architecture.quantized(quantizer_config(model), scheme),
         spec,
         parent=source.name,
         stage_name="quantize",

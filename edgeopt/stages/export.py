@@ -15,7 +15,9 @@ from torch import nn
 from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ParityError
-from edgeopt.export import export_float, export_qdq, to_fp16
+from edgeopt.export.float_onnx import export_float
+from edgeopt.export.precision import to_fp16
+from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Parity, float_parity, int8_parity
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key

@@ -37,10 +37,13 @@ class Workspace:
 
     def calibration(self, recipe: CalibrationRecipe, spec: PreprocessSpec) -> PictureSet:
         """The pictures that set the int8 ranges, drawn from train, written on first use."""
+        name = calibration_name(recipe)
+        if (self._sets(spec) / f"{name}.json").is_file():
+            return open_set(self._sets(spec), name)
         items = draw_calibration(self.dataset, recipe)
         if len(items) < recipe.count:
             self.console.say(f"calibration: train has {len(items)} pictures, fewer than the {recipe.count} asked for")
-        return self._set(calibration_name(recipe), items, spec)
+        return self._set(name, items, spec)
 
     def samples(self) -> None:
         """32 encoded test pictures, for end-to-end timing on a device."""
@@ -55,8 +58,11 @@ class Workspace:
         self.console.say(f"test: {self.data.max_test} of {len(items)} pictures, drawn in class proportions")
         return tuple(draw(items, self.data.max_test, seed=self.data.seed))
 
+    def _sets(self, spec: PreprocessSpec) -> Path:
+        return self.run.data / "sets" / spec.key
+
     def _set(self, name: str, items: tuple[Item, ...], spec: PreprocessSpec) -> PictureSet:
-        folder = self.run.data / "sets" / spec.key
+        folder = self._sets(spec)
         if not (folder / f"{name}.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             with self.console.task(f"preparing the {name} set") as progress:

@@ -18,7 +18,7 @@ class LoopConfig:
     epochs: int
     lr: float = 1e-3
     weight_decay: float = 0.05
-    layer_decay: float = 0.75
+    layer_decay: float = 0.9
     warmup_epochs: float = 1.0
     min_lr_ratio: float = 0.01
     ema_decay: float = 0.99

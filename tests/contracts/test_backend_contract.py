@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny_onnx  # beside conftest.py, one folder up
 
@@ -209,6 +210,17 @@ def test_a_file_that_is_no_onnx_is_refused(backend: Backend, tmp_path: Path) -> 
     request = _request(backend, tmp_path / "e", "fp32")
     request.onnx.write_bytes(b"\x08\x08nonsense")
     with pytest.raises(BackendError):
+        backend.build(request)
+
+
+def test_a_model_that_keeps_data_in_another_file_is_refused(backend: Backend, tmp_path: Path) -> None:
+    """The other file is there and right, so that only a refusal, and not an accident, keeps the model out."""
+    _builds(backend)
+    request = _request(backend, tmp_path / "e", "fp32")
+    model = onnx.load(str(request.onnx))
+    onnx.save(model, str(request.onnx), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").is_file()
+    with pytest.raises(BackendError, match="in another file"):
         backend.build(request)
 
 

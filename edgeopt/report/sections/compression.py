@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeopt.report.model import EngineRow, Report
 from edgeopt.report.page import fragment
 
+#: Field, title, unit, and whether it is a figure of the model (the same in all its engines) or of the engine.
 _FIGURES = (
-    ("size_bytes", "Size on disk", "mib"),
-    ("params", "Parameters", "count"),
-    ("macs", "Multiply-accumulates", "count"),
-    ("peak_memory_bytes", "Peak memory of the process", "mib"),
+    ("size_bytes", "Size on disk", "mib", False),
+    ("params", "Parameters", "count", True),
+    ("macs", "Multiply-accumulates", "count", True),
+    ("peak_memory_bytes", "Peak memory of the process", "mib", False),
 )
 
 
 def render(report: Report) -> str:
     """A group of bars a figure; figures nobody has are left out."""
     groups = []
-    for name, title, unit in _FIGURES:
+    for name, title, unit, of_model in _FIGURES:
         rows = [row for row in report.rows if getattr(row, name) is not None]
-        if len(rows) < 2:
-            continue
-        most = max(getattr(row, name) for row in rows)
-        groups.append({"title": title, "unit": unit, "bars": [_bar(row, name, most, report.original) for row in rows]})
+        if of_model:
+            rows = list({row.variant: row for row in reversed(rows)}.values())[::-1]
+        if len(rows) >= 2:
+            bars = _bars(rows, name, report.original, of_model=of_model)
+            groups.append({"title": title, "unit": unit, "bars": bars})
     return fragment("compression", groups=groups) if groups else ""
 
 
-def _bar(row: EngineRow, name: str, most: float, original: EngineRow | None) -> dict[str, object]:
-    value = getattr(row, name)
-    before = getattr(original, name) if original is not None and row is not original else None
-    return {
-        "row": row,
-        "value": value,
-        "share": round(100 * value / most, 1) if most else 0,
-        "change": 100 * (value / before - 1) if before else None,
-    }
+def _bars(
+    rows: Sequence[EngineRow], name: str, original: EngineRow | None, *, of_model: bool
+) -> list[dict[str, object]]:
+    most = max(getattr(row, name) for row in rows)
+    before = getattr(original, name) if original is not None else None
+    bars = []
+    for row in rows:
+        value = getattr(row, name)
+        bars.append(
+            {
+                "name": row.variant if of_model else row.key,
+                "value": value,
+                "share": round(100 * value / most, 1) if most else 0,
+                "change": 100 * (value / before - 1) if before and row is not original else None,
+            }
+        )
+    return bars

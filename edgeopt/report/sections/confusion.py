@@ -34,7 +34,7 @@ def _map(row: EngineRow, labels: list[str]) -> dict[str, object]:
             share = n / total if total else 0.0
             tip = f"{n} of {total} “{labels[true]}” answered “{labels[predicted]}” ({100 * share:.1f} %)"
             # Mistakes are rare: without a floor and a steeper scale, single ones would not be seen beside the diagonal.
-            strength = round(share if true == predicted else min(1.0, 0.18 + 2.5 * share), 3) if n else 0
+            strength = round(share if true == predicted else min(1.0, 0.25 + 2.5 * share), 3) if n else 0
             cells.append({"n": n, "strength": strength, "right": true == predicted, "tip": tip})
         lines.append({"label": labels[true], "cells": cells})
     return {"row": row, "lines": lines}

@@ -1,0 +1,56 @@
+"""The verbs of the command line as functions; a module of its own, since packages of edgeopt bear the same names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.pipeline import demo, run_recipe
+    from edgeopt.stages.bench import bench, evaluate
+    from edgeopt.stages.build import build
+    from edgeopt.stages.compress import compress
+    from edgeopt.stages.export import export
+    from edgeopt.stages.finetune import adopt, finetune
+    from edgeopt.stages.predict import predict
+    from edgeopt.stages.report import report
+
+_WHERE = {
+    "adopt": "stages.finetune",
+    "bench": "stages.bench",
+    "build": "stages.build",
+    "compress": "stages.compress",
+    "demo": "pipeline",
+    "evaluate": "stages.bench",
+    "export": "stages.export",
+    "finetune": "stages.finetune",
+    "predict": "stages.predict",
+    "report": "stages.report",
+    "run_recipe": "pipeline",
+}
+
+__all__ = [
+    "adopt",
+    "bench",
+    "build",
+    "compress",
+    "demo",
+    "evaluate",
+    "export",
+    "finetune",
+    "predict",
+    "report",
+    "run_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their module on first use (PEP 562)."""
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(f"edgeopt.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'edgeopt.api' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,65 @@
+"""How channels depend on each other: torch-pruning's dependency graph of a model, or a clear refusal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.errors import ModelError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch-pruning warns of parameters outside layers; they are handled, and the result is run before it is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        yield
+
+
+def trace(model: nn.Module, example: Tensor) -> Any:
+    """torch-pruning's dependency graph; raises ModelError naming the module that could not be run or followed."""
+    import torch_pruning as tp
+
+    running: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: running.append(name))
+        for name, module in model.named_modules()
+    ]
+    handles.append(model.register_forward_hook(lambda *_: running.clear()))
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        # The graph is read off autograd's, so every parameter must take part.
+        model.requires_grad_(True)
+        with torch.enable_grad(), quiet():
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
+        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # Once the model has run through, it is the way channels take through its reshapes that is not understood.
+        where = f"at {running[-1] or type(model).__name__}" if running else f"through {type(model).__name__}"
+        raise ModelError(f"prune: the model cannot be traced {where}: {line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in requires_grad:
+            parameter.requires_grad_(flag)
+    if not any(is_layer(module) for module in graph.module2node):
+        raise ModelError(
+            f"prune: the model cannot be traced through {type(model).__name__}: no layer is tied to its output",
+            fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
+        )
+    return graph
+
+
+def is_layer(module: Any) -> bool:
+    """Whether the module has weights that channels are cut from."""
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+def outputs_of(module: nn.Module) -> int:
+    """How many channels or features a layer gives."""
+    return int(getattr(module, "out_features", getattr(module, "out_channels", 0)))

@@ -1,0 +1,293 @@
+"""Exported files: they answer as the model, keep their scheme's promises, and the runtimes fuse all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from edgeopt.compress.quantize import named_quantizers, quantize
+from edgeopt.errors import LoweringError
+from edgeopt.export.check import check_qdq
+from edgeopt.export.float_onnx import export_float
+from edgeopt.export.precision import to_fp16
+from edgeopt.export.qdq import QDQSummary, export_qdq
+from edgeopt.schemes import SCHEMES, get_scheme
+from tests.tiny_torch import TinyNet, calibration, tiny_net
+
+SHAPE = (3, 32, 32)
+# Float sums in another order flip a rounding here and there; one flip moves a logit by one step of one activation.
+TIES = 0.02
+
+
+@pytest.fixture(scope="module")
+def net() -> TinyNet:
+    return tiny_net()
+
+
+@pytest.fixture(scope="module")
+def float_file(net: TinyNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("float") / "model.onnx"
+    export_float(net, path, input_shape=SHAPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(net: TinyNet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[nn.Module, Path, QDQSummary]]:
+    files = {}
+    for name, scheme in SCHEMES.items():
+        model = quantize(net, calibration(), scheme=scheme)
+        path = tmp_path_factory.mktemp(name) / "model.onnx"
+        files[name] = (model, path, export_qdq(model, path, input_shape=SHAPE, scheme=scheme))
+    return files
+
+
+def run(path: Path, x: Tensor, *, optimized: Path | None = None, plain: bool = False) -> np.ndarray:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"input": x.numpy()})[0])
+
+
+def answers(model: nn.Module, x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(model(x).numpy())
+
+
+def counts(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).mean() / expected.std())
+
+
+def test_float_file_answers_as_the_model_at_every_batch_size(net: TinyNet, float_file: Path) -> None:
+    for size in (1, 2, 7):
+        x = torch.cat(calibration())[:size]
+        np.testing.assert_allclose(run(float_file, x), answers(net, x), rtol=1e-4, atol=1e-5)
+
+
+def test_float_file_is_folded_named_and_says_nothing_of_the_machine(float_file: Path) -> None:
+    assert not {"BatchNormalization", "Identity", "Dropout", "Pad", "Constant", "ReduceMean"} & set(counts(float_file))
+    names = [node.name for node in onnx.load(float_file).graph.node if node.op_type in ("Conv", "Gemm")]
+    assert names == ["stem", "depthwise", "project", "wide", "head"]
+    raw = float_file.read_bytes()
+    assert b"/work" not in raw
+    assert b"site-packages" not in raw
+    assert b".py" not in raw
+    model = onnx.load(float_file, load_external_data=False)
+    assert model.opset_import[0].version <= 20, "TensorRT 10.3 reads no later one"
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert [value.name for value in model.graph.input] == ["input"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert list(float_file.parent.iterdir()) == [float_file], "no temporary file is left"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_qdq_file_equals_the_simulation_up_to_ties(exported: Any, name: str) -> None:
+    model, path, summary = exported[name]
+    assert summary == QDQSummary(compute_layers=5, quantized_layers=5, float_layers=())
+    for size in (1, 24):
+        x = torch.cat(calibration())[:size]
+        assert difference(run(path, x, plain=True), answers(model, x)) < TIES
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_weights_are_int8_within_the_schemes_bounds(exported: Any, name: str) -> None:
+    model, path, _ = exported[name]
+    graph = onnx.load(path).graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    largest = [
+        int(np.abs(tensors[node.input[0]].astype(int)).max())
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and tensors.get(node.input[0], np.zeros(0)).dtype == np.int8
+    ]
+    assert len(largest) == 5
+    assert set(largest) == {get_scheme(name).weight_max}
+    assert all(array.size < 200 for array in tensors.values() if array.dtype == np.float32), "no float weights"
+    assert not {"BatchNormalization", "Clip", "Pad", "Identity", "Cast", "Sub"} & set(counts(path))
+    assert ("Relu" in counts(path)) == get_scheme(name).activation_symmetric, "uint8 with zero point 0 cuts at 0 itself"
+    assert len(named_quantizers(model)) > 5
+
+
+@pytest.mark.parametrize("name", ["u8a8w", "u8a7w"])
+def test_onnx_runtime_fuses_everything(exported: Any, name: str, tmp_path: Path) -> None:
+    model, path, _ = exported[name]
+    x = torch.cat(calibration())
+    logits = run(path, x, optimized=tmp_path / "optimized.onnx")
+    fused = counts(tmp_path / "optimized.onnx")
+    assert fused["QLinearConv"] == 4
+    assert fused["QGemm"] == fused["QLinearAdd"] == fused["QLinearGlobalAveragePool"] == 1
+    assert not {"Conv", "Gemm", "Add", "DequantizeLinear"} & set(fused)
+    assert fused["QuantizeLinear"] == 1, "the input"
+    if name == "u8a7w":  # 8-bit weights saturate on CPUs without VNNI: no promise about numbers there
+        assert difference(logits, answers(model, x)) < TIES
+
+
+@pytest.mark.parametrize("name", ["u8a8w", "u8a7w"])
+def test_openvino_runs_every_layer_in_int8(exported: Any, name: str) -> None:
+    ov = pytest.importorskip("openvino")
+    model, path, _ = exported[name]
+    x = torch.cat(calibration())
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+    layers = Counter()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        layers[info["layerType"].astype(str), info["runtimePrecision"].astype(str)] += 1
+    compute = {key: n for key, n in layers.items() if key[0] in ("Convolution", "FullyConnected", "MatMul")}
+    assert compute == {("Convolution", "u8"): 4, ("FullyConnected", "u8"): 1}
+    if name == "u8a7w":
+        assert difference(compiled(x.numpy())[0], answers(model, x)) < TIES
+
+
+def test_tensorrt_rtx_takes_the_symmetric_file_without_warnings(exported: Any, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    _, path, _ = exported["s8a8w"]
+    to_fp16(path, tmp_path / "half.onnx")
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            about_loggers = "createInferBuilder differs" in message  # another test made a builder before
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING) and not about_loggers:
+                self.lines.append(message)
+
+    for file in (path, tmp_path / "half.onnx"):
+        log = Log()
+        network = trt.Builder(log).create_network(0)
+        parser = trt.OnnxParser(network, log)
+        assert parser.parse_from_file(str(file)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        assert log.lines == []
+        assert network.get_input(0).dtype == network.get_output(0).dtype == trt.DataType.FLOAT
+
+
+def test_float16_files_keep_float32_ends_and_answer_alike(float_file: Path, exported: Any, tmp_path: Path) -> None:
+    x = torch.cat(calibration())
+    for source, tolerance in ((float_file, 0.005), (exported["s8a8w"][1], 0.05)):
+        half = tmp_path / source.parent.name / "half.onnx"
+        to_fp16(source, half)
+        assert difference(run(half, x, plain=True), run(source, x, plain=True)) < tolerance
+        model = onnx.load(half)
+        onnx.checker.check_model(model, full_check=True)
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.FLOAT not in kinds
+        ends = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+        assert ends == {onnx.TensorProto.FLOAT}
+
+
+def test_float16_refuses_what_does_not_fit(float_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(float_file)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(4, 1e6, np.float32), "head.bias"))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(LoweringError, match=r"head\.bias holds 1e\+06"):
+        to_fp16(tmp_path / "large.onnx", tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()
+
+
+def test_a_bias_too_large_for_its_scale_is_not_cut(net: TinyNet, tmp_path: Path) -> None:
+    """A channel that BatchNorm shrinks to nothing has a tiny weight scale, and its bias must still fit int32."""
+    dead = copy.deepcopy(net)
+    with torch.no_grad():
+        dead.project_norm.weight[:] = 1e-12
+        dead.project_norm.bias[:] = torch.linspace(-2, 2, 8)
+    model = quantize(dead, calibration(), scheme=get_scheme("u8a8w"))
+    export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+    x = torch.cat(calibration())
+    assert difference(run(tmp_path / "model.onnx", x, plain=True), answers(model, x)) < TIES
+
+
+def test_a_clipped_relu_with_a_shrunk_range_is_still_exact(net: TinyNet, tmp_path: Path) -> None:
+    model = quantize(net, calibration(), scheme=get_scheme("u8a8w"))
+    with torch.no_grad():
+        for _, quantizer in named_quantizers(model):
+            if not quantizer.per_channel:
+                quantizer.log_scale += 0.3 if quantizer.max_scale else -0.3  # as training may move it
+    export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+    x = torch.cat(calibration())
+    assert "Clip" not in counts(tmp_path / "model.onnx")
+    assert difference(run(tmp_path / "model.onnx", x, plain=True), answers(model, x)) < TIES
+
+
+def test_ignored_layers_are_named_as_float(net: TinyNet, tmp_path: Path) -> None:
+    model = quantize(net, calibration(), scheme=get_scheme("u8a8w"), ignored=["wide"])
+    summary = export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+    assert summary == QDQSummary(compute_layers=5, quantized_layers=4, float_layers=("wide",))
+
+
+def _zero_point(model: onnx.ModelProto, value: np.ndarray) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+
+def _first_weight(model: onnx.ModelProto, change: Any) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("codes"))
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
+
+
+def _skip_dequantize(model: onnx.ModelProto) -> None:
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    convolution.input[0] = "input"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda model: _zero_point(model, np.asarray(3, np.int8)), "has the zero point 3"),
+        (lambda model: _zero_point(model, np.asarray(0, np.uint8)), "gives uint8"),
+        (lambda model: _first_weight(model, lambda w: np.full_like(w, -128)), r"outside \[-127, 127\]"),
+        (_skip_dequantize, "Conv stem has int8 weights but a float input"),
+    ],
+)
+def test_a_file_that_breaks_its_scheme_is_refused_by_name(
+    exported: Any, tmp_path: Path, damage: Any, message: str
+) -> None:
+    model = onnx.load(exported["s8a8w"][1])
+    damage(model)
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(LoweringError, match=message):
+        check_qdq(tmp_path / "broken.onnx", get_scheme("s8a8w"))
+
+
+def test_files_of_other_schemes_are_refused(exported: Any) -> None:
+    with pytest.raises(LoweringError, match="scheme u8a7w"):
+        check_qdq(exported["u8a8w"][1], get_scheme("u8a7w"))
+    with pytest.raises(LoweringError, match="scheme s8a8w"):
+        check_qdq(exported["u8a8w"][1], get_scheme("s8a8w"))
+
+
+def test_a_float_model_is_no_qdq_model(net: TinyNet, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="not quantized"):
+        export_qdq(net, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def test_a_model_that_cannot_be_traced_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="Branching cannot be exported") as error:
+        export_float(Branching(), tmp_path / "model.onnx", input_shape=SHAPE)
+    assert len(str(error.value).splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,246 @@
+"""Quantized models: placement by scheme, bit-equal reload, training, and refusal of configs that do not fit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgeopt.compress.quantize import (
+    freeze_batchnorm_statistics,
+    is_quantized,
+    named_quantizers,
+    quantize,
+    quantizer_config,
+    quantizer_parameters,
+    rebuild_quantized,
+    remove_quantizers,
+)
+from edgeopt.errors import ModelError
+from edgeopt.schemes import SCHEMES, get_scheme
+from tests.tiny_torch import TinyNet, calibration, tiny_net
+
+
+@pytest.fixture(scope="module")
+def net() -> TinyNet:
+    return tiny_net()
+
+
+@pytest.fixture(scope="module")
+def quantized(net: TinyNet) -> nn.Module:
+    return quantize(net, calibration(), scheme=get_scheme("u8a8w"))
+
+
+@pytest.fixture
+def kept_quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    assert capfd.readouterr().out == "", "stdout belongs to --json"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_every_layer_is_quantized_as_the_scheme_says(net: TinyNet, scheme: Any, kept_quiet: None) -> None:
+    model = quantize(net, calibration(), scheme=scheme)
+    quantizers = dict(named_quantizers(model))
+    weights = [quantizer for quantizer in quantizers.values() if quantizer.per_channel]
+    activations = [quantizer for quantizer in quantizers.values() if not quantizer.per_channel]
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(weights) == len(layers)
+    assert {(q.low, q.high, q.zero_point) for q in weights} == {(-scheme.weight_max, scheme.weight_max, 0)}
+    if scheme.activation_symmetric:
+        assert {(q.low, q.high, q.zero_point) for q in activations} == {(-128, 127, 0)}
+    else:
+        assert {(q.low, q.high) for q in activations} == {(0, 255)}
+        assert any(q.zero_point for q in activations)
+    logits, original = model(calibration()[0]), net(calibration()[0])
+    assert (logits - original).abs().mean() < 0.1 * original.std()
+    assert not torch.equal(logits, original)
+
+
+def test_calibration_leaves_the_model_alone_and_reports_progress(net: TinyNet) -> None:
+    before = copy.deepcopy(net.state_dict())
+    seen: list[tuple[int, int]] = []
+    quantize(net, calibration(), scheme=get_scheme("u8a8w"), progress=lambda done, total: seen.append((done, total)))
+    assert not is_quantized(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert seen[-1] == (3, 3)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("range_estimator", ["percentile", "histogram"])
+def test_other_range_estimators_give_other_ranges(net: TinyNet, quantized: nn.Module, range_estimator: str) -> None:
+    other = quantize(net, calibration(), scheme=get_scheme("u8a8w"), range_estimator=range_estimator)
+    scales = [quantizer.scale for _, quantizer in named_quantizers(other) if not quantizer.per_channel]
+    minmax = [quantizer.scale for _, quantizer in named_quantizers(quantized) if not quantizer.per_channel]
+    assert sum(float(a) < float(b) for a, b in zip(scales, minmax, strict=True)) > len(scales) / 2
+
+
+def test_reload_from_safetensors_and_json_is_bit_equal(net: TinyNet, quantized: nn.Module, tmp_path: Path) -> None:
+    save_file(quantized.state_dict(), tmp_path / "model.safetensors")
+    text = json.dumps(quantizer_config(quantized))
+    again = rebuild_quantized(TinyNet().eval(), json.loads(text), get_scheme("u8a8w"), calibration()[0][:1])
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        for x in (calibration()[0], calibration()[1][:1], calibration()[2].to(memory_format=torch.channels_last)):
+            assert torch.equal(again(x), quantized(x))
+    assert quantizer_config(again) == quantizer_config(quantized)
+
+
+def test_copies_answer_alike_and_apart(quantized: nn.Module) -> None:
+    x = calibration()[0]
+    twin = copy.deepcopy(quantized)
+    with torch.no_grad():
+        expected = quantized(x)
+        assert torch.equal(twin(x), expected)
+        assert torch.equal(twin(x[:3]), expected[:3]), "any batch size"
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+        assert not torch.equal(twin(x), expected)
+        assert torch.equal(quantized(x), expected)
+
+
+def test_training_moves_weights_and_scales_and_lowers_the_loss(quantized: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = copy.deepcopy(quantized).train()
+    freeze_batchnorm_statistics(model)
+    assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    statistics = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    x = torch.cat(calibration())
+    labels = (x[:, 0].mean((1, 2)) > 0).long() + 2 * (x[:, 1].mean((1, 2)) > 0).long()
+    scales = quantizer_parameters(model)
+    assert len(scales) == len(named_quantizers(model))
+    before = [scale.detach().clone() for scale in scales]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    moved = [not torch.equal(old, new) for old, new in zip(before, scales, strict=True)]
+    assert all(moved)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in statistics.items())
+
+
+def test_removing_quantizers_gives_the_plain_model_back(net: TinyNet, quantized: nn.Module) -> None:
+    plain = remove_quantizers(quantized)
+    assert not is_quantized(plain)
+    assert set(plain.state_dict()) == set(net.state_dict())
+    x = calibration()[0]
+    with torch.no_grad():
+        assert (plain(x) - net(x)).abs().max() < 0.2 * net(x).std(), "only biases were corrected"
+    assert is_quantized(quantize(plain, calibration(), scheme=get_scheme("s8a8w")))
+
+
+def test_ignored_modules_stay_in_float(net: TinyNet) -> None:
+    model = quantize(net, calibration(), scheme=get_scheme("u8a8w"), ignored=["stem"])
+    names = [name for name, _ in named_quantizers(model)]
+    assert not any("stem/" in name for name in names)
+    assert any("head/" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batches": []}, "no calibration batches"),
+        ({"batches": [torch.zeros(3, 32, 32)]}, "not float32 NCHW"),
+        ({"batches": [torch.zeros(1, 3, 32, 32, dtype=torch.uint8)]}, "not float32 NCHW"),
+        ({"batches": [torch.full((1, 3, 32, 32), torch.nan)]}, "not finite"),
+        ({"ignored": ["steam"]}, 'did you mean "stem"'),
+        ({"range_estimator": "min-max"}, 'did you mean "minmax"'),
+    ],
+)
+def test_wrong_arguments_are_refused(net: TinyNet, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        quantize(net, **{"batches": calibration(), "scheme": get_scheme("u8a8w"), **arguments})
+
+
+def test_quantizing_twice_is_refused(quantized: nn.Module) -> None:
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize(quantized, calibration(), scheme=get_scheme("u8a8w"))
+    with pytest.raises(ModelError, match="not quantized"):
+        quantizer_config(TinyNet())
+
+
+def _set(key: str, value: Any, index: int = 0) -> Any:
+    def change(config: dict[str, Any]) -> None:
+        config["quantizers"][index][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config: config.update(format=2),
+        lambda config: config.update(quantizers=[]),
+        lambda config: config.update(quantizers="all"),
+        lambda config: config["quantizers"].append(config["quantizers"][0]),
+        lambda config: config["quantizers"][0].update(module_path="os"),
+        _set("hooks", ["post_hooks.nowhere/relu/0__0.0"]),
+        _set("hooks", ["__class__"]),
+        _set("hooks", []),
+        _set("shape", [10**9]),
+        _set("shape", [4, 4, 4, 4]),
+        _set("shape", [7, 1, 1, 1]),
+        _set("shape", "x"),
+        _set("low", -127.0),
+        _set("high", True),
+        _set("zero_point", 300),
+        _set("max_scale", -1.0),
+        _set("max_scale", float("nan")),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(quantized: nn.Module, damage: Any) -> None:
+    config = copy.deepcopy(quantizer_config(quantized))
+    damage(config)
+    with pytest.raises(ModelError, match="do not fit this model"):
+        rebuild_quantized(TinyNet().eval(), config, get_scheme("u8a8w"), calibration()[0][:1])
+
+
+def test_a_config_of_another_scheme_or_architecture_is_refused(quantized: nn.Module) -> None:
+    config = quantizer_config(quantized)
+    with pytest.raises(ModelError, match="not of scheme s8a8w"):
+        rebuild_quantized(TinyNet().eval(), config, get_scheme("s8a8w"), calibration()[0][:1])
+    other = TinyNet().eval()
+    other.wide = nn.Conv2d(8, 20, 3, padding=1)
+    other.head = nn.Linear(20, 4)
+    with pytest.raises(ModelError, match="do not fit this model: .*wide"):
+        rebuild_quantized(other, config, get_scheme("u8a8w"), calibration()[0][:1])
+
+
+def test_a_bare_container_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ModelError, match="a bare Sequential") as error:
+        quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), calibration(), scheme=get_scheme("u8a8w"))
+    assert "forward method" in str(error.value)
+
+
+def test_nothing_is_compiled_and_telemetry_is_off() -> None:
+    script = (
+        "import torch, torch.utils.cpp_extension as e, torch._dynamo as d\n"
+        "def refuse(*a, **k): raise SystemExit('compiled something')\n"
+        "e.load = e.load_inline = refuse; d.optimize = refuse; torch.compile = refuse\n"
+        "from edgeopt.compress.quantize import quantize\n"
+        "from edgeopt.schemes import get_scheme\n"
+        "from tests.tiny_torch import TinyNet\n"
+        "quantize(TinyNet().eval(), [torch.randn(2, 3, 32, 32)], scheme=get_scheme('u8a7w'))\n"
+        "from nncf.telemetry.wrapper import NNCFTelemetry, telemetry\n"
+        "print('telemetry', isinstance(telemetry, NNCFTelemetry))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NNCF", "PYTEST"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "telemetry False"

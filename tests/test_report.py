@@ -1,0 +1,508 @@
+"""report: from records alone to table, verdicts, HTML, Markdown, JSON and JUnit; the records' numbers are planted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from report_fixture import ENGINES, MACHINE, edit, with_budget, write_run
+
+from edgeopt.config import Budget
+from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, UndecidedError, UnstableError
+from edgeopt.report import Report, assemble, exit_code, failure, judge, write_report
+from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
+from edgeopt.report.headline import champion, confidence, sentence
+from edgeopt.report.html import render_html
+from edgeopt.report.sections import SECTIONS
+from edgeopt.report.svg import Scale, linear_ticks, log_ticks
+
+GOLDEN = Path(__file__).parent / "golden"
+INT8 = "onnxruntime/int8-u8a7w"
+FIELDS = {
+    "target", "machine", "backend", "variant", "precision", "scheme", "top1", "top1_ci", "simulated_top1",
+    "drop_points", "drop_ci_points", "agreement", "p50_ms", "p90_ms", "p99_ms", "p50_ci_ms", "throughput_ips",
+    "speedup", "speedup_ci", "baseline", "size_bytes", "peak_memory_bytes", "macs", "params", "int8_share",
+    "int8_share_macs", "batch", "threads", "stable", "verdict", "measured_on",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    return write_run(tmp_path_factory.mktemp("report") / "digits")
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return assemble(run)
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(run, tmp_path / "digits"))
+
+
+def budget(**lines: float) -> Budget:
+    return Budget.model_validate(lines)
+
+
+def statuses(report: Report, engine: str = INT8, **lines: float) -> list[str]:
+    return [line.status for line in judge(report, budget(**lines)).budget if line.engine == engine]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_what_was_measured(report: Report) -> None:
+    assert report.original is not None
+    assert report.original.key == "pytorch/float"
+    assert [row.key for row in report.rows] == [*(engine[0] for engine in ENGINES), "tensorrt/int8-s8a8w"]
+    row = report.row(INT8)
+    assert row is not None
+    assert row.p50_ms == pytest.approx(1.3, rel=0.1)
+    assert row.speedup == pytest.approx(9.0 / 1.3, rel=0.02)
+    assert row.baseline == "pytorch/float"
+    assert row.float_speedup == pytest.approx(2.0, rel=0.02)
+    assert row.float_baseline == "onnxruntime/float"
+    assert row.speedup_ci is not None
+    assert row.speedup_ci[0] < row.speedup < row.speedup_ci[1]
+    assert row.drop_points == pytest.approx(100 / 360)
+    assert (row.lost, row.gained, row.pictures) == (1, 0, 360)
+    assert (row.size_bytes, row.params, row.macs) == (3_600_000, 3_380_000, 73_000_000)
+    assert row.int8_share == 1.0
+    assert row.machine == "Planted CPU 9000"
+
+
+def test_what_was_not_measured_is_none_and_says_why(report: Report) -> None:
+    row = report.row("tensorrt/int8-s8a8w")
+    assert row is not None
+    assert not row.measured
+    assert row.p50_ms is row.top1 is row.size_bytes is row.speedup is row.verdict is None
+    assert row.reason == "no NVIDIA GPU here"
+    assert row.device_command == "edgeopt build --target tensorrt"
+
+
+def test_simulated_accuracy_comes_from_the_same_model_in_torch(own_run: Path) -> None:
+    shutil.copytree(own_run / "device" / INT8, own_run / "device/pytorch/int8-u8a7w")
+    (own_run / "device/pytorch/int8-u8a7w/latency.json").unlink()
+    edit(own_run / "device/pytorch/int8-u8a7w/accuracy.json", top1=0.999)
+    found = assemble(own_run)
+    assert found.row("pytorch/int8-u8a7w") is None  # a simulation is no engine
+    row = found.row(INT8)
+    assert row is not None
+    assert row.simulated_top1 == 0.999
+    assert any("less accurate than it was trained to be" in flag for flag in row.flags)
+
+
+def test_flags_say_what_a_reader_must_not_miss(own_run: Path) -> None:
+    latency = own_run / "device" / INT8 / "latency.json"
+    ratios = json.loads(latency.read_text())["ratios"]
+    ratios[1] |= {"speedup": 0.9, "speedup_ci": [0.85, 0.95]}
+    edit(latency, ratios=ratios, stable=False, fits_target=False)
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert row.flags == (
+        "the timing did not settle",
+        "measured on another machine than its target describes",
+        "slower than onnxruntime/float",
+    )
+    ratios[1] |= {"speedup": 1.01, "speedup_ci": [0.95, 1.06]}
+    edit(latency, ratios=ratios, stable=False, other_load_cores=1.0, fits_target=True)
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert row.flags == ("the machine was busy with other work", "not shown to be faster than onnxruntime/float")
+
+
+def test_the_fastest_other_precision_is_the_one_to_beat(own_run: Path) -> None:
+    latency = own_run / "device" / INT8 / "latency.json"
+    ratios = json.loads(latency.read_text())["ratios"]
+    bf16 = {"baseline": "onnxruntime/float-bf16", "kind": "float", "precision": "bf16"}
+    edit(latency, ratios=[*ratios, {**bf16, "speedup": 1.2, "speedup_ci": [1.1, 1.3]}])
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert (row.float_baseline, row.float_speedup) == ("onnxruntime/float-bf16", 1.2)
+
+
+def test_a_device_without_the_original_still_reports(own_run: Path) -> None:
+    shutil.rmtree(own_run / "device/pytorch")
+    shutil.rmtree(own_run / "host")
+    (own_run / "data/split.json").unlink()
+    for key in (INT8, "onnxruntime/int8-u8a7w-prune33", "openvino/int8-u8a7w", "onnxruntime/float", "openvino/float"):
+        latency = own_run / "device" / key / "latency.json"
+        ratios = [one for one in json.loads(latency.read_text())["ratios"] if one["kind"] != "original"]
+        edit(latency, ratios=ratios)
+        gone = dict.fromkeys(("drop_points", "drop_ci_points", "drop_lower_points", "drop_upper_points", "drop"))
+        edit(own_run / "device" / key / "accuracy.json", **gone, agreement=None, baseline=None)
+    written = write_report(own_run, budget(max_drop_points=1))
+    row = written.report.row(INT8)
+    assert written.report.original is None
+    assert row is not None
+    assert row.baseline == "onnxruntime/float"
+    assert written.exit_code == 5
+    assert "the original was not measured" in written.markdown.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        (f"device/{INT8}/latency.json", "{", "cannot read"),
+        (f"device/{INT8}/latency.json", '{"ratios": [{}]}', "is damaged"),
+        (f"device/{INT8}/accuracy.json", '{"top1_ci": [1]}', "is damaged"),
+        (f"device/{INT8}/accuracy.json", '{"top1": "<b>"}', "top1 should be a number"),
+        (f"device/{INT8}/latency.json", '{"stable": 3}', "stable should be"),
+        (f"device/{INT8}/accuracy.json", '{"per_class": {"a": {"recall": "x"}}}', "is damaged"),
+        (f"device/{INT8}/accuracy.json", '{"per_class": 3, "confusion": [[1, "x"]]}', "is damaged"),
+        ("run.json", '{"schema": 2}', "schema"),
+    ],
+)
+def test_damaged_records_are_named(own_run: Path, path: str, content: str, message: str) -> None:
+    (own_run / path).write_text(content)
+    with pytest.raises(RunError, match=message):
+        assemble(own_run)
+
+
+def test_a_run_without_engines_says_what_to_type(own_run: Path) -> None:
+    shutil.rmtree(own_run / "device")
+    with pytest.raises(MissingStageError, match="edgeopt build"):
+        assemble(own_run)
+
+
+# -- the budget --------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_judged_on_bounds_not_on_luck(report: Report) -> None:
+    # One picture of 360 was lost: 0.28 points, between -0.47 and 1.24 (one-sided 95 % each way).
+    assert statuses(report, max_drop_points=1.3) == ["met"]
+    assert statuses(report, max_drop_points=1.0) == ["undecided"]
+    assert statuses(report, min_top1=0.9) == ["met"]
+    assert statuses(report, min_top1=0.98) == ["undecided"]
+    assert statuses(report, min_top1=0.999) == ["missed"]
+    assert statuses(report, min_speedup=6) == ["met"]
+    assert statuses(report, min_speedup=8) == ["missed"]
+    assert statuses(report, max_p50_ms=1.5) == ["met"]
+    assert statuses(report, max_p50_ms=1.0) == ["missed"]
+    assert statuses(report, max_p50_ms=1.29) == ["undecided"]
+    assert statuses(report, max_p99_ms=2.0) == ["met"]
+    assert statuses(report, min_throughput_ips=900) == ["missed"]
+    assert statuses(report, max_size_mib=4, max_memory_mib=50, min_int8_share=1) == ["met", "missed", "met"]
+    assert statuses(report, "openvino/int8-u8a7w", min_int8_share=1) == ["missed"]
+
+
+def test_a_clear_drop_is_missed(own_run: Path) -> None:
+    edit(
+        own_run / "device" / INT8 / "accuracy.json",
+        drop_points=5.0,
+        drop_ci_points=[3.0, 7.4],
+        drop_lower_points=3.2,
+        drop_upper_points=7.0,
+    )
+    assert statuses(assemble(own_run), max_drop_points=3) == ["missed"]
+
+
+def test_undecided_says_how_many_pictures_would_decide_and_they_would(report: Report) -> None:
+    (line,) = (one for one in judge(report, budget(max_drop_points=1)).budget if one.engine == INT8)
+    found = re.search(r"about ([\d,]+) test pictures would decide \(360 now\)", line.message)
+    assert found is not None
+    need = int(found[1].replace(",", ""))
+    from edgeopt.metrics import _tango
+
+    lost = round(need / 360)
+    assert 100 * _tango(lost, 0, need, 1.645) < 1.15
+    assert need < 2000
+
+
+def test_every_int8_engine_is_judged_and_the_worst_decides(report: Report) -> None:
+    judged = judge(report, budget(max_size_mib=3.5))
+    assert {line.engine: line.status for line in judged.budget} == {
+        INT8: "met",
+        "onnxruntime/int8-u8a7w-prune33": "met",
+        "openvino/int8-u8a7w": "missed",
+    }
+    assert exit_code(judged.budget) == 3
+    assert isinstance(failure(judged.budget), BudgetMissedError)
+    row = judged.row("openvino/int8-u8a7w")
+    assert row is not None
+    assert row.verdict == "missed"
+    best = champion(judged)
+    assert best is not None
+    assert best.key == "onnxruntime/int8-u8a7w-prune33"  # the fastest misses the budget
+
+
+def test_an_unstable_measurement_matters_only_where_a_line_needs_it(tmp_path: Path) -> None:
+    busy = assemble(write_run(tmp_path / "busy", load=1.5))
+    assert statuses(busy, max_p50_ms=1) == statuses(busy, max_p50_ms=1.29) == ["unstable"]
+    assert statuses(busy, max_p50_ms=99) == ["met"]  # others can only have slowed it down
+    assert statuses(busy, min_speedup=2) == ["unstable"]  # they may have slowed the baseline more
+    assert "seems 11.3× as fast" in sentence(busy)
+    assert "has to be measured again" in confidence(busy)
+    judged = judge(busy, budget(min_speedup=2, max_size_mib=9))
+    assert exit_code(judged.budget) == 4
+    assert isinstance(failure(judged.budget), UnstableError)
+    assert exit_code(judge(busy, budget(max_size_mib=9)).budget) == 0
+
+
+def test_milliseconds_are_not_judged_on_another_machine_but_ratios_are(own_run: Path) -> None:
+    edit(own_run / "device" / INT8 / "latency.json", fits_target=False)
+    found = assemble(own_run)
+    assert statuses(found, max_p50_ms=0.1, max_p99_ms=0.1, min_throughput_ips=9e9) == ["not judged"] * 3
+    assert statuses(found, min_speedup=8) == ["missed"]
+    lines = [one for one in judge(found, budget(max_p50_ms=0.1)).budget if one.engine == INT8]
+    assert exit_code(lines) == 0
+    assert failure(lines) is None
+
+
+def test_a_targets_own_budget_counts_where_the_recipes_is_silent(own_run: Path) -> None:
+    with_budget(own_run, INT8, max_size_mib=1, max_drop_points=9)
+    found = assemble(own_run)
+    assert statuses(found, max_drop_points=1.0) == ["undecided", "missed"]
+
+
+def test_what_was_not_measured_is_undecided(own_run: Path) -> None:
+    (own_run / "device" / INT8 / "latency.json").unlink()
+    edit(own_run / "device" / "openvino/int8-u8a7w" / "latency.json", p99_ms=None, p99_ci_ms=None, p50_ci_ms=None)
+    found = assemble(own_run)
+    judged = judge(found, budget(max_p99_ms=99, max_p50_ms=99))
+    messages = [line.message for line in judged.budget if line.status == "undecided"]
+    assert len(messages) == 4
+    assert "its latency was not measured" in messages[0]
+    assert "too few windows" in messages[2]
+    assert "1,000 samples" in messages[3]
+    assert isinstance(failure(judged.budget), UndecidedError)
+
+
+def test_no_budget_judges_nothing(run: Path, report: Report) -> None:
+    assert report.budget == ()
+    assert all(row.verdict is None for row in report.rows)
+    assert report.to_json()["budget"] == {"verdict": None, "exit_code": 0, "lines": []}
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+LIMITS = {"max_drop_points": 1.5, "min_speedup": 2, "max_size_mib": 3.5}
+
+
+def golden(name: str, text: str) -> None:
+    """Compare with the file in tests/golden; EDGEOPT_UPDATE_GOLDEN=1 rewrites it."""
+    path = GOLDEN / name
+    if os.environ.get("EDGEOPT_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_golden_markdown_junit_and_text(run: Path) -> None:
+    written = write_report(run, budget(**LIMITS))
+    golden("report.md", written.markdown.read_text(encoding="utf-8"))
+    golden("report.junit.xml", written.junit.read_text(encoding="utf-8"))
+    golden("report.txt", written.text + "\n")
+
+
+def test_json_has_the_promised_fields(run: Path) -> None:
+    written = write_report(run, budget(**LIMITS))
+    data = json.loads(written.json.read_text(encoding="utf-8"))
+    assert data == written.data
+    assert data["schema"] == 1
+    for row in (data["original"], *data["engines"]):
+        assert set(row) >= FIELDS
+    assert data["budget"]["exit_code"] == written.exit_code == 3
+    assert {line["status"] for line in data["budget"]["lines"]} == {"met", "undecided", "missed"}
+    assert data["environment"][MACHINE["machine_id"]] == MACHINE
+    assert data["run"]["dataset"]["splits"] == {"train": 1260, "val": 180, "test": 360}
+    assert data["labels"] == [str(digit) for digit in range(10)]
+
+
+def test_junit_counts_add_up(run: Path) -> None:
+    root = ElementTree.parse(write_report(run, budget(**LIMITS)).junit).getroot()
+    assert {name: root.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "9", "failures": "1", "errors": "1", "skipped": "0",
+    }  # fmt: skip
+    failed = [case for case in root.iter("testcase") if case.find("failure") is not None]
+    assert [(case.get("classname"), case.get("name")) for case in failed] == [("openvino.int8-u8a7w", "max_size_mib")]
+
+
+class _Page(HTMLParser):
+    """Collects what a page could load, ids, and whether tags close."""
+
+    VOID = frozenset({"meta", "link", "br", "input", "img", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.urls.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(html: str) -> _Page:
+    page = _Page()
+    page.feed(html)
+    assert page.open == []
+    return page
+
+
+def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path) -> None:
+    html = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
+    page = parsed(html)
+    assert {name for name in SECTIONS if name in page.ids} == set(SECTIONS)
+    assert all(url.startswith(("#", "data:")) for url in page.urls)
+    assert "default-src 'none'" in html
+    assert "@import" not in html
+    assert "url(" not in html
+    assert len(html) < 6_000_000
+    assert html.count('class="mark') == len(ENGINES)
+    assert "blocks.0.conv" in html  # layers left in float, by name
+    assert "keeps" in html or "loses" in html
+
+
+def test_labels_and_names_from_strangers_are_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    quote = '" onload="alert(2)'
+    run = write_run(tmp_path / "evil", labels=[evil, quote, *"abcdefgh"])
+    edit(run / "device" / INT8 / "fusion.json", float_layers=[evil], int8_share=0.98)
+    html = write_report(run).html.read_text(encoding="utf-8")
+    parsed(html)
+    assert html.count("<script>") == 1  # our own
+    assert 'onload="' not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_many_classes_become_lists_not_a_million_cells(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "many", labels=[f"class {i}" for i in range(120)])
+    html = write_report(run).html.read_text(encoding="utf-8")
+    parsed(html)
+    assert "is taken for" in html
+    assert "40 of 120 classes" in html
+    assert len(html) < 1_000_000
+
+
+def test_reports_with_little_in_them_render(own_run: Path) -> None:
+    for name in ("latency", "accuracy"):
+        for path in own_run.glob(f"device/*/*/{name}.json"):
+            path.unlink()
+    written = write_report(own_run, budget(max_drop_points=1))
+    assert "none was measured" in written.text
+    assert "none was measured" in written.html.read_text(encoding="utf-8")
+    assert confidence(written.report) == ""
+    parsed(written.html.read_text(encoding="utf-8"))
+
+
+def test_the_sentence_says_gain_and_cost(report: Report) -> None:
+    text = sentence(report)
+    assert text.startswith(
+        "openvino/int8-u8a7w is 11.3× as fast as the original PyTorch model, takes 27 % of its space"
+    )
+    assert "loses 0.3 points of top-1 accuracy (98.9 % → 98.6 %)" in text
+    assert "a loss over 1.2 points is ruled out by 360 test pictures" in confidence(report)
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>
+const said = {errors: [], requests: performance.getEntriesByType("resource").length};
+addEventListener("error", (event) => said.errors.push(event.message));
+addEventListener("securitypolicyviolation", (event) => said.errors.push(event.violatedDirective));
+const column = [...document.querySelectorAll("#engines thead button")][3];
+column.click();
+said.sorted = [...document.querySelectorAll("#engines tbody tr")].map((row) => row.cells[3].dataset.v);
+document.querySelector(".mark").dispatchEvent(new PointerEvent("pointermove", {clientX: 50, clientY: 50}));
+said.tip = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
+const select = document.querySelector("select");
+select.value = "0";
+select.dispatchEvent(new Event("change"));
+said.panels = [...document.querySelectorAll("[data-panel]")].map((panel) => panel.hidden);
+said.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+const out = document.createElement("pre");
+out.id = "said";
+out.textContent = JSON.stringify(said);
+document.body.append(out);
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_in_a_browser_it_sorts_and_hovers_without_errors_or_requests(run: Path, tmp_path: Path, width: int) -> None:
+    html = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        f"--user-data-dir={tmp_path}/p",
+    ]
+    done = subprocess.run(
+        [str(BROWSER), *flags, f"--user-data-dir={tmp_path}/p", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
+    assert found is not None
+    said: dict[str, Any] = json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
+    assert said["errors"] == []
+    assert said["requests"] == 0
+    times_ms = [float(value) for value in said["sorted"] if value]
+    assert times_ms == sorted(times_ms, reverse=True)
+    assert said["sorted"][-1] == ""  # not measured: last, whichever way
+    assert "top-1" in said["tip"]
+    assert said["panels"] == [False, True, True, True]
+    assert said["overflow"] == 0  # readable on a phone: only the tables scroll
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [percent(0.98889), percent(None), percent(1.0, 0)] == ["98.9 %", "–", "100 %"]
+    assert [points(0.28), points(-0.28), points(0.001), points(None)] == ["−0.28", "+0.28", "0.00", "–"]
+    assert points_range((-0.5, 1.2), 1) == "−1.2 to +0.5"
+    assert [significant(value) for value in (0.0123, 1.234, 12.34, 1234.0, 0)] == [
+        "0.0123",
+        "1.23",
+        "12.3",
+        "1234",
+        "0",
+    ]
+    assert [times(4.94), times(11.26), times(None)] == ["4.9×", "11.3×", "–"]
+    assert [times_range((4.71, 5.12)), times_range((6.907, 6.942)), times_range(None)] == ["4.7–5.1×", "6.91–6.94×", ""]
+    assert [count(3_380_000), count(999), count(None)] == ["3.38 M", "999", "–"]
+
+
+def test_scales_and_ticks_stay_inside() -> None:
+    scale = Scale(1, 100, 0, 200, log=True)
+    assert [scale(1), scale(10), scale(100), scale(1000)] == [0, 100, 200, 200]
+    assert linear_ticks(96.2, 100.1) == [97, 98, 99, 100]
+    assert log_ticks(0.7, 12) == [1, 2, 5, 10]
+    assert log_ticks(2.1, 5.9) == [3, 4, 5]
+    assert log_ticks(0.02, 2000) == [0.1, 1, 10, 100, 1000]
+
+
+def test_html_of_a_judged_report_leads_with_the_verdict(report: Report) -> None:
+    html = render_html(judge(report, budget(max_size_mib=9)))
+    assert "Budget met" in html
+    assert "all 3 lines" in html

@@ -1,0 +1,237 @@
+"""The training loop: it learns, keeps the best averaged weights, resumes bit-equal, and says what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgeopt.errors import TrainingError
+from edgeopt.train import checkpoint, loop
+from edgeopt.train.loop import LoopConfig, TrainResult, train
+from edgeopt.train.objectives import CrossEntropy
+from edgeopt.train.probe import Choice
+
+STEPS = 6
+
+
+def tiny(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 3),
+        )
+
+
+def examples(seed: int, count: int = 24) -> tuple[Tensor, Tensor]:
+    """Pictures whose brightest channel is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 3
+    images = torch.randn(count, 3, 12, 12, generator=generator)
+    images[torch.arange(count), targets] += 0.7
+    return images, targets
+
+
+def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(STEPS):
+        yield examples(1000 * epoch + step)
+
+
+def validate(model: nn.Module) -> dict[str, float]:
+    assert not any(module.training for module in model.modules())
+    images, targets = examples(999_999, 120)
+    with torch.inference_mode():
+        logits = model(images)
+    return {
+        "top1": float((logits.argmax(1) == targets).float().mean()),
+        "loss": float(nn.functional.cross_entropy(logits, targets)),
+    }
+
+
+def run(model: nn.Module, folder: Path, **values: Any) -> TrainResult:
+    arguments = {
+        "batches": batches,
+        "steps_per_epoch": STEPS,
+        "evaluate": validate,
+        "objective": CrossEntropy(0.1),
+        **{name: values.pop(name) for name in list(values) if name not in LoopConfig.__dataclass_fields__},
+    }
+    config = LoopConfig(**{"epochs": 4, "lr": 0.02, "layer_decay": 1.0, "checkpoint_seconds": 0.0, **values})
+    return train(model, config=config, folder=folder, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No races between memory formats here: which is fastest may differ from run to run, and with it the last bits."""
+    monkeypatch.setattr(loop, "candidates", lambda precision, device: (Choice("fp32", "channels_last"),))
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
+
+
+def test_it_learns_logs_and_leaves_the_model_as_it_came(tmp_path: Path) -> None:
+    model, said, steps = tiny(), [], []
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    result = run(model, tmp_path, epochs=8, say=said.append, progress=lambda done, total: steps.append((done, total)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert result.best_top1 > 0.9
+    assert validate(model)["top1"] == result.best_top1
+    assert not model.training
+    assert model[0].weight.is_contiguous()
+    assert result.images_per_second > 0
+    assert (result.precision, result.memory_format) == ("fp32", "channels_last")
+    assert re.search(r"training will take about \d+ s: 8 epochs", said[0])
+    assert result.estimate_seconds is not None
+    assert steps[-1] == (8 * STEPS, 8 * STEPS)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "epoch" in row] == list(range(1, 9))
+    assert {"initial", "probe"} <= {row.get("event") for row in rows}
+    assert {"lr", "train_loss", "val_top1", "val_loss", "images_per_second", "seconds"} <= set(rows[-1])
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_in(epoch: int) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    def make(now: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(batches(now)):
+            if now == epoch and step == 2:
+                raise Killed
+            yield batch
+
+    return make
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, ema_decay: float) -> None:
+    undisturbed = tiny()
+    whole = run(undisturbed, tmp_path / "whole", epochs=5, ema_decay=ema_decay)
+    for epoch in (2, 4):
+        with pytest.raises(Killed):
+            run(tiny(), tmp_path / "cut", epochs=5, ema_decay=ema_decay, batches=killed_in(epoch))
+    # Another initialization: everything must come from the checkpoint.
+    resumed, said = tiny(seed=5), []
+    result = run(resumed, tmp_path / "cut", epochs=5, ema_decay=ema_decay, say=said.append)
+    assert said[0] == "training goes on after epoch 4 of 5"
+    assert equal(undisturbed, resumed)
+    assert (result.best_top1, result.best_epoch, result.epochs) == (whole.best_top1, whole.best_epoch, 5)
+    assert result.seconds > 0
+
+    def epochs(folder: str) -> list[tuple[int, float]]:
+        rows = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
+        return [(row["epoch"], row["train_loss"]) for row in rows if "epoch" in row]
+
+    assert epochs("cut") == epochs("whole")
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first, second = tiny(), tiny(seed=1)
+    done = run(first, tmp_path)
+    again = run(second, tmp_path, batches=lambda epoch: pytest.fail("trained again"))
+    assert equal(first, second)
+    assert again.best_epoch == done.best_epoch
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken_up(tmp_path: Path) -> None:
+    run(tiny(), tmp_path)
+    said: list[str] = []
+    result = run(tiny(), tmp_path, lr=0.01, say=said.append)
+    assert said[0] == "training starts afresh: the checkpoint found is of another training"
+    assert result.epochs == 4
+    last = tmp_path / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-40])
+    assert checkpoint.load(tmp_path / "absent.safetensors") is None
+    assert run(tiny(), tmp_path, lr=0.01).epochs == 4
+
+
+def test_checkpoints_are_safetensors_and_can_be_cleared(tmp_path: Path) -> None:
+    model = tiny()
+    run(model, tmp_path)
+    stored = load_file(tmp_path / "checkpoints" / "best.safetensors")
+    assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
+    checkpoint.clear(tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def scripted(top1s: list[float], seen: list[dict[str, Tensor]]) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Validation that gives these figures in turn, and keeps the weights it was shown."""
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"top1": top1s[len(seen) - 1], "loss": 1.0}
+
+    return evaluate
+
+
+def test_the_best_epoch_wins_and_patience_ends_the_training(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+    model = tiny()
+    evaluate = scripted([0.1, 0.3, 0.8, 0.7, 0.8, 0.6, 0.9], seen)  # the initial weights, then epochs 1 to 6
+    result = run(model, tmp_path, epochs=20, patience=3, evaluate=evaluate)
+    assert (result.best_epoch, result.best_top1, result.epochs) == (2, 0.8, 5)
+    assert all(torch.equal(seen[2][name], value) for name, value in model.state_dict().items())
+
+
+def test_good_initial_weights_can_win(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+    model, before = tiny(), tiny()
+    result = run(model, tmp_path, evaluate=scripted([0.9, 0.2, 0.2, 0.2, 0.2], seen), keep_initial=True)
+    assert result.best_epoch == 0
+    assert equal(model, before)
+    unchanged = tiny()
+    assert run(unchanged, tmp_path / "none", epochs=0).epochs == 0
+    assert equal(unchanged, before)
+
+
+def test_averaged_weights_are_judged(tmp_path: Path) -> None:
+    judged: dict[float, list[dict[str, Tensor]]] = {0.0: [], 0.9: []}
+    for decay, seen in judged.items():
+        run(tiny(), tmp_path / str(decay), epochs=1, ema_decay=decay, evaluate=scripted([0.1, 0.2], seen))
+    live, averaged = judged[0.0][1], judged[0.9][1]
+    start = tiny().state_dict()
+    # The average lags behind on the way from the start, and takes BatchNorm's statistics along.
+    for name in ("0.weight", "6.weight", "1.running_mean"):
+        assert 0 < (averaged[name] - start[name]).norm() < (live[name] - start[name]).norm()
+    assert averaged["1.num_batches_tracked"] == live["1.num_batches_tracked"] == STEPS
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+    def poisoned(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, (images, targets) in enumerate(batches(epoch)):
+            yield (images * float("nan") if (epoch, step) == (1, 3) else images), targets
+
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 2, step 4") as caught:
+        run(tiny(), tmp_path, batches=poisoned)
+    assert "lower lr (now 0.02)" in str(caught.value.fix)
+
+
+def test_running_out_of_memory_names_the_batch_size(tmp_path: Path) -> None:
+    def greedy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.empty(2**50).sum()
+
+    with pytest.raises(TrainingError, match="out of memory") as caught:
+        run(tiny(), tmp_path, objective=greedy)
+    assert "batch_size" in str(caught.value.fix)
+
+
+def test_no_batches_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no batches"):
+        run(tiny(), tmp_path, batches=lambda epoch: iter(()))
