@@ -124,8 +124,13 @@ def rebuild(architecture: Architecture, *, allow_code: bool = False) -> nn.Modul
             f"{architecture.name} is Python code outside edgeopt, and building the model would run it",
             fix="trust it only in a run of your own",
         )
-    with torch.random.fork_rng(devices=[]):
-        model = build(architecture).eval()
+    # Inside a caller's inference mode the parameters could never be traced or trained.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        return _rebuilt(architecture)
+
+
+def _rebuilt(architecture: Architecture) -> nn.Module:
+    model = build(architecture).eval()
     example = torch.zeros(1, *architecture.input_size)
     if architecture.pruning:
         from edgeopt.compress.prune import replay

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -117,7 +120,7 @@ def run(lab: Path, *specs: EngineSpec, seconds: float = 1.0, **options: object) 
 def test_the_ratio_is_the_one_that_was_planted(lab: Path) -> None:
     ticks: list[tuple[int, int]] = []
     slow, fast = engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0)
-    result = run(lab, slow, fast, seconds=4.0, progress=lambda done, total: ticks.append((done, total)))
+    result = run(lab, slow, fast, seconds=2.5, progress=lambda done, total: ticks.append((done, total)))
     ratio = result.ratio("here/fast", "here/slow")
     assert ratio.value == pytest.approx(2.0, rel=0.1)
     assert ratio.low <= ratio.value <= ratio.high
@@ -126,14 +129,15 @@ def test_the_ratio_is_the_one_that_was_planted(lab: Path) -> None:
     assert all(len(window) >= 10 for window in result.engines["here/fast"].windows)
     assert result.engines["here/slow"].p50.value == pytest.approx(4.0, rel=0.2)
     assert result.engines["here/slow"].throughput().value == pytest.approx(250, rel=0.2)
-    assert ticks[-1] == (4, 4)
+    assert ticks[-1] == (2, 2)
     assert not result.failures
 
 
-def test_measuring_stops_early_when_the_ratios_are_known(lab: Path) -> None:
-    result = run(lab, engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0), seconds=6.0, width=5.0)
+def test_measuring_stops_early_when_the_ratios_are_known(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LONGEST_WINDOW", 0.02)
+    result = run(lab, engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0), seconds=60.0, width=5.0)
     assert result.rounds == protocol.ROUNDS_BEFORE_STOPPING
-    assert result.seconds < 6.0
+    assert result.seconds < 30.0
 
 
 def test_stopped_children_use_no_cpu_though_their_threads_spin(lab: Path) -> None:
@@ -150,6 +154,43 @@ def test_stopped_children_use_no_cpu_though_their_threads_spin(lab: Path) -> Non
         assert child.cpu_seconds() == asleep  # ...and in between it takes nothing
     finally:
         child.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can tell a child to die with its parent")
+def test_stopped_children_do_not_outlive_a_killed_parent(lab: Path) -> None:
+    spec = engine(lab, "here/orphan").completed(
+        pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=1
+    )
+    code = (
+        "import json, sys; from edgeopt.bench.child import Child; from edgeopt.bench.spec import EngineSpec\n"
+        "child = Child(EngineSpec.from_json(json.load(sys.stdin))); child.open(60); print(child.pid, flush=True)\n"
+        "import time; time.sleep(60)"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=paths, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(json.dumps(spec.to_json()))
+        parent.stdin.close()
+        stat = Path(f"/proc/{parent.stdout.readline().strip()}/stat")
+        assert stat.is_file()
+        parent.kill()
+        parent.wait()
+    until = time.monotonic() + 10
+    while stat.is_file() and ") Z " not in stat.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not stat.is_file() or ") Z " in stat.read_text()
+
+
+def test_modules_of_the_working_directory_are_not_imported(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/numpy.py").write_text("raise RuntimeError('a run folder from a stranger was trusted')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert not run(lab, engine(lab, "here/x", ms=1.0), seconds=0.1).failures
 
 
 def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
@@ -169,6 +210,7 @@ def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
         timeout=120.0,
     )
     assert list(result.engines) == ["here/good"]
+    assert result.rounds >= 6  # waiting for the one that hangs did not use up the time of the others
     assert "exit code 7" in result.failures["here/dies"]
     assert "no answer within" in result.failures["here/hangs"]
     assert "another version" in result.failures["here/refuses"]
@@ -192,7 +234,8 @@ def test_nothing_left_to_measure_is_an_error_that_says_why(lab: Path) -> None:
         run(lab)
 
 
-def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path) -> None:
+def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LONGEST_WINDOW", 0.02)
     batched = TARGET.model_copy(update={"batch": 8})
     elsewhere = TARGET.model_copy(update={"match": Match(board="Raspberry Pi 5")})
     result = run(
@@ -201,7 +244,7 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path) -> N
         engine(lab, "here/float", ms=1.0, target=elsewhere),
         engine(lab, "here/int8", precision="int8", target=elsewhere, allocate=200_000_000),
         engine(lab, "there/int8", precision="int8", target=batched),
-        seconds=2.0,
+        seconds=3.0,
     )
     run_path = lab / "run"
     written = write_records(run_path, result, original="pytorch/float")
@@ -209,9 +252,8 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path) -> N
     record = json.loads((run_path / "device/here/int8/latency.json").read_text())
     assert record["schema"] == 1
     assert (record["target"], record["variant"], record["precision"], record["batch"]) == ("here", "int8", "int8", 1)
-    assert record["samples"] >= 1000
-    assert record["p50_ms"] <= record["p90_ms"] <= record["p99_ms"]
-    assert record["p99_ci_ms"][0] <= record["p99_ms"] <= record["p99_ci_ms"][1]
+    assert (record["p99_ms"] is not None) == (record["samples"] >= 1000)
+    assert record["p50_ms"] <= record["p90_ms"]
     assert record["p50_ci_ms"][0] <= record["p50_ms"] <= record["p50_ci_ms"][1]
     assert [(r["baseline"], r["kind"], r["precision"]) for r in record["ratios"]] == [
         ("pytorch/float", "original", "fp32"),

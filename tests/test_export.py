@@ -156,6 +156,46 @@ def test_openvino_runs_every_layer_in_int8(exported: Any, name: str) -> None:
         assert difference(compiled(x.numpy())[0], answers(model, x)) < TIES
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["u8a8w", "u8a7w"])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv2_100"])
+def test_real_models_are_int8_throughout_on_both_cpu_runtimes(name: str, scheme: str, tmp_path: Path) -> None:
+    timm, ov = pytest.importorskip("timm"), pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    net = timm.create_model(name, pretrained=False, num_classes=10).eval()
+    model = quantize(net, [torch.randn(4, 3, 64, 64)], scheme=get_scheme(scheme))
+    path, convolutions = tmp_path / "model.onnx", sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    summary = export_qdq(model, path, input_shape=(3, 64, 64), scheme=get_scheme(scheme))
+    assert summary == QDQSummary(convolutions + 1, convolutions + 1, ())
+    run(path, torch.zeros(1, 3, 64, 64), optimized=tmp_path / "optimized.onnx")
+    fused = counts(tmp_path / "optimized.onnx")
+    assert (fused["QLinearConv"], fused["QGemm"], fused["QLinearGlobalAveragePool"]) == (convolutions, 1, 1)
+    assert not {"Conv", "Gemm", "Add", "DequantizeLinear", "Relu", "Clip"} & set(fused)
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = Counter((info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos)
+    compute = {key: n for key, n in kinds.items() if key[0] in ("Convolution", "FullyConnected", "MatMul")}
+    assert compute == {("Convolution", "u8"): convolutions, ("FullyConnected", "u8"): 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "vit_tiny_patch16_224"])
+def test_networks_that_are_partly_float_name_what_is(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    sizes = {"img_size": 64} if name.startswith("vit") else {}
+    net = timm.create_model(name, pretrained=False, num_classes=10, **sizes).eval()
+    model = quantize(net, [torch.randn(4, 3, 64, 64)], scheme=get_scheme("u8a7w"))
+    path = tmp_path / "model.onnx"
+    summary = export_qdq(model, path, input_shape=(3, 64, 64), scheme=get_scheme("u8a7w"))
+    assert summary.quantized_layers > summary.compute_layers / 2
+    assert len(summary.float_layers) == summary.compute_layers - summary.quantized_layers > 0
+    marks = ("attention", "MatMul", "se.conv")
+    assert all(any(mark in layer for mark in marks) for layer in summary.float_layers), summary.float_layers
+    x = torch.randn(3, 3, 64, 64)
+    assert difference(run(path, x, plain=True), answers(model, x)) < 0.1
+
+
 def test_tensorrt_rtx_takes_the_symmetric_file_without_warnings(exported: Any, tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     _, path, _ = exported["s8a8w"]

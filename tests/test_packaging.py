@@ -30,9 +30,13 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
 
 def _pythons() -> list[Path]:
     """This interpreter and, where one is at hand, Python 3.10: what JetPack 6 has."""
-    found = [Path(sys.executable)]
-    candidates = [shutil.which("python3.10"), *sorted((Path.home() / ".pyenv" / "versions").glob("3.10.*/bin/python"))]
-    return found + [Path(candidate) for candidate in candidates if candidate][:1]
+    candidates = [*sorted((Path.home() / ".pyenv" / "versions").glob("3.10.*/bin/python")), shutil.which("python3.10")]
+    working = [
+        Path(candidate)
+        for candidate in candidates
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0
+    ]
+    return [Path(sys.executable), *working[:1]]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
-@pytest.fixture(scope="session", params=_pythons(), ids=lambda path: f"python{path.parent.parent.name}")
+@pytest.fixture(scope="session", params=_pythons(), ids=lambda path: "this" if path == Path(sys.executable) else "python3.10")
 def empty(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with the wheel and its base dependencies, nothing else."""
     folder = tmp_path_factory.mktemp("empty") / "venv"

@@ -122,6 +122,18 @@ def test_flags_say_what_a_reader_must_not_miss(own_run: Path) -> None:
     assert row.flags == ("the machine was busy with other work", "not shown to be faster than onnxruntime/float")
 
 
+def test_pruning_that_does_not_lower_latency_is_flagged(own_run: Path, report: Report) -> None:
+    pruned = "onnxruntime/int8-u8a7w-prune33"
+    row = report.row(pruned)
+    assert row is not None
+    assert row.flags == ()
+    latency = json.loads((own_run / "device" / INT8 / "latency.json").read_text())
+    edit(own_run / "device" / pruned / "latency.json", window_medians_ms=latency["window_medians_ms"])
+    row = assemble(own_run).row(pruned)
+    assert row is not None
+    assert row.flags == (f"not shown to be faster than {INT8}, which has more MACs",)
+
+
 def test_the_fastest_other_precision_is_the_one_to_beat(own_run: Path) -> None:
     latency = own_run / "device" / INT8 / "latency.json"
     ratios = json.loads(latency.read_text())["ratios"]
@@ -130,6 +142,17 @@ def test_the_fastest_other_precision_is_the_one_to_beat(own_run: Path) -> None:
     row = assemble(own_run).row(INT8)
     assert row is not None
     assert (row.float_baseline, row.float_speedup) == ("onnxruntime/float-bf16", 1.2)
+
+
+def test_an_engine_that_could_not_be_timed_says_why(own_run: Path) -> None:
+    (own_run / "device" / INT8 / "latency.json").unlink()
+    beside = own_run / "device/openvino/float/latency.json"
+    edit(beside, bench={**json.loads(beside.read_text())["bench"], "failures": {INT8: "no answer within 30 s"}})
+    written = write_report(own_run)
+    assert f"{INT8}: could not be timed: no answer within 30 s" in written.text
+    assert "no answer within 30 s" in written.html.read_text(encoding="utf-8")
+    (own_run / "device" / INT8 / "accuracy.json").unlink()
+    assert statuses(assemble(own_run), min_speedup=2) == ["undecided"]  # a broken engine does not pass unseen
 
 
 def test_a_device_without_the_original_still_reports(own_run: Path) -> None:
@@ -279,6 +302,16 @@ def test_what_was_not_measured_is_undecided(own_run: Path) -> None:
     assert isinstance(failure(judged.budget), UndecidedError)
 
 
+@pytest.mark.parametrize("name", sorted(Budget.model_fields))
+def test_every_budget_line_can_be_met_and_missed(report: Report, name: str) -> None:
+    share = name in ("min_top1", "min_int8_share")
+    easy, hard = (1e9, 1e-9) if name.startswith("max_") else (1e-9, 1.0 if share else 1e9)
+    assert statuses(report, **{name: easy}) == ["met"]
+    engine = "openvino/int8-u8a7w" if name == "min_int8_share" else INT8
+    # A drop bounded by 360 pictures and a top-1 interval that touches 1 cannot be missed by so little.
+    assert statuses(report, engine, **{name: hard}) == (["undecided"] if name == "max_drop_points" else ["missed"])
+
+
 def test_no_budget_judges_nothing(run: Path, report: Report) -> None:
     assert report.budget == ()
     assert all(row.verdict is None for row in report.rows)
@@ -394,6 +427,8 @@ def test_many_classes_become_lists_not_a_million_cells(tmp_path: Path) -> None:
     parsed(html)
     assert "is taken for" in html
     assert "40 of 120 classes" in html
+    assert json.loads((run / "device" / INT8 / "accuracy.json").read_text())["confusion"] is None
+    assert re.search(r"class \d+</th><td>class \d+</td>", html)  # counted from the answers
     assert len(html) < 1_000_000
 
 

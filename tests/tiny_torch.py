@@ -1,4 +1,4 @@
-"""A small network with what the real ones have: depthwise, residual, clipped ReLU, max pool, uneven padding, BatchNorm."""
+"""A small network with what real ones have: depthwise, residual, clipped ReLU, max pool, uneven padding, BatchNorm."""
 
 from __future__ import annotations
 

@@ -27,11 +27,10 @@ class Child:
         self.spec = spec
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child, closed with it
         self._buffer = b""
-        # The same imports as here, without the working directory that `python -m` would add.
+        # The same imports as here, but not from the working directory, which `python -m` would put first.
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
             "OMP_NUM_THREADS": str(spec.threads),
             "MKL_NUM_THREADS": str(spec.threads),
             "NNCF_CI": "1",
@@ -42,6 +41,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
+            cwd="/",
         )
 
     @property

@@ -78,6 +78,7 @@ class _Group:
     def __init__(self, specs: Sequence[EngineSpec], timeout: float) -> None:
         self.timeout = timeout
         self.failures: dict[str, str] = {}
+        self.lost_seconds = 0.0  # waiting for engines that failed; the others shall not pay for it
         self.runners: dict[str, _Runner] = {}
         self._specs = specs
 
@@ -99,9 +100,11 @@ class _Group:
             runner.child.close()
 
     def _try(self, runner: _Runner, act: Callable[[_Runner], None]) -> bool:
+        begin = monotonic()
         try:
             act(runner)
         except BackendError as error:
+            self.lost_seconds += monotonic() - begin
             self.failures[runner.spec.key] = str(error)
             del self.runners[runner.spec.key]
             runner.child.close()
@@ -167,15 +170,14 @@ def _group(specs: Sequence[EngineSpec], timeout: float) -> Iterator[_Group]:
 def _rounds(group: _Group, seconds: float, width: float) -> Iterator[int]:
     """Run whole rounds, because windows pair, until the time is up or the ratios are known."""
     window = min(max(seconds / (max(1, len(group.runners)) * ROUNDS_WANTED), SHORTEST_WINDOW), LONGEST_WINDOW)
-    begin, number = monotonic(), 0
+    begin, number, spent = monotonic() - group.lost_seconds, 0, 0.0
     while group.runners:
-        started = monotonic()
         group.round(window)
         number += 1
         yield number
-        now = monotonic()
+        before, spent = spent, monotonic() - begin - group.lost_seconds
         # Stop before a round that would end further past the budget than this one ended short of it.
-        if now - begin + (now - started) / 2 >= seconds or _known(group.runners, number, width):
+        if spent + (spent - before) / 2 >= seconds or _known(group.runners, number, width):
             return
 
 

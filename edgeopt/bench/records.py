@@ -18,7 +18,8 @@
 
 ``accuracy.json``, schema 1:
   ``key, target, variant, set, n``; ``top1, top1_ci, top5`` (fractions; top5 null with five classes or fewer);
-  ``per_class`` (name -> n, correct, recall, precision, f1), ``confusion`` (rows true), ``labels`` (class names);
+  ``per_class`` (name -> n, correct, recall, precision, f1), ``confusion`` (rows true; null over 100
+  classes), ``labels`` (class names);
   ``predictions`` and ``truth``: class indices, in the set's order; ``baseline``: key of the float original, null in its
   own record, and against it on the same pictures ``agreement, drop_points, drop_ci_points, drop_lower_points,
   drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), each null without a baseline;
@@ -44,6 +45,8 @@ from edgeopt.metrics import Float, Int64, Parity
 from edgeopt.run import now
 
 SCHEMA = 1
+#: A matrix of more classes is millions of zeros; ``predictions`` and ``truth`` hold the same facts.
+CONFUSION_CLASSES = 100
 
 
 def write_records(run_path: Path, result: BenchResult, *, original: str | None = None) -> list[Path]:
@@ -138,7 +141,7 @@ def accuracy_record(
         "top1_ci": list(metrics.accuracy_interval(correct)),
         "top5": metrics.top_k_accuracy(logits, labels, k=5) if len(names) > 5 else None,
         "per_class": metrics.per_class(predictions, labels, names),
-        "confusion": metrics.confusion_matrix(predictions, labels, len(names)).tolist(),
+        "confusion": _confusion(predictions, labels, len(names)),
         "labels": list(names),
         "predictions": predictions.tolist(),
         "truth": labels.tolist(),
@@ -146,6 +149,13 @@ def accuracy_record(
         "parity": parity.to_json() if parity else None,
         "measured_on": environment.record(),
     }
+
+
+def _confusion(predictions: Int64, labels: Int64, classes: int) -> list[list[int]] | None:
+    if classes > CONFUSION_CLASSES:
+        return None
+    matrix: list[list[int]] = metrics.confusion_matrix(predictions, labels, classes).tolist()
+    return matrix
 
 
 def _against(

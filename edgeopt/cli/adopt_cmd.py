@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, given, output_options
-from edgeopt.config import DataConfig, ModelConfig, validate
+from edgeopt.config import Recipe, validate
 
 
 @click.command("adopt")
@@ -45,13 +45,15 @@ def command(
 
     Classes are matched to the class folders in alphabetical order, as torchvision's ImageFolder numbers them.
     """
+    recipe = validate(
+        Recipe,
+        {
+            "data": given(path=data, image_size=image_size, resize=resize, seed=seed),
+            "model": {"name": name, "weights": str(weights)},
+        },
+        where="adopt options",
+    )
     from edgeopt.stages.finetune import adopt
 
-    adopted = adopt(
-        validate(DataConfig, given(path=data, image_size=image_size, resize=resize, seed=seed), where="adopt options"),
-        validate(ModelConfig, {"name": name, "weights": str(weights)}, where="adopt options"),
-        run=run_path,
-        force=force,
-        console=Terminal(quiet=quiet),
-    )
+    adopted = adopt(recipe.data, recipe.model, run=run_path, force=force, console=Terminal(quiet=quiet))
     emit(adopted.to_json(), as_json=as_json, text=adopted.summary())

@@ -54,8 +54,6 @@ def command(
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
     if not int8 and prune is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
-    from edgeopt.stages.compress import compress
-
     console = Terminal(quiet=quiet)
     config = validate(
         CompressConfig,
@@ -72,6 +70,8 @@ def command(
         },
         where="compress options",
     )
+    from edgeopt.stages.compress import compress
+
     made = compress(
         pick_run(run_path, console), config, targets=targets, variant=variant, data=data, force=force, console=console
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, given, output_options
-from edgeopt.config import DataConfig, ModelConfig, TrainConfig, validate
+from edgeopt.config import Recipe, validate
 
 
 @click.command("finetune")
@@ -58,24 +58,20 @@ def command(
 
     DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, or torchvision:NAME.
     """
+    recipe = validate(
+        Recipe,
+        {
+            "data": given(path=data, image_size=image_size, resize=resize, seed=seed),
+            "model": given(
+                name=name, weights=str(weights) if weights else None, pretrained=False if no_pretrained else None
+            ),
+            "train": given(epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, flip=flip, seed=seed),
+        },
+        where="finetune options",
+    )
     from edgeopt.stages.finetune import finetune
 
     trained = finetune(
-        validate(
-            DataConfig, given(path=data, image_size=image_size, resize=resize, seed=seed), where="finetune options"
-        ),
-        validate(
-            ModelConfig,
-            given(name=name, weights=str(weights) if weights else None, pretrained=False if no_pretrained else None),
-            where="finetune options",
-        ),
-        validate(
-            TrainConfig,
-            given(epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, flip=flip, seed=seed),
-            where="finetune options",
-        ),
-        run=run_path,
-        force=force,
-        console=Terminal(quiet=quiet),
+        recipe.data, recipe.model, recipe.train, run=run_path, force=force, console=Terminal(quiet=quiet)
     )
     emit(trained.to_json(), as_json=as_json, text=trained.summary())

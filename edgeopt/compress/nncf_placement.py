@@ -130,7 +130,7 @@ def _largest_weights(model: nn.Module, example: Tensor) -> dict[nn.Module, Tenso
     """
     largest: dict[nn.Module, Tensor] = {}
 
-    def note(quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:
         shape: tuple[int, ...] = quantizer.scale_shape
         axes = [axis for axis, size in enumerate(shape) if size == 1]
         largest[quantizer] = inputs[0].detach().abs().amax(dim=axes, keepdim=True)
@@ -170,7 +170,9 @@ def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Sche
         return None  # the weight of a LayerNorm
     low, high = (value.detach() for value in theirs.get_input_low_input_high())
     if low.numel() != 1:
-        raise ModelError(f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt")
+        raise ModelError(
+            f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
+        )
     return activation_quantizer(
         low.item(),
         high.item(),

@@ -71,7 +71,7 @@ def failure(lines: Sequence[BudgetLine]) -> EdgeoptError | None:
 
 
 def _only_elsewhere(row: EngineRow) -> bool:
-    return not row.measured and bool(row.reason or row.device_command)
+    return not row.measured and row.elsewhere
 
 
 def _limits(budget: Budget) -> list[tuple[str, float]]:

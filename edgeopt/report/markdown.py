@@ -16,8 +16,8 @@ def render_markdown(report: Report) -> str:
     if report.budget:
         parts.append(_budget(report))
     parts.append(_table(report))
-    notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.engines if row.flags]
-    notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and not row.measured]
+    notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.rows if row.flags]
+    notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]
     if notes:
         parts.append("\n".join(notes))
     parts += [_float_layers(report), _machines(report), _commands(report)]

@@ -74,6 +74,7 @@ class EngineRow:
     stable: bool | None = None
     other_load_cores: float | None = None
     fits_target: bool | None = None  # measured on the device its target describes
+    elsewhere: bool = False  # only its device can run it: it is not here, or not for this machine
     reason: str = ""  # why there is no engine, or it was not measured
     device_command: str = ""  # what to type on the device instead
     flags: tuple[str, ...] = ()  # what a reader must not miss
@@ -105,6 +106,8 @@ class EngineRow:
     def to_json(self) -> dict[str, Any]:
         """The row of ``report.json``."""
         left_out = {"profile_budget", "build_command"}
+        if len(self.confusion) > 100:  # millions of zeros; accuracy.json has every answer
+            left_out.add("confusion")
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
 
 

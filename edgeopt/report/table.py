@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from edgeopt.config import Budget, validate
 from edgeopt.errors import MissingStageError, RunError
 from edgeopt.files import read_json
+from edgeopt.metrics import confusion_matrix, ratio_interval
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.run import Run, now
 
@@ -55,7 +58,8 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
         for path in run.path.glob(f"device/*/*/{name}.json")
     }
     variants = run.variants()
-    rows = []
+    rows: list[EngineRow] = []
+    failures: dict[str, Any] = {}
     for key in [*built, *sorted(measured - set(built))]:
         folder = run.path / "device" / key
         build, latency, accuracy = (_optional(folder / f"{name}.json") for name in ("build", "latency", "accuracy"))
@@ -63,15 +67,21 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
             machine = record.get("measured_on")
             if isinstance(machine, Mapping) and machine.get("machine_id"):
                 machines[str(machine["machine_id"])] = machine
+        # What failed left no record of its own: those measured beside it name it.
+        failures.update((latency.get("bench") or {}).get("failures") or {})
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
         rows.append(_row(folder, key, build, latency, accuracy, figures))
-    return rows, machines
+    return [_with_failure(row, failures) for row in rows], machines
+
+
+def _with_failure(row: EngineRow, failures: Record) -> EngineRow:
+    failed = failures.get(row.key)
+    return replace(row, reason=f"could not be timed: {failed}") if failed and row.p50_ms is None else row
 
 
 def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Record, figures: Record) -> EngineRow:
     target, _, tail = key.partition("/")
     profile = build.get("profile") or {}
-    failures = (latency.get("bench") or {}).get("failures") or {}
     drop = accuracy.get("drop") or {}
     return EngineRow(
         key=key,
@@ -97,12 +107,13 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         size_bytes=_size(folder, build),
         macs=figures.get("macs"),
         params=figures.get("parameters"),
-        reason=str(build.get("reason") or failures.get(key) or ""),
+        elsewhere=bool(build) and (build.get("engine") is None or build.get("runs_here") is False),
+        reason=str(build.get("reason") or ""),
         device_command=str(build.get("device_command") or ""),
         build_command=str(build.get("command") or ""),
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
         per_class=_per_class(accuracy.get("per_class") or {}),
-        confusion=tuple(tuple(int(n) for n in row) for row in accuracy.get("confusion") or ()),
+        confusion=_confusion(accuracy),
         **_timing(latency),
         **_fusion(folder, build),
         **_where(latency or accuracy),
@@ -147,6 +158,28 @@ def _where(record: Record) -> dict[str, Any]:
     return {"machine": name, "measured_on": machine.get("machine_id")}
 
 
+def _confusion(accuracy: Record) -> tuple[tuple[int, ...], ...]:
+    """The matrix of the record, or counted from its answers where it was too large to be written."""
+    matrix = accuracy.get("confusion")
+    if matrix is None and accuracy.get("predictions") and accuracy.get("truth"):
+        predictions, truth = (np.asarray(accuracy[name], dtype=np.int64) for name in ("predictions", "truth"))
+        matrix = confusion_matrix(predictions, truth, len(accuracy["labels"])).tolist()
+    return tuple(tuple(int(n) for n in row) for row in matrix or ())
+
+
+def _pruning_flags(row: EngineRow, rows: list[EngineRow]) -> tuple[str, ...]:
+    """Fewer multiply-accumulates are no gain by themselves: say so where they did not make the engine faster."""
+    flags = []
+    for other in rows:
+        alike = (other.target, other.precision, other.bench_id) == (row.target, row.precision, row.bench_id)
+        if not (alike and row.bench_id and row.macs and other.macs and other.macs > 1.01 * row.macs):
+            continue
+        ratio = ratio_interval(other.window_medians_ms, row.window_medians_ms)
+        if not ratio.low > 1:
+            flags.append(f"not shown to be faster than {other.key}, which has more MACs")
+    return tuple(flags)
+
+
 def _per_class(record: Record) -> dict[str, dict[str, float | None]]:
     return {
         str(name): {key: None if value is None else float(value) for key, value in scores.items()}
@@ -162,13 +195,13 @@ def _split(rows: list[EngineRow], run: Run) -> tuple[EngineRow | None, tuple[Eng
     except MissingStageError:
         original = None
     if original is not None:
-        original = replace(original, baseline=None)
+        original = replace(original, flags=_flags(original))
     engines = []
     for row in rows:
         if row.target != ORIGINAL_TARGET:
             simulated = torch_rows.get(row.variant) if row.precision == "int8" else None
             row = replace(row, simulated_top1=simulated.top1 if simulated else None)
-            engines.append(replace(row, flags=_flags(row)))
+            engines.append(replace(row, flags=_flags(row) + _pruning_flags(row, rows)))
     return original, tuple(engines)
 
 

@@ -10,9 +10,9 @@ from edgeopt.report.page import fragment
 #: Field, title, unit, and whether it is a figure of the model (the same in all its engines) or of the engine.
 _FIGURES = (
     ("size_bytes", "Size on disk", "mib", False),
+    ("peak_memory_bytes", "Peak memory of the process", "mib", False),
     ("params", "Parameters", "count", True),
     ("macs", "Multiply-accumulates", "count", True),
-    ("peak_memory_bytes", "Peak memory of the process", "mib", False),
 )
 
 
