@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
@@ -18,6 +19,8 @@ from edgeopt.compress.quantize import named_quantizers, quantize
 from edgeopt.errors import LoweringError
 from edgeopt.export.check import check_qdq
 from edgeopt.export.float_onnx import export_float
+from edgeopt.export.folding import CLEAN, FOLD_PADS
+from edgeopt.export.passes import GraphPass, absent, run_passes
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import QDQSummary, export_qdq
 from edgeopt.schemes import SCHEMES, get_scheme
@@ -86,7 +89,7 @@ def test_float_file_answers_as_the_model_at_every_batch_size(net: TinyNet, float
 def test_float_file_is_folded_named_and_says_nothing_of_the_machine(float_file: Path) -> None:
     assert not {"BatchNormalization", "Identity", "Dropout", "Pad", "Constant", "ReduceMean"} & set(counts(float_file))
     names = [node.name for node in onnx.load(float_file).graph.node if node.op_type in ("Conv", "Gemm")]
-    assert names == ["stem", "depthwise", "project", "wide", "head"]
+    assert names == ["stem", "expand", "depthwise", "project", "wide", "head"]
     raw = float_file.read_bytes()
     assert b"/work" not in raw
     assert b"site-packages" not in raw
@@ -102,7 +105,7 @@ def test_float_file_is_folded_named_and_says_nothing_of_the_machine(float_file: 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_qdq_file_equals_the_simulation_up_to_ties(exported: Any, name: str) -> None:
     model, path, summary = exported[name]
-    assert summary == QDQSummary(compute_layers=5, quantized_layers=5, float_layers=())
+    assert summary == QDQSummary(compute_layers=6, quantized_layers=6, float_layers=())
     for size in (1, 24):
         x = torch.cat(calibration())[:size]
         assert difference(run(path, x, plain=True), answers(model, x)) < TIES
@@ -118,7 +121,7 @@ def test_weights_are_int8_within_the_schemes_bounds(exported: Any, name: str) ->
         for node in graph.node
         if node.op_type == "DequantizeLinear" and tensors.get(node.input[0], np.zeros(0)).dtype == np.int8
     ]
-    assert len(largest) == 5
+    assert len(largest) == 6
     assert set(largest) == {get_scheme(name).weight_max}
     assert all(array.size < 200 for array in tensors.values() if array.dtype == np.float32), "no float weights"
     assert not {"BatchNormalization", "Clip", "Pad", "Identity", "Cast", "Sub"} & set(counts(path))
@@ -132,7 +135,7 @@ def test_onnx_runtime_fuses_everything(exported: Any, name: str, tmp_path: Path)
     x = torch.cat(calibration())
     logits = run(path, x, optimized=tmp_path / "optimized.onnx")
     fused = counts(tmp_path / "optimized.onnx")
-    assert fused["QLinearConv"] == 4
+    assert fused["QLinearConv"] == 5
     assert fused["QGemm"] == fused["QLinearAdd"] == fused["QLinearGlobalAveragePool"] == 1
     assert not {"Conv", "Gemm", "Add", "DequantizeLinear"} & set(fused)
     assert fused["QuantizeLinear"] == 1, "the input"
@@ -151,7 +154,7 @@ def test_openvino_runs_every_layer_in_int8(exported: Any, name: str) -> None:
         info = node.get_rt_info()
         layers[info["layerType"].astype(str), info["runtimePrecision"].astype(str)] += 1
     compute = {key: n for key, n in layers.items() if key[0] in ("Convolution", "FullyConnected", "MatMul")}
-    assert compute == {("Convolution", "u8"): 4, ("FullyConnected", "u8"): 1}
+    assert compute == {("Convolution", "u8"): 5, ("FullyConnected", "u8"): 1}
     if name == "u8a7w":
         assert difference(compiled(x.numpy())[0], answers(model, x)) < TIES
 
@@ -271,7 +274,35 @@ def test_a_clipped_relu_with_a_shrunk_range_is_still_exact(net: TinyNet, tmp_pat
 def test_ignored_layers_are_named_as_float(net: TinyNet, tmp_path: Path) -> None:
     model = quantize(net, calibration(), scheme=get_scheme("u8a8w"), ignored=["wide"])
     summary = export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
-    assert summary == QDQSummary(compute_layers=5, quantized_layers=4, float_layers=("wide",))
+    assert summary == QDQSummary(compute_layers=6, quantized_layers=5, float_layers=("wide",))
+
+
+def test_a_pad_before_a_convolution_moves_into_it(tmp_path: Path) -> None:
+    """Newer exporters do this themselves, and ONNX Runtime does not fuse a convolution behind a Pad."""
+    weight = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    before = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 20]>
+        graph (float[N, 3, 8, 8] input) => (float[N, 2, H, W] logits)
+        <int64[8] pads = {0, 0, 0, 1, 0, 0, 2, 1}>
+        { padded = Pad(input, pads)  logits = Conv <pads: ints = [1, 0, 0, 0]> (padded, weight) }
+        """
+    )
+    before.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
+    onnx.save(before, tmp_path / "before.onnx")
+    model = ir.load(tmp_path / "before.onnx")
+    run_passes(model, [FOLD_PADS, CLEAN])
+    ir.save(model, tmp_path / "after.onnx")
+    assert counts(tmp_path / "after.onnx") == {"Conv": 1}
+    x = torch.randn(2, 3, 8, 8)
+    np.testing.assert_allclose(run(tmp_path / "after.onnx", x), run(tmp_path / "before.onnx", x), atol=1e-5)
+
+
+def test_a_failing_pass_names_itself_and_those_before_it(float_file: Path) -> None:
+    with pytest.raises(LoweringError, match=r"pass late cannot run after clean: Conv stem is left"):
+        run_passes(ir.load(float_file), [CLEAN, GraphPass("late", lambda model: None, requires=absent("Conv"))])
+    with pytest.raises(LoweringError, match=r"pass idle \(at the start\) did not do its work: Conv stem is left"):
+        run_passes(ir.load(float_file), [GraphPass("idle", lambda model: None, ensures=absent("Conv"))])
 
 
 def _zero_point(model: onnx.ModelProto, value: np.ndarray) -> None:

@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
-@pytest.fixture(scope="session", params=_pythons(), ids=lambda path: "this" if path == Path(sys.executable) else "python3.10")
+@pytest.fixture(scope="session", params=_pythons(), ids=["this", "python3.10"][: len(_pythons())])
 def empty(request: pytest.FixtureRequest, built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with the wheel and its base dependencies, nothing else."""
     folder = tmp_path_factory.mktemp("empty") / "venv"

@@ -14,6 +14,7 @@ class TinyNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, stride=2, bias=False)
         self.stem_norm = nn.BatchNorm2d(8)
+        self.expand = nn.Conv2d(8, 8, 1)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
         self.depthwise_norm = nn.BatchNorm2d(8)
         self.project = nn.Conv2d(8, 8, 1, bias=False)
@@ -27,6 +28,7 @@ class TinyNet(nn.Module):
         x = F.pad(x, (0, 1, 0, 1))
         x = self.pool(F.relu(self.stem_norm(self.stem(x))))
         shortcut = x
+        x = F.relu(self.expand(x))
         x = F.relu6(self.depthwise_norm(self.depthwise(x)))
         x = self.project_norm(self.project(x))
         x += shortcut

@@ -42,6 +42,8 @@ def check_wrappable(model: nn.Module) -> None:
 def import_nncf() -> Any:
     """NNCF with its telemetry off and its C++ kernels never compiled: the user's machine may have no compiler."""
     os.environ.setdefault("NNCF_CI", "1")  # read once, at NNCF's first import: no telemetry
+    # It imports torch's extension builder, which warns of a missing GPU that nobody asked for.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf
     from nncf.torch.quantization import extensions
     from nncf.torch.quantization.reference import ReferenceBackendType, ReferenceQuantize

@@ -1,0 +1,82 @@
+"""The promises of the path that take minutes: three architectures entirely in int8, the demo's figures, a real kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv2_100"])
+def test_every_compute_layer_of_the_three_models_runs_in_int8(name: str, pictures: Path, tmp_path: Path) -> None:
+    trained = api.finetune(
+        DataConfig(path=str(pictures), image_size=64),
+        ModelConfig(name=name, pretrained=False),
+        TrainConfig(epochs=1, batch_size=8, flip=False, ema_decay=0.0),
+        run=tmp_path / "run",
+    )
+    api.compress(trained.run, CompressConfig(epochs=1))
+    for target in ("onnxruntime", "openvino", "rtx-desktop"):
+        built = [item for item in api.build(trained.run, target, strict=True) if item.record["precision"] == "int8"]
+        assert built
+        for item in built:
+            fusion = json.loads((trained.run.path / "device" / target / item.name / "fusion.json").read_text())
+            assert fusion["int8_share"] == 1.0, fusion["float_layers"]
+
+
+def test_the_demo_meets_its_figures(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", "demo", "--run", str(tmp_path / "runs/demo")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("report.html")
+    report = json.loads((tmp_path / "runs/demo/report/report.json").read_text())
+    assert report["original"]["top1"] >= 0.98
+    measured = [row for row in report["engines"] if row["precision"] == "int8" and row["p50_ms"] is not None]
+    assert {(row["target"], "prune" in row["variant"]) for row in measured} == {
+        (target, pruned) for target in ("onnxruntime", "openvino") for pruned in (False, True)
+    }
+    for row in measured:
+        assert row["int8_share"] == 1.0
+        assert row["drop_points"] <= 0.5
+        assert row["drop_upper_points"] <= 1.5
+
+
+def _finetune(pictures: Path, run: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "edgeopt", "finetune", str(pictures), "--model", "resnet18", "--no-pretrained",
+        "--image-size", "32", "--epochs", "4", "--batch-size", "8", "--no-flip", "--run", str(run), "--quiet",
+    ]  # fmt: skip
+
+
+def test_a_training_killed_at_any_moment_is_completed_by_the_same_command(pictures: Path, tmp_path: Path) -> None:
+    """SIGKILL at three moments of training; the record appears only in the end, and the model is a whole one."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = tmp_path / "run"
+    for seconds in (2.0, 6.0, 10.0):
+        process = subprocess.Popen(_finetune(pictures, run), env=environment, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break  # a fast machine was done before the kill
+        assert not (run / "host/float/stage.json").exists()
+    subprocess.run(_finetune(pictures, run), env=environment, check=True, stdout=subprocess.DEVNULL)
+    opened = Run.open(run)
+    record = opened.variant("float")
+    assert opened.output(record, "model").is_file()
+    assert record["metrics"]["training"]["epochs"] == 4
+    assert not list((run / "host/float").glob("**/*.tmp*"))
