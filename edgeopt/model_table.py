@@ -15,7 +15,7 @@ class ModelRow:
     """One line of ``edgeopt models``.
 
     Parameters and multiply-accumulates are with 1000 classes at ``input_size`` pixels squared, counted by
-    ``edgeopt.macs``. ``int8`` is what the architecture leads one to expect, not a measurement; ``note`` says why.
+    ``edgeopt.models.macs``. ``int8`` is what the architecture leads one to expect, not a measurement (see ``note``).
     """
 
     name: str

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeopt import models, pretrained
-from edgeopt.architecture import Architecture
+from edgeopt import models
 from edgeopt.errors import ModelError
-from edgeopt.macs import count_macs, count_parameters, layer_macs
-from edgeopt.models import adopt, create, load, preprocess_of, rebuild, save
+from edgeopt.models import adopt, create, load, preprocess_of, pretrained, rebuild, save
+from edgeopt.models.architecture import Architecture
+from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 
 SMALL = ("timm:resnet18", "torchvision:resnet18", "mobilenetv2_050", "deit_tiny_patch16_224")
 

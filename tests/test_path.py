@@ -13,8 +13,8 @@ import pytest
 from conftest import PATH_MODEL, PATH_TRAIN, paint
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api
-from edgeopt.architecture import Architecture
 from edgeopt.errors import BackendError, ConfigError, MissingStageError, RunError
+from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
 from edgeopt.stages.variants import open_variant

@@ -13,8 +13,8 @@ from torch import nn
 
 from edgeopt.compress.prune import Importance, PruneResult, prune, replay
 from edgeopt.errors import ConfigError, ModelError
-from edgeopt.macs import count_macs, count_parameters
 from edgeopt.models import create, load, rebuild, save
+from edgeopt.models.macs import count_macs, count_parameters
 
 SIZE = 48
 NETWORKS = ("tf_efficientnet_lite0", "resnet18", "mobilenetv2_100")

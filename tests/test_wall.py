@@ -16,10 +16,7 @@ CORE = {
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "predict", "report"}
-HOST = {
-    "architecture", "builders", "compress", "data", "export", "macs", "models", "pretrained", "torch_session",
-    "train", "weights",
-}  # fmt: skip
+HOST = {"compress", "data", "export", "models", "torch_session", "train"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {("stages.build", "edgeopt.stages.export"), ("stages.bench", "edgeopt.stages.workspace")}
 BASE = {"numpy", "PIL", "click", "rich", "pydantic", "jinja2", "tomli", "edgeopt"}

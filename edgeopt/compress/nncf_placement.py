@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compress.output_quantizers import close_convolutions
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
 from edgeopt.errors import ModelError
 from edgeopt.schemes import Scheme
@@ -69,6 +70,7 @@ def place_quantizers(
     nncf = import_nncf()
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     quantized: nn.Module
     with _quiet():
@@ -94,6 +96,9 @@ def place_quantizers(
             ),
         )
     _swap(quantized, scheme, _largest_weights(quantized, batches[0][:1]))
+    if not scheme.activation_symmetric:  # TensorRT fuses activations of every kind into its convolutions
+        graph = build_nncf_graph(model, batches[0][:1])
+        close_convolutions(quantized, hook_storage(quantized), graph, batches, scheme)
     return quantized
 
 
@@ -175,23 +180,29 @@ def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Sche
         raise ModelError(
             f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
         )
+    lower_end, upper_end = _ends(model, operation)
     return activation_quantizer(
-        low.item(),
+        # NNCF widens very narrow ranges to both sides, also behind a ReLU; there zero must stay the lowest code.
+        low.item() if lower_end is None else max(low.item(), lower_end),
         high.item(),
         signed=scheme.activation_signed,
         symmetric=scheme.activation_symmetric,
-        upper_end=_upper_end(model, operation),
+        upper_end=upper_end,
     )
 
 
-def _upper_end(model: nn.Module, operation: list[str]) -> float | None:
-    """Largest value that the operation ``[*module path, function, call]`` can give, for the clipped ReLUs."""
-    if len(operation) < 2 or operation[-2].rstrip("_") not in ("hardtanh", "relu6"):
-        return None
-    module = model.get_submodule(".".join(operation[:-2]))
-    if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
-        return float(module.max_val)
-    return 6.0 if operation[-2].startswith("relu6") else None
+def _ends(model: nn.Module, operation: list[str]) -> tuple[float | None, float | None]:
+    """Smallest and largest value that the operation ``[*module path, function, call]`` can give, where known."""
+    function = operation[-2].rstrip("_") if len(operation) > 1 else ""
+    if function == "relu":
+        return 0.0, None
+    if function == "relu6":
+        return 0.0, 6.0
+    if function == "hardtanh":
+        module = model.get_submodule(".".join(operation[:-2]))
+        if isinstance(module, nn.Hardtanh):  # nn.ReLU6 is one
+            return float(module.min_val), float(module.max_val)
+    return None, None
 
 
 def _has_attention(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgeopt.compress.channels import TOLERANCE, Group, Importance, find_groups, plan_cuts
 from edgeopt.compress.graph import is_layer, outputs_of, quiet, trace
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
-from edgeopt.macs import count_macs, count_parameters, layer_macs
+from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 
 History: TypeAlias = list[Any]
 

@@ -21,7 +21,9 @@ from edgeopt.export.passes import (
 
 MARKER_DOMAIN, MARKER_OP = "edgeopt", "QuantizeDequantize"
 # They pass values on without computing new ones (zeros of a Pad are on every grid).
-MOVING_OPS = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Pad"})
+MOVING_OPS = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Concat", "Pad"}
+)
 # Room below int32's end for the sum of products that is added to the bias.
 _LARGEST_BIAS_CODE = 2**30
 
@@ -94,23 +96,39 @@ def lower_activations(model: ir.Model) -> None:
 def requantize_after_moves(model: ir.Model) -> None:
     """Repeat the quantizer behind operations that only move values: exact, and each layer sees a DequantizeLinear."""
     for node in list(model.graph):
-        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if node.op_type not in MOVING_OPS or source is None or source.op_type != "DequantizeLinear":
+        parameters = _common_grid(node) if node.op_type in MOVING_OPS else None
+        if parameters is None:
             continue
-        if constant(source.inputs[0]) is not None or node.outputs[0].is_graph_output():
-            continue
-        readers = consumers(node.outputs[0])
-        if any(reader.op_type == "QuantizeLinear" for reader in readers):
-            continue
-        output, parameters = node.outputs[0], [value for value in source.inputs[1:] if value is not None]
-        quantize = insert_after(node, "QuantizeLinear", [output, *parameters], name=f"{node.name}.quantize")
-        dequantize = insert_after(
-            quantize, "DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{node.name}.dequantize"
-        )
-        for reader in readers:
-            for index, value in enumerate(reader.inputs):
-                if value is output:
-                    reader.replace_input_with(index, dequantize.outputs[0])
+        for output in node.outputs:
+            readers = consumers(output)
+            if not output.is_graph_output() and not any(reader.op_type == "QuantizeLinear" for reader in readers):
+                _requantize(node, output, parameters, readers)
+
+
+def _common_grid(node: ir.Node) -> list[ir.Value] | None:
+    """Scale and zero point that all data inputs of a moving operation share, None when they differ or are float."""
+    data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    grids: list[list[ir.Value]] = []
+    for value in data:
+        source = value.producer() if value is not None else None
+        if source is None or source.op_type != "DequantizeLinear" or constant(source.inputs[0]) is not None:
+            return None
+        grids.append(list(source.inputs[1:3]))
+    first = [known(value) for value in grids[0]]
+    same = all(np.array_equal(known(value), other) for grid in grids for value, other in zip(grid, first, strict=True))
+    return grids[0] if same else None
+
+
+def _requantize(node: ir.Node, output: ir.Value, parameters: list[ir.Value], readers: list[ir.Node]) -> None:
+    name = output.name or node.name or "moved"
+    quantize = insert_after(node, "QuantizeLinear", [output, *parameters], name=f"{name}.quantize")
+    dequantize = insert_after(
+        quantize, "DequantizeLinear", [quantize.outputs[0], *parameters], name=f"{name}.dequantize"
+    )
+    for reader in readers:
+        for index, value in enumerate(reader.inputs):
+            if value is output:
+                reader.replace_input_with(index, dequantize.outputs[0])
 
 
 def absorb_activations(model: ir.Model) -> None:

@@ -37,6 +37,7 @@ class TrainingPlan:
     flip: bool = True
     batch_size: int = 32
     workers: int = 0
+    epoch_share: float = 1.0  # of an epoch's steps that are taken: a training may be shorter than one epoch
 
     @classmethod
     def for_finetuning(cls, config: TrainConfig) -> TrainingPlan:
@@ -72,11 +73,18 @@ class TrainingPlan:
     @classmethod
     def for_qat(cls, config: CompressConfig, *, share: float = 1.0, **like: Any) -> TrainingPlan:
         """Quantization-aware training from post-training ranges, which win when training does not improve on them."""
-        epochs = max(1, round(config.epochs * share)) if config.epochs else 0
+        wanted = config.epochs * share
+        epochs = max(1, round(wanted)) if wanted else 0
         loop = LoopConfig(
             epochs=epochs, lr=config.lr, weight_decay=0.0, layer_decay=1.0, warmup_epochs=0.25, keep_initial=True
         )
-        plan = cls("int8 training", loop, temperature=config.temperature, distill_weight=config.distill_weight)
+        plan = cls(
+            "int8 training",
+            loop,
+            temperature=config.temperature,
+            distill_weight=config.distill_weight,
+            epoch_share=min(1.0, wanted) if wanted else 1.0,
+        )
         return plan.alike(**like)
 
     def alike(
@@ -151,11 +159,12 @@ def fit(
         groups = [{"params": quantizer_parameters(model), "lr": plan.loop.lr * _SCALE_LR, "weight_decay": 0.0}]
     loader = plan._loader(workspace, spec, console)
     validate = evaluator(workspace.prepared("val", spec), spec)
+    steps = max(1, round(len(loader) * plan.epoch_share))
     with console.task(plan.title) as progress:
         result = train(
             model,
-            batches=loader,
-            steps_per_epoch=len(loader),
+            batches=lambda epoch: islice(loader(epoch), steps),
+            steps_per_epoch=steps,
             evaluate=validate,
             objective=objective,
             config=plan.loop,

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from edgeopt import models
-from edgeopt.architecture import Architecture
 from edgeopt.files import write_json
-from edgeopt.macs import count_macs, count_parameters
+from edgeopt.models.architecture import Architecture
+from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage
 

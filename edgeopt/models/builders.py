@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt.architecture import Architecture, Scalar, Source, parse
 from edgeopt.errors import ModelError, did_you_mean
-from edgeopt.weights import fit_state
+from edgeopt.models.architecture import Architecture, Scalar, Source, parse
+from edgeopt.models.weights import fit_state
 
 #: Their second outputs and input transform are not those of a classifier; timm has both without.
 _AUXILIARY = frozenset({"googlenet", "inception_v3"})

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.architecture import Architecture
-from edgeopt.builders import Created, build, fit, heads_of, timm_cfg
 from edgeopt.errors import ModelError
-from edgeopt.weights import State, read_state
+from edgeopt.models.architecture import Architecture
+from edgeopt.models.builders import Created, build, fit, heads_of, timm_cfg
+from edgeopt.models.weights import State, read_state
 
 
 @dataclass(frozen=True)

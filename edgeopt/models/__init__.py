@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt.architecture import Architecture, Scalar
-from edgeopt.builders import (
+from edgeopt.errors import ModelError
+from edgeopt.files import write_bytes
+from edgeopt.model_table import ModelRow, known_models
+from edgeopt.models.architecture import Architecture, Scalar
+from edgeopt.models.builders import (
     Created,
     build,
     describe,
@@ -20,12 +23,9 @@ from edgeopt.builders import (
     split_name,
     timm_preprocess,
 )
-from edgeopt.errors import ModelError
-from edgeopt.files import write_bytes
-from edgeopt.macs import count_macs, count_parameters, layer_macs
-from edgeopt.model_table import ModelRow, known_models
-from edgeopt.pretrained import pretrained_model
-from edgeopt.weights import read_state
+from edgeopt.models.macs import count_macs, count_parameters, layer_macs
+from edgeopt.models.pretrained import pretrained_model
+from edgeopt.models.weights import read_state
 
 __all__ = [
     "Architecture",

@@ -1,0 +1,78 @@
+"""Quantizers behind convolutions that NNCF leaves open: ONNX Runtime has int8 convolutions with int8 outputs only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.compress.quantizers import Quantizer, activation_quantizer
+from edgeopt.schemes import Scheme
+
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+# What the lowering folds into the convolution, so that the quantizer still stands right behind it.
+_ABSORBED = frozenset({"batch_norm", "relu", "relu_"})
+# Below this the activation gives exactly zero, and codes spent there would be wasted.
+_ZERO_BELOW = {"hardswish": -3.0, "hardswish_": -3.0}
+
+
+def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequence[Tensor], scheme: Scheme) -> None:
+    """Add a quantizer to ``model`` (in place) behind every int8 convolution whose output stays float.
+
+    They are those before a HardSwish, SiLU, GELU or LayerNorm. ``graph`` is NNCF's graph of the float model, ``storage``
+    the hook storage of the quantized one; ranges are the smallest and largest values over ``batches``.
+    """
+    places = _open_places(graph, storage)
+    recorders = {name: _Recorder() for name in places}
+    handles = [storage.register_post_function_hook(name, 0, recorder) for name, recorder in recorders.items()]
+    with torch.no_grad():
+        for batch in batches if places else ():
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    for name, recorder in recorders.items():
+        storage.register_post_function_hook(name, 0, recorder.quantizer(places[name], scheme))
+
+
+class _Recorder(nn.Module):
+    """Passes a tensor on and keeps its smallest and largest value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = 0.0
+        self.high = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.low, self.high = min(self.low, x.min().item()), max(self.high, x.max().item())
+        return x
+
+    def quantizer(self, zero_below: float | None, scheme: Scheme) -> Quantizer:
+        """The quantizer of what was seen; values under ``zero_below`` need no codes."""
+        return activation_quantizer(
+            self.low if zero_below is None else max(self.low, zero_below),
+            self.high,
+            signed=scheme.activation_signed,
+            symmetric=scheme.activation_symmetric,
+        )
+
+
+def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
+    """Operations (``blocks/0/bn1/batch_norm/0``) that need a quantizer behind them -> the end of useful values."""
+    places: dict[str, float | None] = {}
+    for node in graph.get_all_nodes():
+        if node.node_type not in _CONVOLUTIONS or not _has(storage.pre_hooks, node, 1):
+            continue
+        last, following = node, graph.get_next_nodes(node)
+        while len(following) == 1 and following[0].node_type in _ABSORBED and not _has(storage.post_hooks, last, 0):
+            last, following = following[0], graph.get_next_nodes(following[0])
+        ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(last)]
+        closed = _has(storage.post_hooks, last, 0) or any(_has(storage.pre_hooks, *port) for port in ports)
+        if not closed and ports and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
+            places[last.node_name] = _ZERO_BELOW.get(ports[0][0].node_type) if len(ports) == 1 else None
+    return places
+
+
+def _has(hooks: nn.ModuleDict, node: Any, port: int) -> bool:
+    return f"{node.node_name.replace('.', ':')}__{port}" in hooks
