@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgeopt.compress.quantize import (
     freeze_batchnorm_statistics,
@@ -148,6 +148,38 @@ def test_ignored_modules_stay_in_float(net: TinyNet) -> None:
     names = [name for name, _ in named_quantizers(model)]
     assert not any("stem/" in name for name in names)
     assert any("head/" in name for name in names)
+
+
+class Swish(nn.Module):
+    """A convolution before a HardSwish, one before a SiLU, and one whose output is quantized anyway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.hardswish(self.norm(self.first(x)))
+        x = nn.functional.relu(self.third(nn.functional.silu(self.second(x))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def test_open_convolutions_are_closed_on_request() -> None:
+    torch.manual_seed(0)
+    net, scheme = Swish().eval(), get_scheme("u8a7w")
+    nn.init.constant_(net.norm.weight, 30.0)  # far below -3, where HardSwish is zero
+    left = dict(named_quantizers(quantize(net, calibration(), scheme=scheme)))
+    closed = quantize(net, calibration(), scheme=scheme, int8_outputs=True)
+    quantizers = dict(named_quantizers(closed))
+    added = [name for name in quantizers if name not in left]
+    assert added == ["post_hooks.norm/batch_norm/0__0.0", "post_hooks.second/conv2d/0__0.0"]
+    before_swish = quantizers[added[0]]
+    assert before_swish.scale * (0 - before_swish.zero_point) == pytest.approx(-3.0, abs=float(before_swish.scale))
+    again = rebuild_quantized(Swish().eval(), quantizer_config(closed), scheme, calibration()[0][:1])
+    again.load_state_dict(closed.state_dict())
+    assert torch.equal(again(calibration()[0]), closed(calibration()[0]))
 
 
 @pytest.mark.parametrize(

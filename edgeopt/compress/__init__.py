@@ -1,0 +1,1 @@
+"""Compression passes: structured pruning and int8 quantization-aware training."""

@@ -64,6 +64,7 @@ def place_quantizers(
     scheme: Scheme,
     range_estimator: str,
     ignored: Sequence[str],
+    int8_outputs: bool,
     progress: Callable[[int, int], None] | None,
 ) -> nn.Module:
     """A copy of ``model`` (float, eval, on the CPU) with corrected biases and our quantizers where NNCF wants some."""
@@ -96,7 +97,7 @@ def place_quantizers(
             ),
         )
     _swap(quantized, scheme, _largest_weights(quantized, batches[0][:1]))
-    if not scheme.activation_symmetric:  # TensorRT fuses activations of every kind into its convolutions
+    if int8_outputs:
         graph = build_nncf_graph(model, batches[0][:1])
         close_convolutions(quantized, hook_storage(quantized), graph, batches, scheme)
     return quantized

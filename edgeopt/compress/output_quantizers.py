@@ -21,8 +21,8 @@ _ZERO_BELOW = {"hardswish": -3.0, "hardswish_": -3.0}
 def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequence[Tensor], scheme: Scheme) -> None:
     """Add a quantizer to ``model`` (in place) behind every int8 convolution whose output stays float.
 
-    They are those before a HardSwish, SiLU, GELU or LayerNorm. ``graph`` is NNCF's graph of the float model, ``storage``
-    the hook storage of the quantized one; ranges are the smallest and largest values over ``batches``.
+    They are those before a HardSwish, SiLU, GELU or LayerNorm. ``graph`` is NNCF's graph of the float model,
+    ``storage`` the hook storage of the quantized one; ranges are the smallest and largest values over ``batches``.
     """
     places = _open_places(graph, storage)
     recorders = {name: _Recorder() for name in places}

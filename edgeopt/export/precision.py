@@ -12,7 +12,6 @@ from edgeopt.export.float_onnx import save
 from edgeopt.export.passes import GraphPass, constant, initializer, run_passes
 
 _HALF_MAX = float(np.finfo(np.float16).max)
-# Inputs that stay as they are: (operation, input index). Clip's and Pad's follow the type of input 0 and are converted.
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -50,7 +49,7 @@ def _half_initializer(model: ir.Model, value: ir.Value) -> None:
     half = array.astype(np.float16)
     is_scale = any(use.node.op_type in _QUANTIZERS and use.idx == 1 for use in value.uses())
     if is_scale:
-        # The smallest normal float16 instead of zero: such a channel is constant for all that float16 can tell.
+        # The smallest float16 above zero: such a channel is constant for all that float16 can tell.
         half = np.maximum(half, np.finfo(np.float16).smallest_subnormal)
     replacement = initializer(model, f"{value.name}.half", half)
     value.replace_all_uses_with(replacement)
