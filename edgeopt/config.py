@@ -191,6 +191,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return values
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", fix="check the path, or make one with: edgeopt init") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", fix="give a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}", fix="correct that line") from None
 
@@ -241,10 +243,10 @@ def load_recipe(path: Path) -> Recipe:
 def load_target(name_or_file: str) -> Target:
     """A shipped target by name, or the user's own TOML file."""
     path = resources.find("targets", name_or_file)
-    return validate(Target, {"name": path.stem, **read_toml(path)}, where=f"target {path}")
+    return validate(Target, {**read_toml(path), "name": path.stem}, where=f"target {path}")
 
 
 def load_calibration(name_or_file: str) -> CalibrationRecipe:
     """A shipped calibration recipe by name, or the user's own TOML file."""
     path = resources.find("calibration", name_or_file)
-    return validate(CalibrationRecipe, {"name": path.stem, **read_toml(path)}, where=f"calibration recipe {path}")
+    return validate(CalibrationRecipe, {**read_toml(path), "name": path.stem}, where=f"calibration recipe {path}")

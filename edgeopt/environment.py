@@ -100,7 +100,10 @@ def gpus() -> tuple[dict[str, str], ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()  # a driver that hangs runs nothing
     if done.returncode != 0:
         return ()
     keys = ("name", "driver", "memory", "compute_capability")

@@ -259,7 +259,10 @@ class Run:
         return [self.relative(folder) for folder in folders]
 
     def _glob(self, pattern: str) -> Iterator[Path]:
-        return (path for path in sorted(self.path.glob(pattern)) if path.is_file())
+        """Files of committed stages; folders with a leading dot are on their way out."""
+        for path in sorted(self.path.glob(pattern)):
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.path).parts):
+                yield path
 
     def _records(self, pattern: str, parts: int = 1) -> dict[str, dict[str, Any]]:
         found = {"/".join(path.parent.parts[-parts:]): read_json(path) for path in self._glob(pattern)}
@@ -319,6 +322,8 @@ class Run:
 
 def _key_of(folder: Path, record: str) -> str | None:
     """The key of what is or was being made in ``folder``; None when nothing is."""
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["pending.json"]:
+        return None  # an attempt that failed before it made anything keeps no name
     for name in (record, "pending.json"):
         if (folder / name).is_file():
             return str(read_json(folder / name).get("key"))

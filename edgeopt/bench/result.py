@@ -122,12 +122,16 @@ class BenchResult:
     machine_after: Mapping[str, Any]
 
     def ratio(self, candidate: str, baseline: str) -> Interval:
-        """How many times as fast ``candidate`` is: the baseline's milliseconds over its own, paired by round."""
+        """How many times as fast ``candidate`` is: the baseline's milliseconds a picture over its own, by round."""
         for key in (candidate, baseline):
             if key not in self.engines:
                 reason = self.failures.get(key, "it was not in this benchmark")
                 raise BackendError(f"{key} has no measurement: {reason}")
-        return ratio_interval(self.engines[baseline].window_medians_ms, self.engines[candidate].window_medians_ms)
+        return ratio_interval(self._per_picture(baseline), self._per_picture(candidate))
+
+    def _per_picture(self, key: str) -> list[float]:
+        engine = self.engines[key]
+        return [median / engine.spec.target.batch for median in engine.window_medians_ms]
 
 
 def bounds(interval: Interval) -> list[float] | None:

@@ -8,6 +8,7 @@ import click
 
 from edgeopt.cli.common import Terminal, output_options, pick_run, run_option
 from edgeopt.cli.report_cmd import finish, read_budget
+from edgeopt.config import BenchConfig, validate
 
 
 @click.command("bench")
@@ -36,6 +37,7 @@ def command(
     """Measure every built engine against the original model, write the report, judge the budget."""
     from edgeopt.stages.bench import bench
 
+    validate(BenchConfig, {"seconds": seconds, "threads": threads}, where="bench options")
     console, limits = Terminal(quiet=quiet), read_budget(budget)  # a wrong budget is said before measuring
     run = pick_run(run_path, console)
     bench(run, targets=targets, seconds=seconds, threads=threads, console=console)

@@ -10,9 +10,7 @@ from edgeopt.cli.common import Terminal, emit, output_options, pick_run, run_opt
 
 
 @click.command("eval")
-@click.option(
-    "--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the smallest int8 engine built last]"
-)
+@click.option("--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the int8 engine built last]")
 @run_option
 @output_options
 def command(engine: str | None, run_path: Path | None, as_json: bool, quiet: bool) -> None:

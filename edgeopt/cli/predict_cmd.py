@@ -11,9 +11,7 @@ from edgeopt.cli.common import Terminal, emit, output_options, pick_run, run_opt
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the smallest int8 engine built last]"
-)
+@click.option("--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the int8 engine built last]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Labels listed for each picture.")
 @run_option
 @output_options

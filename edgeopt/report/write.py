@@ -52,7 +52,8 @@ class ReportPaths:
 def write_report(run_path: Path, budget: Budget | None = None) -> ReportPaths:
     """Write ``report.{html,md,json}`` and ``junit.xml`` into ``report/``, judged by ``budget`` and the targets' own.
 
-    ``budget`` None judges nothing. Raises RunError for damaged records, MissingStageError when there is no engine.
+    ``budget`` None judges nothing, an empty one the targets' own. Raises RunError for damaged records and
+    MissingStageError when there is no engine.
     """
     report = assemble(run_path)
     if budget is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
 from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.bench.result import BenchResult
-from edgeopt.config import SessionOptions, Target
+from edgeopt.config import SessionOptions, Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import MissingStageError
 from edgeopt.evaluate import evaluate as evaluate_session
 from edgeopt.files import read_json
 from edgeopt.run import Run, stage_key
 from edgeopt.sets import PictureSet, open_set
+from edgeopt.stages.build import target_folder
 from edgeopt.stages.engines import Engine, engines, labels, pick_engine, sets_folder, usable_engines
 
 ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
@@ -40,38 +41,66 @@ def bench(
     console = console or Silent()
     with run.lock():
         _list_pytorch(run)
-        chosen = [
-            engine
-            for engine in usable_engines(run).values()
-            if not targets or engine.record["target"] in (*targets, ORIGINAL_TARGET.name)
-        ]
+        chosen = _chosen(run, targets)
         # Engines of another device (TensorRT without a GPU) are named below; the original is still worth measuring.
         if not chosen or not any(engine.record["backend"] != "pytorch" for engine in engines(run).values()):
             raise MissingStageError(
                 f"{run.path} has no engine that runs on this machine", fix="edgeopt build --target onnxruntime"
             )
         _say_left_out(run, console)
-        chosen.sort(key=lambda engine: engine.key != _original_key(run))
+        original = _original_key(run)
+        chosen.sort(key=lambda engine: engine.key != original)
         for engine in chosen:
             _accuracy(engine, console)
-        timed = [
-            engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == _original_key(run)
-        ]
+        timed = [engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == original]
         return _latency(run, timed, seconds, threads, console)
+
+
+def _chosen(run: Run, targets: Sequence[str]) -> list[Engine]:
+    """The engines to measure: those of ``targets`` that run here and come from the run's original."""
+    names = {load_target(target).name for target in targets}
+    built = {str(engine.record["target"]) for engine in engines(run).values()}
+    for name in sorted(names - built):
+        raise MissingStageError(f"{run.path} has no engine of {name}", fix=f"edgeopt build --target {name}")
+    original, variants = run.original(), run.variants()
+    return [
+        engine
+        for engine in usable_engines(run).values()
+        # Another trained model's engines would be compared with a model they do not come from.
+        if root_of(engine.variant, variants) == original
+        and (not names or engine.record["target"] in names or engine.record["backend"] == "pytorch")
+    ]
+
+
+def root_of(variant: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """The variant without a parent that ``variant`` goes back to."""
+    for _ in variants:
+        parent = variants.get(variant, {}).get("parent")
+        if parent is None:
+            break
+        variant = str(parent)
+    return variant
 
 
 def evaluate(run: Run, key: str | None = None, *, console: Console | None = None) -> dict[str, Any]:
     """Accuracy of one engine (default: the int8 one built last) on the test set, written beside the engine."""
     console = console or Silent()
-    _list_pytorch(run)
-    engine = pick_engine(run, key)
     with run.lock():
+        _list_pytorch(run)
+        engine = pick_engine(run, key)
         record = _accuracy(engine, console)
     return {"engine": engine.key, **record}
 
 
 def _original_key(run: Run) -> str:
-    return f"{ORIGINAL_TARGET.name}/{run.original()}"
+    """The original's engine: this machine's where torch is, else the one that came along with its figures."""
+    keys = [
+        key
+        for key, engine in engines(run).items()
+        if engine.record["backend"] == "pytorch" and engine.variant == run.original()
+    ]
+    usable = [key for key in keys if not engines(run)[key].unusable()]
+    return (usable or keys or [f"{ORIGINAL_TARGET.name}/{run.original()}"])[-1]
 
 
 def _list_pytorch(run: Run) -> None:
@@ -86,13 +115,14 @@ def _list_pytorch(run: Run) -> None:
             config={},
             version=1,
         )
-        stage = run.stage(f"device/{ORIGINAL_TARGET.name}", name, record="build.json", key=key)
+        folder = target_folder(run, ORIGINAL_TARGET.name)
+        stage = run.stage(folder, name, record="build.json", key=key)
         if not stage.done:
             stage.commit(
                 outputs={"model.safetensors": run.output(record, "model")},
                 stage="build",
                 target=ORIGINAL_TARGET.name,
-                target_folder=ORIGINAL_TARGET.name,
+                target_folder=stage.folder.parent.name,
                 profile=ORIGINAL_TARGET.model_copy(update={"session": SessionOptions(threads=0)}).model_dump(
                     mode="json", by_alias=True
                 ),
@@ -126,13 +156,14 @@ def test_set(engine: Engine) -> PictureSet:
 def _accuracy(engine: Engine, console: Console) -> dict[str, Any]:
     """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now."""
     path = engine.folder / "accuracy.json"
+    original_key = _original_key(engine.run)
+    original = engine.run.path / "device" / original_key / "accuracy.json"
+    baseline = original_key if original.is_file() and engine.key != original_key else None
     if path.is_file():
         record = read_json(path)
-        if record.get("build_key") == engine.record["key"]:
+        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline:
             return record
-    original = engine.run.path / "device" / _original_key(engine.run) / "accuracy.json"
-    is_original = engine.folder == original.parent
-    reference = read_json(original) if original.is_file() and not is_original else None
+    reference = read_json(original) if baseline else None
     pictures = test_set(engine)
     with console.task(f"accuracy of {engine.key}") as progress, engine.open() as session:
         answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
@@ -141,7 +172,7 @@ def _accuracy(engine: Engine, console: Console) -> dict[str, Any]:
         pictures.labels,
         labels(engine.run),
         key=engine.key,
-        baseline=_original_key(engine.run) if reference else None,
+        baseline=baseline,
         baseline_predictions=reference["predictions"] if reference else None,
     )
     record["build_key"] = engine.record["key"]
@@ -175,6 +206,9 @@ def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, co
         )
     for key, reason in result.failures.items():
         console.say(f"{key} could not be timed: {reason}")
+        (run.path / "device" / key / "latency.json").unlink(
+            missing_ok=True
+        )  # of an earlier session: not its figure now
     original = _original_key(run)
     write_records(run.path, result, original=original if original in result.engines else None)
     return result

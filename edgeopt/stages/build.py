@@ -110,7 +110,7 @@ def _folder(variant: str, precision: str) -> str:
 
 def _int8_variants(run: Run, target: Target, backend: Backend, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(variant, scheme) of each int8 variant: of several made from one float parent, the best the backend runs."""
-    accepted = (target.scheme,) if target.scheme else backend.schemes()
+    accepted = _accepted(target, backend)
     for name in wanted:
         run.variant(name)
     best: dict[str, tuple[int, str, str]] = {}
@@ -131,6 +131,13 @@ def _int8_variants(run: Run, target: Target, backend: Backend, wanted: Sequence[
             fix=f"edgeopt compress --int8 --scheme {accepted[0]}",
         )
     yield from ((name, scheme) for _, name, scheme in best.values())
+
+
+def _accepted(target: Target, backend: Backend) -> tuple[str, ...]:
+    """Schemes the target runs exactly, best first. Weights of 7 bits run wherever those of 8 bits do."""
+    if target.scheme is None:
+        return backend.schemes()
+    return (target.scheme, "u8a7w") if target.scheme == "u8a8w" else (target.scheme,)
 
 
 def ensure_exports(run: Run, variants: set[str], console: Console) -> None:

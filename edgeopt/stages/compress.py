@@ -66,6 +66,7 @@ def compress(
     teacher = open_variant(run, variant or run.original())
     if teacher.architecture.scheme is not None:
         raise ConfigError(f"{teacher.name} is int8 already", fix="start from a float variant")
+    load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)

@@ -13,7 +13,7 @@ from edgeopt.config import Target, validate
 from edgeopt.errors import BackendError, MissingStageError, RunError, did_you_mean
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
-from edgeopt.run import Run
+from edgeopt.run import Run, check_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Engine:
 
     @property
     def variant(self) -> str:
-        return str(self.record["variant"])
+        return check_name(str(self.record["variant"]))
 
     @property
     def precision(self) -> str:
@@ -69,6 +69,9 @@ class Engine:
             return str(self.record.get("reason") or "it is for another device")
         if self.record.get("machine") != environment.machine_id():
             return "it was built on another kind of machine"
+        parity = self.record.get("parity") or {}
+        if not parity.get("ok", True):
+            return f"it does not answer as trained: {parity.get('message')}"
         found = self.backend.availability()
         return "" if found.ok else found.reason
 

@@ -197,7 +197,7 @@ def _say_weights(created: Created, console: Console) -> None:
 
 
 def _warn_when_guessing(top1: float, classes: int, console: Console) -> None:
-    if top1 < 2.0 / classes:
+    if top1 < (1.0 + 1.0 / classes) / 2 and top1 < 2.0 / classes:
         console.say(
             f"warning: val top-1 is {top1:.1%}, about what guessing gets: check the order of the classes "
             "(alphabetical here), --image-size, and that these are the pictures it was trained on"

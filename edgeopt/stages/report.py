@@ -10,4 +10,4 @@ from edgeopt.run import Run
 def report(run: Run, *, budget: Budget | None = None) -> ReportPaths:
     """Write ``report/report.{html,md,json}`` and ``junit.xml`` from the run's records, judged by ``budget``."""
     with run.lock():
-        return write_report(run.path, budget)
+        return write_report(run.path, budget or Budget())

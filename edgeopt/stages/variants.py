@@ -14,6 +14,7 @@ from edgeopt.models.architecture import Architecture
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage
+from edgeopt.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,5 @@ def commit_variant(
         metrics=figures,
         **fields,
     )
+    checkpoint.clear(stage.folder)  # nothing is left to resume, and devices need not carry it
     return Variant(stage.run, stage.name, record, skipped=False)
