@@ -203,9 +203,9 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
         return model.model_validate(values)
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
-        plural = "problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(
-            f"{where}: {plural}\n" + "\n".join(f"  - {line}" for line in problems), fix=f"correct {where}"
+            f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in problems), fix=f"correct {where}"
         ) from None
 
 
@@ -232,12 +232,23 @@ def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in ``path``; a relative data path is taken from the recipe's folder."""
+    """The recipe in ``path``; relative paths in it are taken from its folder."""
     recipe = validate(Recipe, read_toml(path), where=str(path))
-    data = recipe.data.path
-    if data.startswith("torchvision:") or Path(data).is_absolute():
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": str(path.parent / data)})})
+
+    def here(name: str) -> str:
+        return str(path.parent / name) if not Path(name).is_absolute() else name
+
+    def file(name: str) -> str:
+        return here(name) if name.endswith(".toml") or "/" in name else name
+
+    data, model, compress = recipe.data, recipe.model, recipe.compress
+    if not data.path.startswith("torchvision:"):
+        data = data.model_copy(update={"path": here(data.path)})
+    if model.weights:
+        model = model.model_copy(update={"weights": here(model.weights)})
+    compress = compress.model_copy(update={"calibration": file(compress.calibration)})
+    targets = tuple(file(name) for name in recipe.targets)
+    return recipe.model_copy(update={"data": data, "model": model, "compress": compress, "targets": targets})
 
 
 def load_target(name_or_file: str) -> Target:

@@ -156,7 +156,14 @@ class Run:
     @classmethod
     def latest(cls, root: Path = Path("runs")) -> Run:
         """The run created last under ``root``."""
-        found = [cls.open(record.parent) for record in root.glob("*/run.json")] if root.is_dir() else []
+        found, unreadable = [], []
+        for record in sorted(root.glob("*/run.json")):
+            try:
+                found.append(cls.open(record.parent))
+            except RunError as error:  # of another version, or damaged: it must not stand in the way of the others
+                unreadable.append(error)
+        if unreadable and not found:
+            raise unreadable[0]
         if not found:
             raise RunError(
                 f"there is no run under {root}/", fix="make one with: edgeopt finetune DATA, or give --run FOLDER"
@@ -229,6 +236,16 @@ class Run:
         if not roots:
             raise MissingStageError(f"{self.path} has no trained model yet", fix="make one with: edgeopt finetune DATA")
         return roots[-1]
+
+    def root_of(self, variant: str) -> str:
+        """The variant without a parent that ``variant`` goes back to."""
+        variants = self.variants()
+        for _ in variants:
+            parent = variants.get(variant, {}).get("parent")
+            if parent is None:
+                break
+            variant = str(parent)
+        return variant
 
     def next_command(self) -> str:
         """What a newcomer would type next."""

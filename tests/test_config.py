@@ -35,7 +35,11 @@ def test_toml_that_is_none_is_named_with_its_line(tmp_path: Path) -> None:
         read_toml(_recipe(tmp_path, "a = 1\nb = = 2\n"))
 
 
-def test_data_path_is_taken_from_the_recipes_folder(tmp_path: Path) -> None:
+def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> None:
+    text = 'targets = ["onnxruntime", "./board.toml"]\n[data]\npath = "x"\n[model]\nweights = "w.pth"\n'
+    recipe = load_recipe(_recipe(tmp_path, text))
+    assert recipe.targets == ("onnxruntime", str(tmp_path / "board.toml"))
+    assert recipe.model.weights == str(tmp_path / "w.pth")
     assert load_recipe(_recipe(tmp_path, '[data]\npath = "photos"\n')).data.path == str(tmp_path / "photos")
     elsewhere = _recipe(tmp_path, '[data]\npath = "torchvision:CIFAR10"\n')
     assert load_recipe(elsewhere).data.path == "torchvision:CIFAR10"
@@ -81,6 +85,17 @@ def test_a_target_of_ones_own_is_a_path(tmp_path: Path) -> None:
     assert load_target(str(path)).name == "my-board"
     with pytest.raises(ConfigError, match='did you mean "onnxruntime"'):
         load_target("onnxruntim")
+
+
+def test_a_target_file_cannot_choose_the_folder_its_engines_go_to(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text('schema = 1\nname = "../../escaped"\ntitle = "mine"\nbackend = "onnxruntime"\n')
+    assert load_target(str(path)).name == "board"
+
+
+def test_a_folder_in_place_of_a_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path)
 
 
 def test_budget_lines_of_the_other_win() -> None:

@@ -181,6 +181,36 @@ def test_what_makes_no_sense_is_refused_before_any_work(path_run: Run) -> None:
         api.predict(path_run, ["x.png"], engine="tensorrt/int8-s8a8w")
 
 
+def test_a_target_that_names_8_bit_weights_takes_7_bit_ones_as_well(path_run: Run, tmp_path: Path) -> None:
+    """Compressed on a host without int8 dot products, the run must still build on a Raspberry Pi."""
+    from edgeopt.config import load_target
+    from edgeopt.stages.build import plan
+
+    planned = plan(path_run, load_target("raspberry-pi-5"), load_backend("onnxruntime"))
+    assert [item.scheme for item in planned if item.precision == "int8"] == [_cpu_scheme()] * 2
+
+
+def test_bench_of_a_target_without_engines_says_so(path_run: Run) -> None:
+    with pytest.raises(MissingStageError, match="no engine of raspberry-pi-5"):
+        api.bench(path_run, targets=["raspberry-pi-5"])
+    with pytest.raises(ConfigError, match="unknown name"):
+        api.bench(path_run, targets=["nosuch"])
+
+
+def test_an_engine_that_failed_its_parity_check_is_not_used(path_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(path_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
+    record = tmp_path / "run/device/onnxruntime/float/build.json"
+    values = json.loads(record.read_text())
+    values["parity"] = {**values["parity"], "ok": False, "message": "planted"}
+    record.write_text(json.dumps(values))
+    with pytest.raises(BackendError, match="does not answer as trained: planted"):
+        api.predict(Run.open(tmp_path / "run"), ["x.png"], engine="onnxruntime/float")
+
+
+def test_nothing_is_left_of_checkpoints_once_a_variant_is_committed(path_run: Run) -> None:
+    assert not list(path_run.path.glob("host/*/checkpoints/*.safetensors"))
+
+
 def test_adopt_takes_a_tutorials_checkpoint(pictures: Path, tmp_path: Path) -> None:
     import torch
     from torchvision.models import resnet18

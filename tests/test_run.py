@@ -105,6 +105,18 @@ def test_original_and_variant_name_what_is_missing(run: Run) -> None:
         run.variant("int8-u8a8")
 
 
+def test_a_folder_on_its_way_out_is_no_variant(run: Run) -> None:
+    """A crash inside a removal leaves .trash-*; it must not come back as a variant."""
+    _commit(run, "float", "a" * 64)
+    (run.path / "host/float").rename(run.path / "host/.trash-float-0123")
+    assert run.variants() == {}
+
+
+def test_an_attempt_that_made_nothing_keeps_no_name(run: Run) -> None:
+    run.stage("host", "float", record="stage.json", key="a" * 64)
+    assert run.stage("host", "float", record="stage.json", key="b" * 64).name == "float"
+
+
 def test_remove_keeps_parents_and_takes_engines_along(run: Run) -> None:
     _commit(run, "float", "a" * 64)
     _commit(run, "int8-u8a8w", "b" * 64, parent="float")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeVar
 
 import click
@@ -38,7 +39,8 @@ class Terminal:
             with _bar(title) as progress:
                 yield progress
         else:
-            yield _lines(title)
+            with _lines(title) as progress:
+                yield progress
 
 
 @contextmanager
@@ -53,24 +55,36 @@ def _bar(title: str) -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Progress:
-    """A line when work passes two seconds, then one in ten seconds."""
+@contextmanager
+def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Iterator[Progress]:
+    """A line when work passes two seconds, then one in ten seconds for work that counts."""
     started = time.monotonic()
     last = [started + silent_s - every_s]
+
+    def announce() -> None:
+        last[0] = time.monotonic()
+        click.echo(f"{title}...", err=True)
 
     def progress(done: int, total: int) -> None:
         now = time.monotonic()
         if now - last[0] >= every_s:
+            timer.cancel()
             last[0] = now
             click.echo(f"{title}: {done}/{total} ({now - started:.0f} s)", err=True)
 
-    return progress
+    timer = Timer(silent_s, announce)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield progress
+    finally:
+        timer.cancel()
 
 
 def output_options(function: Function) -> Function:
     """``--json`` and ``--quiet``, passed on as ``as_json`` and ``quiet``."""
     function = click.option("--quiet", "-q", is_flag=True, help="No messages, no progress.")(function)
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")(
+    return click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, nothing else there.")(
         function
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,14 @@ def _chosen(run: Run, targets: Sequence[str]) -> list[Engine]:
     built = {str(engine.record["target"]) for engine in engines(run).values()}
     for name in sorted(names - built):
         raise MissingStageError(f"{run.path} has no engine of {name}", fix=f"edgeopt build --target {name}")
-    original, variants = run.original(), run.variants()
+    original = run.original()
     return [
         engine
         for engine in usable_engines(run).values()
         # Another trained model's engines would be compared with a model they do not come from.
-        if root_of(engine.variant, variants) == original
+        if run.root_of(engine.variant) == original
         and (not names or engine.record["target"] in names or engine.record["backend"] == "pytorch")
     ]
-
-
-def root_of(variant: str, variants: Mapping[str, Mapping[str, Any]]) -> str:
-    """The variant without a parent that ``variant`` goes back to."""
-    for _ in variants:
-        parent = variants.get(variant, {}).get("parent")
-        if parent is None:
-            break
-        variant = str(parent)
-    return variant
 
 
 def evaluate(run: Run, key: str | None = None, *, console: Console | None = None) -> dict[str, Any]:

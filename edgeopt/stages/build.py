@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,30 +92,46 @@ def build(
 
 
 def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = ()) -> list[Planned]:
-    """The engines ``target`` wants: the original in the backend's float precisions, then the int8 variants that fit."""
-    original = run.original()
-    if target.precision != "int8":
-        return [Planned(_folder(original, target.precision), original, target.precision, None)]
-    floats = [
-        Planned(_folder(original, precision), original, precision, None) for precision in backend.float_baselines()
+    """The engines ``target`` wants: float ones in the backend's float precisions, then the int8 variants that fit.
+
+    The float ones are the original, those named in ``variants`` and, in a run without int8, the pruned ones.
+    """
+    known = run.variants()
+    for name in variants:
+        run.variant(name)
+    tree = {name: record for name, record in known.items() if run.root_of(name) == run.original() or name in variants}
+    quantized = [name for name, record in tree.items() if record.get("scheme")]
+    floats = [run.original(), *(name for name in variants if not known[name].get("scheme"))]
+    if not quantized and not variants:
+        floats += [name for name, record in tree.items() if record.get("parent")]
+    precisions = backend.float_baselines() if target.precision == "int8" else (target.precision,)
+    planned = [
+        Planned(_folder(name, precision), name, precision, None)
+        for name in dict.fromkeys(floats)
+        for precision in precisions
     ]
-    return floats + [
-        Planned(name, name, "int8", scheme) for name, scheme in _int8_variants(run, target, backend, variants)
-    ]
+    wants_int8 = target.precision == "int8" and (quantized or len(tree) == 1)
+    if not wants_int8 or (variants and not any(known[name].get("scheme") for name in variants)):
+        return planned
+    chosen = _int8_variants(run, target, _accepted(target, backend), tree, variants)
+    return planned + [Planned(name, name, "int8", scheme) for name, scheme in chosen]
 
 
 def _folder(variant: str, precision: str) -> str:
     return variant if precision == "fp32" else f"{variant}-{precision}"
 
 
-def _int8_variants(run: Run, target: Target, backend: Backend, wanted: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _int8_variants(
+    run: Run,
+    target: Target,
+    accepted: Sequence[str],
+    variants: Mapping[str, Mapping[str, Any]],
+    wanted: Sequence[str],
+) -> Iterator[tuple[str, str]]:
     """(variant, scheme) of each int8 variant: of several made from one float parent, the best the backend runs."""
-    accepted = _accepted(target, backend)
-    for name in wanted:
-        run.variant(name)
     best: dict[str, tuple[int, str, str]] = {}
-    for name, record in run.variants().items():
-        scheme = record.get("scheme")
+    for name, record in variants.items():
+        scheme = str(record.get("scheme"))
         if scheme not in accepted or (wanted and name not in wanted):
             continue
         rank = accepted.index(scheme)

@@ -79,7 +79,9 @@ def compress(
             made.append(source)
         if config.int8:
             made += _quantized(job, source, _schemes(config, targets))
-        export(run, variants=[teacher.name, *(item.name for item in made)], data=data, console=console)
+        # With int8 on top, the pruned float model is a step on the way; `export --variant` exports it all the same.
+        results = [item.name for item in made if item.record.get("scheme") or not config.int8]
+        export(run, variants=[teacher.name, *results], data=data, console=console)
     return made
 
 

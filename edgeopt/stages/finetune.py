@@ -14,6 +14,7 @@ from edgeopt.data.torchvision_source import is_reference
 from edgeopt.errors import ConfigError, RunError
 from edgeopt.files import sha256
 from edgeopt.models import Created
+from edgeopt.models.builders import require_known, split_name
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, check_name, stage_key
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
@@ -40,6 +41,7 @@ def finetune(
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data = _data_config(data)
+    _check_model(model)
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
     config = {
@@ -89,6 +91,7 @@ def adopt(
     console, data = console or Silent(), _data_config(data)
     if model.weights is None:
         raise ConfigError("adopt needs the trained weights", fix="add --weights FILE")
+    _check_model(model)
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
     config = {"data": data.model_dump(exclude={"path"}), "model": model.model_dump(exclude={"weights"})}
@@ -153,13 +156,17 @@ def _default_path(source: str, fingerprint: str) -> Path:
     raise RunError(f"there are too many runs called {name}", fix="give --run FOLDER")
 
 
+def _check_model(model: ModelConfig) -> None:
+    """A misspelt name or path is said before any picture is read."""
+    require_known(*split_name(model.name))
+    if model.weights is not None and not Path(model.weights).is_file():
+        raise ConfigError(f"the weights file {model.weights} does not exist", fix="check the path")
+
+
 def _inputs(run: Run, model: ModelConfig) -> dict[str, str]:
     inputs = {"dataset": str(run.info["fingerprint"])}
     if model.weights is not None:
-        path = Path(model.weights)
-        if not path.is_file():
-            raise ConfigError(f"the weights file {path} does not exist", fix="check the path")
-        inputs["weights"] = sha256(path)
+        inputs["weights"] = sha256(Path(model.weights))
     return inputs
 
 

@@ -40,6 +40,9 @@ class Workspace:
         name = calibration_name(recipe)
         if (self._sets(spec) / f"{name}.json").is_file():
             return open_set(self._sets(spec), name)
+        if recipe.count < len(self.dataset.classes):
+            recipe = recipe.model_copy(update={"count": len(self.dataset.classes)})
+            self.console.say(f"calibration: {recipe.count} pictures, so that every class has one")
         items = draw_calibration(self.dataset, recipe)
         if len(items) < recipe.count:
             self.console.say(f"calibration: train has {len(items)} pictures, fewer than the {recipe.count} asked for")
@@ -88,7 +91,8 @@ def open_workspace(run: Run, *, data: str | None = None, console: Console | None
     config = validate(DataConfig, run.info.get("data", {}), where=f"{run.path}/run.json")
     if data is None and run.info.get("host") != environment.host_id():
         raise RunError(
-            f"{run.path} was made on another machine, so its pictures must be pointed at", fix="add --data FOLDER"
+            f"{run.path} was made on another machine, so its pictures must be pointed at",
+            fix="edgeopt export --data FOLDER (compress takes --data as well)",
         )
     root = data or dataset.root
     if data is not None:
