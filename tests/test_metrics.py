@@ -177,6 +177,15 @@ def test_int8_parity_where_nothing_is_decided_counts_every_picture() -> None:
     assert not near.ok
 
 
+def test_int8_parity_allows_three_times_the_networks_own_noise_and_no_more() -> None:
+    rng = default_rng(0)
+    logits = rng.normal(0, 1, (500, 10))
+    other = logits + rng.normal(0, 0.1, logits.shape)  # 8 % of the spread
+    assert not metrics.int8_parity(logits, other).ok
+    assert metrics.int8_parity(logits, other, noise_floor=0.04).ok
+    assert not metrics.int8_parity(logits, other, noise_floor=0.02).ok
+
+
 def test_int8_parity_does_not_count_ties_that_rounding_decides() -> None:
     """Measured on a hard dataset: 4 of 256 answers differ, all with margins under 7 % of the logits' spread."""
     rng = default_rng(0)

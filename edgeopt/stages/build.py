@@ -240,7 +240,9 @@ def _parity(
             if sum(map(len, answers)) >= len(reference):
                 break
     logits = np.concatenate(answers)[: len(reference)]
-    return (float_parity if item.precision == "fp32" else int8_parity)(reference, logits)
+    if item.precision == "fp32":
+        return float_parity(reference, logits)
+    return int8_parity(reference, logits, noise_floor=float(export.get("noise_floor") or 0.0))
 
 
 def _commit(

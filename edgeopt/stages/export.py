@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
@@ -26,7 +26,7 @@ from edgeopt.sets import PictureSet
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
 
-VERSION = 1
+VERSION = 2
 _REFERENCE_PICTURES = 256  # answers kept beside the ONNX, for every device to compare its engine with
 _BATCH = 16
 
@@ -83,7 +83,8 @@ def _write(
     else:
         lowering = asdict(export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme)))
     reference = _answers(model, calibration, spec)
-    parity = check_file(onnx, reference, calibration, spec, quantized=scheme is not None)
+    floor = noise_floor(model, calibration, spec) if scheme else None
+    parity = check_file(onnx, reference, calibration, spec, floor=floor)
     if not parity.ok:
         raise ParityError(
             f"the ONNX of {variant.name} does not answer as the trained model: {parity.message}",
@@ -102,6 +103,7 @@ def _write(
         scheme=scheme,
         lowering=lowering,
         parity=asdict(parity),
+        noise_floor=floor,
         calibration_folder=f"data/sets/{spec.key}",
         calibration_set=set_name,
     )
@@ -119,9 +121,9 @@ def _answers(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> np
 
 
 def check_file(
-    path: Path, reference: npt.NDArray[np.float32], pictures: PictureSet, spec: PreprocessSpec, *, quantized: bool
+    path: Path, reference: npt.NDArray[np.float32], pictures: PictureSet, spec: PreprocessSpec, *, floor: float | None
 ) -> Parity:
-    """The file's own answers, with no runtime optimization, against the model's.
+    """The file's own answers, with no runtime optimization, against the model's; ``floor`` None for a float file.
 
     ONNX Runtime with optimizations off runs QuantizeLinear and DequantizeLinear one by one in float, so this judges
     what was written and not how a CPU multiplies; onnx's reference evaluator stands in where it is not installed.
@@ -133,7 +135,30 @@ def check_file(
         if len(answers) * _BATCH >= len(reference):
             break
     logits = np.concatenate(answers)[: len(reference)]
-    return (int8_parity if quantized else float_parity)(reference, logits)
+    return float_parity(reference, logits) if floor is None else int8_parity(reference, logits, noise_floor=floor)
+
+
+def noise_floor(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> float:
+    """Mean |difference| over the logits' spread when every layer's output is off by 1e-6 of itself, as by rounding.
+
+    Int8 networks round activations to codes, so that the least noise moves some to the next code, layer after layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output * (1 + 1e-6 * torch.randn(output.shape, generator=generator))
+
+    batch = torch.from_numpy(next(iter(pictures.batches(spec, 4 * _BATCH))))
+    with torch.inference_mode():
+        expected = model(batch)
+        layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
+        handles = [module.register_forward_hook(disturb) for module in layers]
+        try:
+            disturbed = model(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return float((disturbed - expected).abs().mean() / expected.std().clamp(min=1e-12))
 
 
 def _plain_runner(path: Path) -> Any:
