@@ -64,7 +64,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PATH_MODEL = ModelConfig(name="resnet18", pretrained=False)
-PATH_TRAIN = TrainConfig(epochs=6, batch_size=8, layer_decay=1.0, augment="light", flip=False)
+PATH_TRAIN = TrainConfig(epochs=2, batch_size=8, layer_decay=1.0, augment="light", flip=False)
 
 
 @pytest.fixture(scope="session")

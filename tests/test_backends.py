@@ -247,6 +247,25 @@ def test_openvino_answers_as_the_onnx_it_was_built_from(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.infer(batch), direct)
 
 
+@pytest.mark.parametrize("channels", [8, 16, 24, 40, 56])
+def test_strided_pointwise_convolutions_answer_the_same_on_two_threads(channels: int, tmp_path: Path) -> None:
+    """oneDNN's own kernel races for odd multiples of 8 channels: see backends/openvino_passes.py."""
+    path = tiny_onnx.write_strided_pointwise(tmp_path / "model.onnx", channels)
+    request = request_for(OpenVinoBackend, path, tmp_path / "built", "u8a7w")
+    built = OpenVinoBackend().build(request)
+    assert built.fusion is not None
+    assert built.fusion.int8_share == 1.0
+    pictures = np.random.default_rng(0).normal(size=(8, *tiny_onnx.SHAPE)).astype(np.float32)
+    answers = []
+    for threads in (1, 2):
+        with OpenVinoBackend().open(
+            request.folder / str(built.engine), request.target, precision="int8", threads=threads
+        ) as session:
+            answers += [session.infer(pictures) for _ in range(20)]
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
 def test_openvino_float_weights_are_not_rounded_to_half(tmp_path: Path) -> None:
     build(OpenVinoBackend, tmp_path, None)
     stored = (tmp_path / "built" / "engine.bin").read_bytes()

@@ -149,3 +149,38 @@ def write_qdq(path: Path, scheme_name: str, *, seed: int = 0, float_gemm: bool =
     graph.node("Gemm", [at, weight("gemm")], "gemm_out", transB=1)
     activation("gemm_out", 12.0, signed=True, output="logits")
     return graph.save(path)
+
+
+def write_strided_pointwise(path: Path, channels: int) -> Path:
+    """Int8: conv(3->channels), then conv 1x1 with stride 2 (->16) beside a pooling, as in a ResNet's downsampling."""
+    rng = np.random.default_rng(0)
+    graph = _Graph()
+
+    def activation(name: str, scale: float, zero: int, output: str) -> str:
+        graph.constant(f"{output}_scale", np.float32(scale))
+        graph.constant(f"{output}_zero", np.uint8(zero))
+        inputs = [f"{output}_scale", f"{output}_zero"]
+        graph.node("QuantizeLinear", [name, *inputs], f"{output}_q")
+        return graph.node("DequantizeLinear", [f"{output}_q", *inputs], output)
+
+    def weight(name: str, *shape: int) -> str:
+        graph.constant(f"{name}_q", rng.integers(-63, 64, shape).astype(np.int8))
+        graph.constant(f"{name}_scale", np.full(shape[0], 0.01, np.float32))
+        graph.constant(f"{name}_zero", np.zeros(shape[0], np.int8))
+        return graph.node("DequantizeLinear", [f"{name}_q", f"{name}_scale", f"{name}_zero"], name, axis=0)
+
+    at = activation("input", 0.02, 128, "x")
+    graph.node("Conv", [at, weight("w1", channels, 3, 3, 3)], "c1", pads=[1, 1, 1, 1])
+    graph.node("Relu", ["c1"], "r1")
+    at = activation("r1", 0.05, 0, "a1")
+    graph.node("Conv", [at, weight("w2", 16, channels, 1, 1)], "c2", strides=[2, 2])
+    short = activation("c2", 0.05 * channels**0.5, 128, "a2")
+    graph.node("Conv", [at, weight("w3", 16, channels, 3, 3)], "c3", strides=[2, 2], pads=[1, 1, 1, 1])
+    long = activation("c3", 0.15 * channels**0.5, 128, "a3")
+    graph.node("Add", [short, long], "sum")
+    at = activation("sum", 0.15 * channels**0.5, 128, "a4")
+    graph.node("GlobalAveragePool", [at], "pool")
+    graph.node("Flatten", ["pool"], "flat")
+    graph.constant("first", np.arange(CLASSES))
+    graph.node("Gather", ["flat", "first"], "logits", axis=1)
+    return graph.save(path)

@@ -22,6 +22,7 @@ from edgeopt.backends.base import (
 )
 from edgeopt.backends.capability import processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.backends.openvino_passes import prepare
 from edgeopt.config import Target
 from edgeopt.errors import BackendError
 
@@ -66,7 +67,7 @@ class OpenVinoBackend(Backend):
         read_onnx(request.onnx)  # refuses external data
         try:
             model = _core().read_model(str(request.onnx))
-            _simplify(model)
+            prepare(model)
             # Half-precision storage is OpenVINO's default, and would change a float32 baseline.
             openvino.save_model(model, str(request.folder / "engine.xml"), compress_to_fp16=False)
         except Exception as error:
@@ -192,15 +193,6 @@ class OpenVinoSession(Session):
             return None
         value = self._compiled.get_property(name)
         return value if isinstance(value, bool | int) else str(value)
-
-
-def _simplify(model: Any) -> None:
-    """OpenVINO's own common clean-ups, as its converter applies them: the file's graph halves, its answers stay."""
-    try:
-        from openvino._offline_transformations import apply_moc_transformations
-    except ImportError:  # not a public name: without it the file is larger, no more
-        return
-    apply_moc_transformations(model, cf=False, smart_reshape=False)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
 
-VERSION = 1  # of what a build leaves; a change makes every build stale
+VERSION = 2  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
 
 
