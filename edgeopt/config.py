@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeopt import resources
 from edgeopt.errors import ConfigError, did_you_mean
+from edgeopt.files import printable
 from edgeopt.schemes import SCHEMES
 
 if sys.version_info >= (3, 11):
@@ -20,11 +23,37 @@ else:
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: Integers have bounds everywhere: TOML's have none, and those of thousands of digits cannot be written into a record.
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
+
+_MAX_TOML_BYTES = 2**20
+_MOST_PROBLEMS = 20  # said at once
+
+
+#: Who states the values of the configs made now: "call", "command line", or the recipe's file.
+_stated_by: ContextVar[str] = ContextVar("stated_by", default="call")
+
+
+@contextmanager
+def stated_by(origin: str) -> Iterator[None]:
+    """Values of configs recorded inside are noted as coming from ``origin``."""
+    token = _stated_by.set(origin)
+    try:
+        yield
+    finally:
+        _stated_by.reset(token)
+
+
+def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
+    """For each of ``names``, a field of ``config``: who stated it, or "default" when nobody did."""
+    return {name: _stated_by.get() if name in config.model_fields_set else "default" for name in names}
+
 
 class Strict(BaseModel):
-    """Frozen, and unknown keys are errors."""
+    """Frozen; unknown keys are errors, and so are NaN and infinity, which no record could hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Budget(Strict):
@@ -96,7 +125,7 @@ class CalibrationRecipe(Strict):
     count: int = Field(300, ge=16, le=100_000)
     selection: Literal["stratified", "diverse"] = "stratified"
     range: Literal["minmax", "percentile", "histogram"] = "minmax"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class DataConfig(Strict):
@@ -107,16 +136,16 @@ class DataConfig(Strict):
     resize: Literal["crop", "squash", "letterbox"] = "crop"
     val: float = Field(0.1, gt=0, lt=0.9)
     test: float = Field(0.2, gt=0, lt=0.9)
-    seed: int = Field(0, ge=0)
-    max_pixels: int = Field(100_000_000, ge=10_000)
-    max_test: int = Field(10_000, ge=1)
+    seed: Seed = 0
+    max_pixels: int = Field(100_000_000, ge=10_000, le=10**12)
+    max_test: int = Field(10_000, ge=1, le=10**9)
 
 
 class ModelConfig(Strict):
     """The model: a name, arguments of its constructor, and where its weights come from."""
 
     name: str = "tf_efficientnet_lite0"
-    arguments: dict[str, bool | int | float | str] = {}
+    arguments: dict[str, bool | Whole | float | str] = {}
     pretrained: bool = True
     weights: str | None = None
 
@@ -134,10 +163,11 @@ class TrainConfig(Strict):
     augment: Literal["none", "light", "default"] = "default"
     flip: bool = True
     ema_decay: float = Field(0.99, ge=0, lt=1)  # a ceiling: short runs average over fewer steps; 0 switches EMA off
-    patience: int = Field(10, ge=1)
+    patience: int = Field(10, ge=1, le=10_000)
     clip_grad: float = Field(1.0, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"  # auto: the faster here, by a speed probe
     workers: int = Field(0, ge=0, le=256)
 
 
@@ -187,14 +217,18 @@ class Recipe(Strict):
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; raises ConfigError with the line when it is not TOML."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as handle:
+            content = handle.read(_MAX_TOML_BYTES + 1)
+        if len(content) > _MAX_TOML_BYTES:
+            raise ConfigError(f"{path} is larger than any recipe or target", fix="give a .toml file")
+        values: dict[str, Any] = tomllib.loads(content.decode())
         return values
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", fix="check the path, or make one with: edgeopt init") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", fix="give a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", fix="correct that line") from None
+    except (ValueError, RecursionError) as error:  # of tomllib, of the text's encoding, of numbers too long or nested
+        raise ConfigError(f"{path} is not valid TOML: {printable(str(error))[:300]}", fix="correct that line") from None
 
 
 def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
@@ -202,8 +236,10 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()]
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        problems = [_problem(model, item) for item in error.errors()[:_MOST_PROBLEMS]]
+        count = "1 problem" if error.error_count() == 1 else f"{error.error_count()} problems"
+        if error.error_count() > _MOST_PROBLEMS:
+            problems.append(f"and {error.error_count() - _MOST_PROBLEMS} more")
         raise ConfigError(
             f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in problems), fix=f"correct {where}"
         ) from None
@@ -211,13 +247,20 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
 
 def _problem(model: type[BaseModel], item: Any) -> str:
     path = [str(part) for part in item["loc"]]
-    name = ".".join(path)
+    name = printable(".".join(path))[:200]
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{name}: {message[0].lower()}{message[1:]}" + (
-        f", got {item['input']!r}" if item["type"] != "missing" else ""
+        f", got {_shown(item['input'])}" if item["type"] != "missing" else ""
     )
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.100}"
+    except ValueError:  # Python does not write out integers of thousands of digits, which TOML reads in hexadecimal
+        return "a number of thousands of digits"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

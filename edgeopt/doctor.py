@@ -3,102 +3,249 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from edgeopt import environment
 from edgeopt.registry import backends, load_backend
 
 _GIB = 2**30
+_TRAINING_MEMORY = 3.5 * _GIB  # torch, a small network with its teacher, and the pictures
+_RUN_SPACE = 2 * _GIB  # the demo's run takes 0.2 GiB; sets, checkpoints and engines grow with the pictures
+
+#: Where NVIDIA's own packages put TensorRT's Python module on a Jetson; pip has none for its driver.
+SYSTEM_TENSORRT = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info.minor}/dist-packages")
+
+#: An ONNX file, y = Identity(x) of one float, in opset 13: a device has no onnx package to write it with.
+_IDENTITY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a0808011204"
+    "0a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: whether it is in order, what was found, and what would mend it."""
+    """One thing looked at: what was found, what it costs, and what would mend it.
+
+    ``state``: "ok"; "note", worth knowing and working; "missing", something that edgeopt could do does not work here.
+    """
 
     name: str
-    ok: bool
+    state: Literal["ok", "note", "missing"]
     text: str
+    cost: str = ""
     fix: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing."""
+        return self.state != "missing"
 
     def to_json(self) -> dict[str, Any]:
         """For ``edgeopt doctor --json``."""
-        return asdict(self)
+        return {**asdict(self), "ok": self.ok}
 
 
 def examine() -> list[Finding]:
-    """Every check, in the order a newcomer would ask."""
-    return [_cpu(), _memory(), _gpu(), _training(), *(_backend(name) for name in sorted(backends())), _pair()]
+    """Every check, in the order a newcomer would ask. One that fails itself is a finding too."""
+    return [finding for check in CHECKS for finding in _sure(check)]
 
 
-def _cpu() -> Finding:
+def _sure(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    name = check.__name__.strip("_").replace("_", " ")
+    try:
+        return list(check())
+    except Exception as error:  # noqa: BLE001 - a broken driver or package must not hide the other findings
+        said = f"looking at it failed: {type(error).__name__}: {error}"
+        return [Finding(name, "missing", said, cost="it cannot be told", fix="please report it, with this line")]
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} in {sys.prefix}")
+
+
+def _cpu() -> Iterator[Finding]:
     cpu = environment.cpu()
     text = f"{cpu['name']}, {cpu['cores']} usable cores, {', '.join(cpu['flags']) or 'no int8 or bf16 instructions'}"
     if environment.has_int8_dot():
-        return Finding("CPU", True, text)
-    return Finding(
-        "CPU",
-        True,
-        f"{text}; no int8 dot-product (VNNI): 8-bit weights would saturate, so compress --int8 makes u8a7w here",
+        yield Finding("cpu", "ok", text)
+        return
+    yield Finding(
+        "cpu",
+        "note",
+        f"{text}; no int8 dot-product (VNNI)",
+        cost="8-bit weights would saturate, so compress --int8 makes u8a7w (7-bit weights) here, and int8 gains less "
+        "over float",
     )
 
 
-def _memory() -> Finding:
-    size = environment.memory_bytes()
-    text = f"{size / _GIB:.1f} GiB" if size else "unknown"
-    enough = size == 0 or size >= 3.5 * _GIB
-    return Finding(
-        "memory",
-        enough,
-        text,
-        "" if enough else "train elsewhere and copy the run folder here",
-    )
+def _speed() -> Iterator[Finding]:
+    """Whether the CPU may run as fast as it can: governor, frequency cap, quota, heat."""
+    state = environment.cpu_limits()
+    slow = []
+    if state["governor"] == "powersave" and state["driver"] not in ("intel_pstate", "amd-pstate-epp"):
+        slow.append(("the governor is powersave", "sudo cpupower frequency-set -g performance"))
+    if state["max_khz"] and state["hardware_khz"] and state["max_khz"] < 0.95 * state["hardware_khz"]:
+        capped = f"the frequency is capped at {state['max_khz'] / 1e6:.1f} of {state['hardware_khz'] / 1e6:.1f} GHz"
+        slow.append((capped, f"sudo cpupower frequency-set -u {state['hardware_khz']}"))
+    if state["throttled"]:
+        slow.append((state["throttled"], "cool it, give it its full power supply, and bench again"))
+    for text, fix in slow:
+        yield Finding("speed", "note", text, cost="latencies measured here are worse than the device's own", fix=fix)
+    if not slow:
+        known = f"governor {state['governor']}" if state["governor"] else "no limit seen (no cpufreq to read)"
+        yield Finding("speed", "ok", known)
 
 
-def _gpu() -> Finding:
+def _memory() -> Iterator[Finding]:
+    size, free = environment.memory_bytes(), environment.available_bytes()
+    text = f"{size / _GIB:.1f} GiB, {free / _GIB:.1f} GiB of it free" if size else "unknown"
+    if not size or free >= _TRAINING_MEMORY:
+        yield Finding("memory", "ok", text)
+    elif size >= _TRAINING_MEMORY:
+        yield Finding("memory", "note", text, cost="training may run out of it", fix="close other programs")
+    else:
+        yield Finding(
+            "memory",
+            "missing",
+            text,
+            cost="finetune and compress need about 4 GiB; build, bench, eval and predict work",
+            fix="train elsewhere and copy the run folder here",
+        )
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    text = f"{free / _GIB:.1f} GiB free here"
+    if free >= _RUN_SPACE:
+        yield Finding("disk", "ok", text)
+    else:
+        yield Finding("disk", "note", text, cost="a run may not fit", fix="make room, or give --run on another disk")
+
+
+def _gpu() -> Iterator[Finding]:
     found = environment.gpus()
     if found:
-        return Finding("GPU", True, ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in found))
+        yield Finding("gpu", "ok", ", ".join(f"{gpu['name']} (driver {gpu['driver']})" for gpu in found))
+        return
     reason = "nvidia-smi lists none" if shutil.which("nvidia-smi") else "none seen (no nvidia-smi)"
-    return Finding(
-        "GPU", True, f"{reason}: training runs on the CPU, TensorRT engines are prepared and built on the device"
+    cost = "training runs on the CPU; TensorRT engines are prepared here and built on the device"
+    yield Finding("gpu", "note", reason, cost=cost)
+
+
+def _training() -> Iterator[Finding]:
+    names = ("torch", "timm", "nncf", "torch_pruning", "onnx")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Finding(
+            "training",
+            "missing",
+            f"no {', '.join(missing)}",
+            cost="finetune, compress and export do not work; build, bench, eval and predict do",
+            fix='pip install "edgeopt[train]"',
+        )
+        return
+    yield Finding("training", "ok", f"torch {environment.versions(['torch'])['torch']}")
+
+
+def _compiler() -> Iterator[Finding]:
+    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if found:
+        yield Finding("compiler", "ok", str(shutil.which(found)))
+        return
+    yield Finding(
+        "compiler",
+        "note",
+        "no C++ compiler",
+        cost="nothing that edgeopt does needs one; pycuda (an extra) and torch.compile do",
+        fix="sudo apt install g++",
     )
 
 
-def _training() -> Finding:
-    missing = [
-        name for name in ("torch", "timm", "nncf", "torch_pruning", "onnx") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        return Finding(
-            "training",
-            False,
-            f"missing {', '.join(missing)}: build, bench, eval and predict work, finetune and compress do not",
-            'pip install "edgeopt[train]"',
-        )
-    return Finding("training", True, f"torch {environment.versions(['torch'])['torch']}")
+def _runtimes() -> Iterator[Finding]:
+    for name in sorted(backends()):
+        yield _backend(name)
 
 
 def _backend(name: str) -> Finding:
+    title = f"backend {name}"
     if name == "pytorch" and importlib.util.find_spec("torch") is None:
-        return Finding("backend pytorch", False, "torch is not installed: the original cannot be measured here",
-                       'pip install "edgeopt[train]"')  # fmt: skip
+        cost = "the original cannot be measured here; its row carries the figures of the machine that trained it"
+        return Finding(title, "missing", "torch is not installed", cost=cost, fix='pip install "edgeopt[train]"')
     backend = load_backend(name)
     found = backend.availability()
     text = " ".join(part for part in (found.version, found.reason) if part)
-    if not found.ok and backend.can_build().ok:
-        text += " (engines can be built here)"
-    return Finding(f"backend {name}", found.ok, text, "" if found.ok else found.install)
+    if found.ok:
+        return Finding(title, "ok", text)
+    if name == "tensorrt" and _jetson() and (where := _system_tensorrt()):
+        return Finding(
+            title,
+            "missing",
+            f"TensorRT is in {where}, which this environment does not see",
+            cost="no TensorRT engine can be built or run",
+            fix=f"{sys.executable} -m venv --system-site-packages {sys.prefix}",
+        )
+    can_build = backend.can_build().ok
+    cost = "engines can be built here, and run on the device" if can_build else "its targets cannot be built or run"
+    return Finding(title, "missing", text, cost=cost, fix=found.install)
 
 
-def _pair() -> Finding:
+def _jetson() -> bool:
+    return "jetson" in environment.board().lower()
+
+
+def _system_tensorrt() -> str | None:
+    """The folder of the system's TensorRT, when this Python has none."""
+    if importlib.util.find_spec("tensorrt") is not None:
+        return None
+    return next((folder for folder in SYSTEM_TENSORRT if (Path(folder) / "tensorrt").is_dir()), None)
+
+
+def _onnxruntime_pair() -> Iterator[Finding]:
     both = environment.versions(["onnxruntime", "onnxruntime-gpu"])
     if len(both) == 2:
-        return Finding(
+        yield Finding(
             "onnxruntime pair",
-            False,
-            "onnxruntime and onnxruntime-gpu are both installed: they overwrite each other's files",
-            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+            "missing",
+            "onnxruntime and onnxruntime-gpu are both installed",
+            cost="they overwrite each other's files: which of them answers is chance",
+            fix="pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
         )
-    return Finding("onnxruntime pair", True, "not both installed")
+    elif "onnxruntime-gpu" in both:
+        yield _cuda_provider()
+
+
+def _cuda_provider() -> Finding:
+    """Whether ONNX Runtime really computes on the GPU: it falls back to the CPU without an error."""
+    import onnxruntime
+
+    wanted = "CUDAExecutionProvider"
+    session = onnxruntime.InferenceSession(_IDENTITY, providers=[wanted, "CPUExecutionProvider"])
+    if wanted in session.get_providers():
+        return Finding("onnxruntime on cuda", "ok", f"{wanted} opens a session")
+    return Finding(
+        "onnxruntime on cuda",
+        "missing",
+        f"onnxruntime-gpu is installed, but {wanted} does not load",
+        cost="its sessions would run on the CPU",
+        fix='pip install "onnxruntime-gpu[cuda,cudnn]", and a driver that nvidia-smi can talk to',
+    )
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _cpu,
+    _speed,
+    _memory,
+    _disk,
+    _gpu,
+    _training,
+    _compiler,
+    _runtimes,
+    _onnxruntime_pair,
+)

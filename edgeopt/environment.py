@@ -120,6 +120,50 @@ def memory_bytes() -> int:
         return 0
 
 
+def available_bytes() -> int:
+    """Memory that a new process may take: what the kernel calls available, cut by the cgroup's limit; 0 if unknown."""
+    free = 0
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            free = 1024 * int(line.split()[1])
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit.isdigit() and used.isdigit():
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
+def cpu_limits() -> dict[str, Any]:
+    """What keeps the CPU slow: ``driver``, ``governor``, ``max_khz`` allowed of ``hardware_khz``, ``throttled`` (why).
+
+    Empty or 0 where the machine does not say, as in most virtual ones.
+    """
+    folder = "/sys/devices/system/cpu/cpu0/cpufreq"
+    khz = {name: _read(f"{folder}/{name}") for name in ("scaling_max_freq", "cpuinfo_max_freq")}
+    return {
+        "driver": _read(f"{folder}/scaling_driver"),
+        "governor": _read(f"{folder}/scaling_governor"),
+        "max_khz": int(khz["scaling_max_freq"]) if khz["scaling_max_freq"].isdigit() else 0,
+        "hardware_khz": int(khz["cpuinfo_max_freq"]) if khz["cpuinfo_max_freq"].isdigit() else 0,
+        "throttled": _throttled(),
+    }
+
+
+def _throttled() -> str:
+    """Why the CPU was slowed down since it was switched on; empty when it was not, or does not say."""
+    heat = _read("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
+    if heat.isdigit() and int(heat):
+        return f"it was slowed down by heat {heat} times since it was switched on"
+    # A Raspberry Pi: bit 0 under-voltage now, 2 throttled now, 16 and 18 the same since it was switched on.
+    flags = _read("/sys/devices/platform/soc/soc:firmware/get_throttled").removeprefix("0x")
+    if flags and set(flags) <= set("0123456789abcdef"):
+        bits = int(flags, 16)
+        if bits & (1 << 0 | 1 << 16):
+            return "its power supply is too weak (under-voltage)"
+        if bits & (1 << 2 | 1 << 18):
+            return "it was slowed down by heat"
+    return ""
+
+
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Installed versions of the libraries edgeopt stands on; absent ones are left out."""
     found = {}

@@ -18,11 +18,16 @@ EdgeoptError                 base; a user error: one line saying what is wrong, 
 
 from __future__ import annotations
 
+import errno
+import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+#: The fix for what only a bug, or a model or runtime this version does not know, can bring about.
+REPORT = "please report it, with what `edgeopt doctor --json` prints"
 
 
 class EdgeoptError(Exception):
@@ -95,6 +100,27 @@ class UndecidedError(EdgeoptError):
     """Too few pictures or too little time to judge a budget."""
 
     exit_code = 5
+
+
+def disk_trouble(error: BaseException | None) -> str:
+    """What is wrong with the disk when that is what made ``error``; empty when it is something else.
+
+    Libraries written in C++ and Rust say so in their own exceptions, so their words are looked at too.
+    """
+    numbers = {errno.ENOSPC: "full", errno.EDQUOT: "full (quota)", errno.EFBIG: "full (file size limit)"}
+    numbers[errno.EROFS] = "read-only"
+    for _ in range(10):
+        if error is None:
+            return ""
+        number = error.errno if isinstance(error, OSError) else None
+        state = numbers.get(number or 0) or next(
+            (state for number, state in numbers.items() if os.strerror(number) in str(error)), ""
+        )
+        if state:
+            where = getattr(error, "filename", None)
+            return f"the disk is {state}" + (f": cannot write {where}" if where else "")
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from edgeopt import metrics
 from edgeopt.backends.base import Float32, Session
-from edgeopt.errors import BackendError, DataError
+from edgeopt.errors import REPORT, BackendError, DataError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.sets import PictureSet
 
 Int64 = npt.NDArray[np.int64]
+
+NOT_FINITE = f'set precision = "fp32" in the target and build again; if that is not finite either, {REPORT}'
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Evaluation:
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """Accuracies (0-1) in all and by class name, and the confusion matrix (rows true, columns predicted)."""
         if len(classes) != self.logits.shape[1]:
-            raise DataError(f"{len(classes)} class names for {self.logits.shape[1]} logits")
+            raise DataError(
+                f"{len(classes)} class names for {self.logits.shape[1]} logits",
+                fix="pass the lines of the labels.txt that the model was trained with",
+            )
         return {
             "n": len(self.labels),
             "top1": self.top1,
@@ -57,28 +62,42 @@ def evaluate(
     Raises BackendError when the logits have the wrong shape or are not finite, DataError when the set is empty.
     """
     if not len(picture_set):
-        raise DataError(f"the {picture_set.name} set is empty")
+        raise DataError(
+            f"the {picture_set.name} set is empty", fix="prepare it where the pictures are: edgeopt export --force"
+        )
     parts: list[Float32] = []
     done = 0
     for pictures in picture_set.batches(spec, batch):
         logits = checked_logits(session.infer(pictures), len(pictures))
         if parts and logits.shape[1] != parts[0].shape[1]:
-            raise BackendError(f"the engine answered {parts[0].shape[1]} classes, then {logits.shape[1]}")
+            raise BackendError(
+                f"the engine answered {parts[0].shape[1]} classes, then {logits.shape[1]}",
+                fix=f"build it again: edgeopt build --target TARGET --force; if that does not help, {REPORT}",
+            )
         parts.append(logits)
         done += len(pictures)
         if progress is not None:
             progress(done, len(picture_set))
     answers = np.concatenate(parts)
+    classes = answers.shape[1]
+    if picture_set.labels.min() < 0 or picture_set.labels.max() >= classes:
+        raise DataError(
+            f"the {picture_set.name} set has labels beyond the engine's {classes} classes",
+            fix="engine and set must be of one run: copy the run folder again, as a whole",
+        )
     return Evaluation(answers, answers.argmax(axis=1).astype(np.int64), np.asarray(picture_set.labels, np.int64))
 
 
 def checked_logits(logits: Float32, pictures: int) -> Float32:
     """``logits`` when they are finite and (pictures, classes); raises BackendError saying what they are instead."""
     if logits.ndim != 2 or len(logits) != pictures:
-        raise BackendError(f"the engine answered {logits.shape} for {pictures} pictures, not ({pictures}, classes)")
+        raise BackendError(
+            f"the engine answered {logits.shape} for {pictures} pictures, not ({pictures}, classes)",
+            fix="build it from a model that gives one row of logits for each picture",
+        )
     if not np.isfinite(logits).all():
         raise BackendError(
             "the engine answered numbers that are not finite (NaN or infinity)",
-            fix="build it again in fp32; if that answers too, its lower precision overflows",
+            fix=NOT_FINITE,
         )
     return logits

@@ -114,7 +114,10 @@ def paired_drop(
     """The accuracy drop from two bool (N,) arrays over the same pictures in the same order."""
     n = _require_some(reference_correct)
     if reference_correct.shape != candidate_correct.shape:
-        raise DataError(f"paired answers differ in shape: {reference_correct.shape} and {candidate_correct.shape}")
+        raise DataError(
+            f"paired answers differ in shape: {reference_correct.shape} and {candidate_correct.shape}",
+            fix="pass two bool arrays (N,) over the same pictures in the same order",
+        )
     lost = int((reference_correct & ~candidate_correct).sum())
     gained = int((~reference_correct & candidate_correct).sum())
     # Resampling pairs only ever changes these three counts, so drawing the counts is the same bootstrap, faster.
@@ -202,8 +205,12 @@ def median_interval(windows: Sequence[float] | Float, *, seed: int = 0, resample
     value = float(np.median(values))
     if len(values) < MIN_WINDOWS:
         return Interval(value, math.nan, math.nan)
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.median(values[picks], axis=1), [0.025, 0.975])
+    rng, at_once = np.random.default_rng(seed), max(1, 2**21 // len(values))
+    medians: list[Float64] = []
+    for start in range(0, resamples, at_once):  # all at once, hours of windows would take gigabytes
+        picks = rng.integers(0, len(values), size=(min(at_once, resamples - start), len(values)))
+        medians.append(np.median(values[picks], axis=1))
+    low, high = np.quantile(np.concatenate(medians), [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 
@@ -222,7 +229,10 @@ def ratio_interval(
     top = np.asarray(numerator_windows, dtype=np.float64)
     bottom = np.asarray(denominator_windows, dtype=np.float64)
     if top.shape != bottom.shape:
-        raise DataError(f"paired windows differ in number: {top.shape} and {bottom.shape}")
+        raise DataError(
+            f"paired windows differ in number: {top.shape} and {bottom.shape}",
+            fix="pass one number for each round to both, NaN for a round that one of them missed",
+        )
     ratios = top / bottom
     ratios = ratios[np.isfinite(ratios)]
     if not len(ratios):
@@ -282,8 +292,11 @@ def int8_parity(reference: Float, other: Float, *, noise_floor: float = 0.0) -> 
 def _parity(
     kind: Literal["float", "int8"], reference: Float, other: Float, allowed: float = INT8_MAX_MEAN_OVER_STD
 ) -> Parity:
-    if reference.shape != other.shape or reference.ndim != 2:
-        raise ParityError(f"logits differ in shape: {reference.shape} in the reference, {other.shape} in the other")
+    if reference.shape != other.shape or reference.ndim != 2 or not reference.shape[1]:
+        raise ParityError(
+            f"logits differ in shape: {reference.shape} in the reference, {other.shape} in the other",
+            fix="make the ONNX and its reference again with edgeopt export --force, then build again",
+        )
     n = _require_some(reference)
     expected, found = reference.astype(np.float64), other.astype(np.float64)
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeopt.config import Budget, CompressConfig, Recipe, load_target
+from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
 from edgeopt.errors import MissingBackendError
 from edgeopt.registry import load_backend
@@ -32,12 +32,14 @@ class Journey:
 
 def _finetune(journey: Journey) -> None:
     from edgeopt.stages.finetune import finetune
+    from edgeopt.stages.report import keep_budget
 
     recipe = journey.recipe
     trained = finetune(
         recipe.data, recipe.model, recipe.train, run=journey.path, force=journey.force, console=journey.console
     )
     journey.run = trained.run
+    keep_budget(trained.run, recipe.budget)
     journey.console.say(trained.summary())
 
 
@@ -123,7 +125,9 @@ def demo(run: Path, *, force: bool = False, console: Console | None = None) -> t
         else:
             targets.append(name)
     pictures = write_digits(run.parent / f"{run.name}-digits")
-    return run_recipe(demo_recipe(pictures, tuple(targets)), run=run, steps=DEMO_STEPS, force=force, console=console)
+    recipe = demo_recipe(pictures, tuple(targets))
+    with stated_by("the demo's recipe"):
+        return run_recipe(recipe, run=run, steps=DEMO_STEPS, force=force, console=console)
 
 
 def demo_recipe(pictures: Path, targets: tuple[str, ...]) -> Recipe:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from edgeopt.backends.base import Session
 from edgeopt.errors import DataError
 from edgeopt.evaluate import checked_logits
+from edgeopt.files import printable
 from edgeopt.metrics import softmax
+from edgeopt.picture_files import as_utf8, contents, pillow_quiet
 from edgeopt.preprocess import PreprocessSpec, UInt8, load_picture, normalize
 
 
@@ -54,14 +55,16 @@ def predict(
     *,
     top: int = 5,
     batch: int = 8,
+    temperature: float = 1.0,
 ) -> tuple[list[Prediction], list[str]]:
     """Predictions for every readable picture, in order, and one line for each that could not be read.
 
-    ``paths`` are files, folders (searched recursively) and glob patterns. Raises DataError when they name no picture,
+    ``paths`` are files, folders (searched recursively) and glob patterns; ``temperature`` is what makes probabilities
+    honest (:func:`edgeopt.probability.fit_temperature`). Raises DataError when they name no picture,
     or when ``classes`` does not fit the engine.
     """
     if top < 1 or batch < 1:
-        raise DataError(f"top and batch must be at least 1, got {top} and {batch}")
+        raise DataError(f"top and batch must be at least 1, got {top} and {batch}", fix="ask for --top 1 or more")
     files, failures = expand(paths)
     if not files and not failures:
         raise DataError(
@@ -71,10 +74,13 @@ def predict(
     for names, pictures in _batches(files, spec, batch, failures):
         logits = checked_logits(session.infer(normalize(pictures, spec)), len(pictures))
         if logits.shape[1] != len(classes):
-            raise DataError(f"the engine has {logits.shape[1]} classes, the run names {len(classes)}")
-        for name, row in zip(names, softmax(logits), strict=True):
+            raise DataError(
+                f"the engine has {logits.shape[1]} classes, the run names {len(classes)}",
+                fix="get the run folder again",
+            )
+        for name, row in zip(names, softmax(logits / temperature), strict=True):
             best = np.argsort(-row, kind="stable")[:top]
-            found.append(Prediction(name, tuple((classes[int(index)], float(row[index])) for index in best)))
+            found.append(Prediction(as_utf8(name), tuple((classes[int(index)], float(row[index])) for index in best)))
     return found, failures
 
 
@@ -82,34 +88,32 @@ def expand(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Picture files that ``paths`` name, each once, and a line for each name that is nothing.
 
     An existing file or folder is taken by its name, whatever characters it has; only else is a name a pattern.
-    In folders, files with a picture's extension count; hidden ones do not. Folders and patterns are sorted.
+    In folders, at any depth, files with a picture's extension count, hidden ones and links to folders do not; what
+    should be a picture and is no file has its line. Folders and patterns are sorted.
     """
     files: dict[str, None] = {}
-    failures = []
+    failures: list[str] = []
     for path in map(str, paths):
         if os.path.isdir(path):  # noqa: PTH112 - Path("a ") and Path("-x") are fine, Path("./x") would lose the "./" typed
-            files.update(dict.fromkeys(_pictures_in(Path(path))))
+            _add_folder(path, files, failures)
         elif os.path.exists(path):  # noqa: PTH110 - as above
             files[path] = None
         else:
             matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - patterns may be absolute
             if not matches:
-                failures.append(f"{path}: does not exist")
+                failures.append(f"{printable(path)}: does not exist")
             for match in matches:
-                names = _pictures_in(Path(match)) if os.path.isdir(match) else [match]  # noqa: PTH112 - as above
-                files.update(dict.fromkeys(names))
+                if os.path.isdir(match):  # noqa: PTH112 - as above
+                    _add_folder(match, files, failures)
+                else:
+                    files[match] = None
     return list(files), failures
 
 
-def _pictures_in(folder: Path) -> list[str]:
-    known = Image.registered_extensions()
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in known
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def _add_folder(folder: str, files: dict[str, None], failures: list[str]) -> None:
+    found = contents(folder)
+    files.update((str(Path(path)), None) for path in found.files)
+    failures += [f"{printable(path)}: {reason}" for path, reason in found.problems]
 
 
 def _batches(
@@ -120,7 +124,8 @@ def _batches(
     pictures: list[UInt8] = []
     for file in files:
         try:
-            picture = load_picture(Path(file), spec)
+            with pillow_quiet():
+                picture = load_picture(Path(file), spec)
         except DataError as error:
             failures.append(error.message)
             continue

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from edgeopt.config import Strict, validate
-from edgeopt.errors import DataError, RunError
+from edgeopt.errors import DataError
+from edgeopt.files import read_json
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS, decoded
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -24,7 +27,17 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-DEFAULT_MAX_PIXELS = 100_000_000
+#: Pixels of an enlarged picture before its centre is cut out; very long ones are cut before they are enlarged.
+_MOST_ENLARGED = 2**26
+#: Of longer sides, Pillow's tables of filter coefficients and what it has half resized outgrow the picture.
+_LONGEST = 2**16
+_STRIP_PIXELS = 2**20
+
+#: Specs travel in run folders: bounds keep a stranger's from taking the memory or dividing by nothing.
+Side = Annotated[int, Field(ge=1, le=2048)]
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class PreprocessSpec(Strict):
@@ -35,13 +48,13 @@ class PreprocessSpec(Strict):
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
-    size: tuple[int, int] = (224, 224)
+    size: tuple[Side, Side] = (224, 224)
     resize: Literal["crop", "squash", "letterbox"] = "crop"
-    crop_pct: float = Field(0.875, gt=0, le=1)
+    crop_pct: float = Field(0.875, ge=0.05, le=1)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    background: tuple[int, int, int] = (255, 255, 255)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    background: tuple[Level, Level, Level] = (255, 255, 255)
 
     @property
     def key(self) -> str:
@@ -60,58 +73,57 @@ class PreprocessSpec(Strict):
 
     @classmethod
     def read(cls, path: Path) -> PreprocessSpec:
-        """The spec in ``path``; raises RunError when it is missing or not JSON."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {path}: {error}") from None
-        return validate(cls, values, where=str(path))
-
-
-def open_picture(
-    path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, draft: tuple[int, int] | None = None
-) -> Image.Image:
-    """The picture in ``path``, decoded, turned upright by its EXIF orientation, in its own mode.
-
-    ``draft`` (width, height) lets JPEG decode at a smaller scale that is still at least that large.
-    Raises DataError saying what is wrong with the file.
-    """
-    try:
-        with Image.open(path) as image:
-            if draft is not None and image.format == "JPEG":
-                image.draft(None, draft)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(f"{path}: {width}x{height} pixels are more than max_pixels = {max_pixels}")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            upright.format = image.format
-            return upright
-    except DataError:
-        raise
-    # Pillow's decoders raise a wide family (OSError, SyntaxError, ValueError, struct.error, ...).
-    except Exception as error:  # noqa: BLE001 - the one place; the type is recorded
-        raise DataError(f"{path}: cannot be read as a picture ({type(error).__name__}: {error})") from None
+        """The spec in ``path``; raises RunError when it is missing or not JSON, ConfigError when it is no spec."""
+        return validate(cls, read_json(path), where=str(path))
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """8-bit RGB: alpha composited over ``background``, 16-bit grey scaled to 8, palette, CMYK and others converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+    white = _white(image)
+    rgb = Image.new("RGB", image.size)
+    for box in strips(image):  # the steps in between are of several copies, which would be the most memory ever taken
+        rgb.paste(_to_rgb(image.crop(box), background, white), box)
+    return rgb
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of parts of a megapixel, one under the other; a small picture is one part."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _to_rgb(strip: Image.Image, background: tuple[int, int, int], white: float) -> Image.Image:
+    transparent = strip.info.get("transparency")
+    if strip.mode.startswith("I;16") or strip.mode in ("I", "F"):
+        grey = _deep_grey(strip, white).convert("RGB")
+        if transparent is not None:
+            grey.paste(background, mask=Image.fromarray(np.asarray(strip) == transparent))
+        return grey
+    if strip.mode in ("RGBA", "LA", "PA", "RGBa", "La") or transparent is not None:
+        layer = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (*background, 255))
         return Image.alpha_composite(canvas, layer).convert("RGB")
-    return image.convert("RGB")
+    return strip.convert("RGB")
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits scaled to 8; 32-bit integers are taken for 16-bit (PNG's case)."""
-    values = np.asarray(image).astype(np.float64)
-    top = 65535.0 if image.mode != "F" else 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
-    return Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
+def _deep_grey(strip: Image.Image, white: float) -> Image.Image:
+    """Grey of more than 8 bits scaled to 8: ``white`` and more is 255, what is no number 0."""
+    values = np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0, posinf=white, neginf=0.0)
+    return Image.fromarray(np.clip(values * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
+
+
+def _white(image: Image.Image) -> float:
+    """The level of deep grey that is white: 32-bit integers are taken for 16-bit (PNG's case), floats by range."""
+    if image.mode != "F":
+        return 65535.0
+    for box in strips(image):
+        values = np.asarray(image.crop(box))
+        if values.max(initial=0.0, where=np.isfinite(values)) > 1.0:
+            return 255.0
+    return 1.0
 
 
 def prepare(image: Image.Image, spec: PreprocessSpec) -> UInt8:
@@ -119,29 +131,50 @@ def prepare(image: Image.Image, spec: PreprocessSpec) -> UInt8:
     image = to_rgb(image, spec.background)
     height, width = spec.size
     resample = _FILTERS[spec.interpolation]
+    if spec.resize != "crop" and max(image.size) > _LONGEST:
+        image = image.reduce((-(-image.width // _LONGEST), -(-image.height // _LONGEST)))
     if spec.resize == "squash":
         return np.asarray(image.resize((width, height), resample))
     if spec.resize == "letterbox":
-        return np.asarray(ImageOps.pad(image, (width, height), resample, color=spec.background))
+        return np.asarray(_padded(image, (width, height), resample, spec.background))
     # Shorter side to size/crop_pct, then the centre, as timm and torchvision evaluate.
     scale = max(height / spec.crop_pct / image.height, width / spec.crop_pct / image.width)
     enlarged = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if enlarged[0] * enlarged[1] > _MOST_ENLARGED:
+        x, y = (image.width - width / scale) / 2, (image.height - height / scale) / 2
+        box = (max(0.0, x), max(0.0, y), min(image.width, x + width / scale), min(image.height, y + height / scale))
+        return np.asarray(image.resize((width, height), resample, box=box))
     image = image.resize(enlarged, resample)
     left, top = (enlarged[0] - width) // 2, (enlarged[1] - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def _padded(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, colour: tuple[int, int, int]
+) -> Image.Image:
+    """As ImageOps.pad, also for a picture so long that its other side comes to less than a pixel."""
+    thin = min(size[0] * image.height / image.width, size[1] * image.width / image.height)
+    if thin < 1:
+        wide = image.width > image.height
+        image = image.resize((size[0], 1) if wide else (1, size[1]), resample)
+    return ImageOps.pad(image, size, resample, color=colour)
 
 
 def load_picture(path: Path, spec: PreprocessSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8:
     """uint8 (height, width, 3) of the picture in ``path``, ready for :func:`normalize`; raises DataError."""
     # Twice the size still leaves the resampling filter everything it can see.
     side = 2 * int(max(spec.size) / spec.crop_pct)
-    return prepare(open_picture(path, max_pixels=max_pixels, draft=(side, side)), spec)
+    with decoded(path, max_pixels=max_pixels, draft=(side, side)) as image:
+        return prepare(image, spec)
 
 
 def normalize(pictures: UInt8, spec: PreprocessSpec) -> Float32:
     """float32 (N, 3, height, width), C-contiguous: (x / 255 - mean) / std of uint8 (N, height, width, 3)."""
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
-        raise DataError(f"expected uint8 pictures (N, height, width, 3), got {pictures.dtype} {pictures.shape}")
+        raise DataError(
+            f"expected uint8 pictures (N, height, width, 3), got {pictures.dtype} {pictures.shape}",
+            fix="pass what load_picture gives, stacked",
+        )
     mean = np.asarray(spec.mean, dtype=np.float32)
     std = np.asarray(spec.std, dtype=np.float32)
     scale, offset = 1.0 / (255.0 * std), -mean / std
@@ -149,7 +182,3 @@ def normalize(pictures: UInt8, spec: PreprocessSpec) -> Float32:
     values *= scale.astype(np.float32)
     values += offset.astype(np.float32)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-
-
-#: A truncated JPEG must be an error, never a half-grey picture.
-ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.errors import RunError
+from edgeopt import records
+from edgeopt.config import validate
+from edgeopt.errors import ConfigError, RunError
+from edgeopt.files import read_npy, sha256
 from edgeopt.preprocess import Float32, PreprocessSpec, UInt8, normalize
+
+_FIX = records.SetRecord.fix
 
 
 @dataclass(frozen=True)
@@ -32,19 +38,44 @@ class PictureSet:
             yield normalize(np.asarray(self.pictures[start : start + size]), spec)
 
 
-def open_set(folder: Path, name: str) -> PictureSet:
-    """The set ``name`` (calib, val, test) in ``data/sets/<preprocess-key>/``; RunError when absent or damaged."""
-    record = folder / f"{name}.json"  # written last: a set without it is half-made
+def open_set(folder: Path, name: str, *, checked: bool = False) -> PictureSet:
+    """The set ``name`` (calib, val, test) in ``data/sets/<preprocess-key>/``; RunError when absent or damaged.
+
+    Its files are compared with the hashes in its record, once in a process. ``checked`` leaves that out, for the
+    processes of a benchmark, whose parent did it.
+    """
+    stated = records.read(records.SetRecord, folder / f"{name}.json")  # written last: without it, it is half-made
+    files = (folder / f"{name}.npy", folder / f"{name}.labels.npy")
+    if not checked:
+        for path in files:
+            _check_hash(path, stated["sha256"])
+    pictures, labels = read_npy(files[0], "|u1", mapped=True), read_npy(files[1], "<i8")
+    size = _size(folder, stated)
+    count = len(stated["paths"])
+    if not count or pictures.shape != (count, *size, 3) or labels.shape != (count,) or labels.min() < 0:
+        raise RunError(f"the {name} set in {folder} is damaged: its pictures, labels and names do not fit", fix=_FIX)
+    return PictureSet(name=name, pictures=pictures, labels=labels.astype(np.int64), paths=tuple(stated["paths"]))
+
+
+def _size(folder: Path, stated: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of the pictures, by the preprocessing they were prepared with."""
     try:
-        stated = json.loads(record.read_text(encoding="utf-8"))
-        pictures = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / f"{name}.labels.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"the prepared {name} set in {folder} cannot be read ({error})",
-            fix="make it on the machine that has the pictures: edgeopt export",
-        ) from None
-    paths = tuple(str(path) for path in stated.get("paths", ()))
-    if pictures.ndim != 4 or pictures.dtype != np.uint8 or not len(pictures) == len(labels) == len(paths):
-        raise RunError(f"the {name} set in {folder} is damaged", fix=f"delete {folder} and run: edgeopt export")
-    return PictureSet(name=name, pictures=pictures, labels=labels.astype(np.int64), paths=paths)
+        return validate(PreprocessSpec, stated["preprocess"], where=str(folder)).size
+    except ConfigError as error:
+        raise RunError(f"a set in {folder} is damaged: {error.message}", fix=_FIX) from None
+
+
+def _check_hash(path: Path, stated: Mapping[str, str]) -> None:
+    try:
+        found = path.stat()
+        same = _hash(path, found.st_size, found.st_mtime_ns) == stated.get(path.name)
+    except OSError as error:
+        raise RunError(f"the prepared set {path} cannot be read: {error.strerror}", fix=_FIX) from None
+    if not same:
+        raise RunError(f"{path} was changed since it was written", fix=_FIX)
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, _size: int, _mtime_ns: int) -> str:
+    """Of a gigabyte takes seconds, and a benchmark opens the same set once an engine."""
+    return sha256(path)

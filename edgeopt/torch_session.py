@@ -24,6 +24,7 @@ class PyTorchBackend(Backend):
 
     name: ClassVar[str] = "pytorch"
     extra: ClassVar[str] = "train"
+    native_code: ClassVar[bool] = False  # safetensors, and a model of timm's or torchvision's
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     def availability(self) -> Availability:

@@ -107,10 +107,12 @@ def _write_host(path: Path, labels: list[str], pictures: int) -> None:
             {
                 "schema": 1,
                 "name": variant,
+                "key": "b" * 64,
                 "created": CREATED,
                 "parent": parent,
                 "scheme": scheme,
                 "metrics": {"parameters": parameters, "macs": macs},
+                "outputs": {"model": {"path": f"host/{variant}/model.safetensors", "sha256": "c" * 64}},
                 "command": command,
             },
         )
@@ -143,6 +145,7 @@ def _write_build(
         {
             "schema": 1,
             "created": CREATED,
+            "key": "d" * 64,
             "variant": variant,
             "precision": precision,
             "scheme": scheme,

@@ -266,6 +266,14 @@ def test_strided_pointwise_convolutions_answer_the_same_on_two_threads(channels:
         np.testing.assert_array_equal(answer, answers[0])
 
 
+def test_the_same_file_gives_the_same_openvino_engine(tmp_path: Path) -> None:
+    hashes = set()
+    for name in ("first", "second"):
+        build(OpenVinoBackend, tmp_path / name, "u8a7w")
+        hashes.add((tmp_path / name / "built/engine.xml").read_bytes())
+    assert len(hashes) == 1
+
+
 def test_openvino_float_weights_are_not_rounded_to_half(tmp_path: Path) -> None:
     build(OpenVinoBackend, tmp_path, None)
     stored = (tmp_path / "built" / "engine.bin").read_bytes()

@@ -22,6 +22,7 @@ from edgeopt.bench.result import EngineResult
 from edgeopt.bench.worker import _window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
+from edgeopt.files import sha256
 from edgeopt.metrics import int8_parity
 from edgeopt.preprocess import PreprocessSpec
 
@@ -93,7 +94,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pictures = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
     np.save(folder / "test.npy", pictures)
     np.save(folder / "test.labels.npy", np.arange(40) % 3)
-    (folder / "test.json").write_text(json.dumps({"paths": [f"{i}.png" for i in range(40)]}))
+    paths = [f"{i}.png" for i in range(40)]
+    hashes = {f"test{suffix}": sha256(folder / f"test{suffix}") for suffix in (".npy", ".labels.npy")}
+    stated = {"schema": 1, "name": "test", "paths": paths, "preprocess": spec.to_json(), "sha256": hashes}
+    (folder / "test.json").write_text(json.dumps(stated))
     (tmp_path / "preprocess.json").write_text(json.dumps(spec.to_json()))
     (tmp_path / "pictures").symlink_to(folder)
     return tmp_path
@@ -222,7 +226,7 @@ def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
     assert "another version" in result.failures["here/refuses"]
     assert "build it again" in result.failures["here/refuses"]
     assert "not finite" in result.failures["here/nan"]
-    assert "shape (4,)" in result.failures["here/flat"]
+    assert "answered (4,) for 1" in result.failures["here/flat"]
     with pytest.raises(BackendError, match=r"here/dies has no measurement: the process ended \(exit code 7\)"):
         result.ratio("here/dies", "here/good")
 

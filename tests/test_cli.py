@@ -75,6 +75,25 @@ def test_a_users_mistake_is_a_line_and_its_fix_never_a_traceback(
         assert "fix: " in done.stderr
 
 
+def test_a_bug_is_shown_whole_and_says_how_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgeopt import cli, doctor
+
+    def broken() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" in said
+    assert "ZeroDivisionError: a bug" in said
+    assert "this is a bug in edgeopt" in said
+    assert "edgeopt doctor --json" in said
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in edgeopt("--debug", "show", cwd=tmp_path).stderr
 
@@ -92,7 +111,7 @@ def test_models_as_json() -> None:
 
 def test_doctor_names_every_backend_and_how_to_get_what_is_missing() -> None:
     findings = {item["name"]: item for item in json.loads(edgeopt("doctor", "--json").stdout)}
-    for name in ("CPU", "memory", "training", "backend onnxruntime", "backend openvino", "backend tensorrt"):
+    for name in ("cpu", "memory", "training", "backend onnxruntime", "backend openvino", "backend tensorrt"):
         assert name in findings
     assert all(item["ok"] or item["fix"] for item in findings.values())
 

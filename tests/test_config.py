@@ -8,7 +8,18 @@ import pytest
 
 from edgeopt import resources
 from edgeopt.cli.init_cmd import RECIPE
-from edgeopt.config import Budget, Recipe, load_calibration, load_recipe, load_target, read_toml, validate
+from edgeopt.config import (
+    Budget,
+    Recipe,
+    TrainConfig,
+    load_calibration,
+    load_recipe,
+    load_target,
+    origins,
+    read_toml,
+    stated_by,
+    validate,
+)
 from edgeopt.errors import ConfigError
 
 
@@ -101,3 +112,11 @@ def test_a_folder_in_place_of_a_file_is_one_clear_error(tmp_path: Path) -> None:
 def test_budget_lines_of_the_other_win() -> None:
     merged = Budget(max_drop_points=1.0, min_top1=0.9).merged(Budget(max_drop_points=0.5))
     assert (merged.max_drop_points, merged.min_top1) == (0.5, 0.9)
+
+
+def test_the_origin_of_each_value_is_noted() -> None:
+    config = TrainConfig(epochs=3)
+    assert origins(config, {"epochs": 3, "lr": 1e-3}) == {"epochs": "call", "lr": "default"}
+    with stated_by("recipe edgeopt.toml"):
+        assert origins(config, {"epochs": 3})["epochs"] == "recipe edgeopt.toml"
+    assert origins(config, {"epochs": 3})["epochs"] == "call"

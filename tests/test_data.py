@@ -276,7 +276,8 @@ def test_torchvision_datasets_on_disk_keep_their_test_part(tmp_path: Path) -> No
     assert dataset.counts() == {"train": 50, "val": 10, "test": 20}
     assert len(dataset.classes) == 10
     item = dataset.of("test")[0]
-    assert dataset.open(item).size == (28, 28)
+    with dataset.open(item) as image:
+        assert image.size == (28, 28)
     content, suffix = dataset.encoded(item)
     assert (content[:4], suffix) == (b"\x89PNG", ".png")
     assert dataset.fingerprint == ingest(config(f"torchvision:MNIST@{tmp_path}")).fingerprint

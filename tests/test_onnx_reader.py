@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.backends import onnx_reader
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.errors import BackendError
 
@@ -87,6 +88,43 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph), str(tmp_path / "deep.onnx"))
     with pytest.raises(BackendError, match="nested too deeply"):
         read_onnx(tmp_path / "deep.onnx")
+
+
+def _many(what: str) -> bytes:
+    """A model of few bytes a piece, which Python's objects would make a hundred times as large."""
+    node = b"\x0a\x00"  # a field of a graph: one empty node
+    pieces = {
+        "nodes": node * 1_100,
+        "inputs": b"\x0a" + _varint(2_200) + b"\x0a\x00" * 1_100,
+        "dims": node + b"\x2a" + _varint(4_000) + b"\x08\x01" * 2_000,
+        "packed dims": node + b"\x2a" + _varint(2_003) + b"\x0a" + _varint(2_000) + b"\x01" * 2_000,
+        "tensors": node + b"\x2a\x00" * 1_100,
+    }
+    return b"\x3a" + _varint(len(pieces[what])) + pieces[what]
+
+
+def _varint(value: int) -> bytes:
+    found = b""
+    while value > 0x7F:
+        found += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return found + bytes([value])
+
+
+@pytest.mark.parametrize("what", ["nodes", "inputs", "dims", "packed dims", "tensors"])
+def test_a_small_file_does_not_fill_the_memory(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_reader, "_MAX_NAMES", 1_000)
+    (tmp_path / "many.onnx").write_bytes(_many(what))
+    with pytest.raises(BackendError, match=r"more nodes than any network|more inputs than any|longer than any"):
+        read_onnx(tmp_path / "many.onnx")
+
+
+def test_weights_that_are_listed_are_judged_too(tmp_path: Path) -> None:
+    """An int8 -64 to 63 fits 7 bits but for -64; a list too long to be looked through is taken for 8 bits."""
+    for values, wide in (([-63, 63], False), ([-64, 1], True), ([1] * 70_000, True)):
+        tensor = helper.make_tensor("w", TensorProto.INT8, [len(values)], values)
+        model = read_onnx(_save(tmp_path / "a.onnx", initializers=[tensor]))
+        assert model.weights_need_8_bits() == wide
 
 
 def test_a_missing_file_and_another_kind_of_file_are_errors(tmp_path: Path) -> None:

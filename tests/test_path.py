@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from conftest import PATH_MODEL, PATH_TRAIN, paint
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api, environment
 from edgeopt.errors import BackendError, ConfigError, MissingStageError, RunError
+from edgeopt.metrics import softmax
 from edgeopt.models.architecture import Architecture
-from edgeopt.preprocess import PreprocessSpec
+from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
+from edgeopt.stages.build import target_folder
+from edgeopt.stages.engines import pick_engine
 from edgeopt.stages.variants import open_variant
 
 
@@ -29,6 +32,9 @@ def test_finetune_learns_and_records_what_it_did(path_run: Run) -> None:
     assert record["parent"] is None
     assert record["metrics"]["val_top1"] > 0.8  # guessing gets a third
     assert record["config"]["train"]["epochs"] == 2
+    assert record["config_origin"]["train"]["epochs"] == "call"
+    assert record["config_origin"]["train"]["lr"] == "default"
+    assert record["config_origin"]["data"]["image_size"] == "call"
     assert {"model", "architecture", "preprocess", "metrics"} <= set(record["outputs"])
     assert (path_run.path / "host/float/log.jsonl").is_file()
     assert list((path_run.path / "host/float/tensorboard").iterdir())
@@ -239,6 +245,32 @@ def test_adopt_takes_a_tutorials_checkpoint(pictures: Path, tmp_path: Path) -> N
         assert torch.equal(adopted.load()(pixels), model.eval()(pixels))
     assert adopted.record["stage"] == "adopt"
     assert Architecture.read(tmp_path / "run/host/float/architecture.json").source == "torchvision"
+
+
+def test_predict_applies_the_temperature_fitted_on_val(path_run: Run, pictures: Path) -> None:
+    key = f"onnxruntime/int8-{_cpu_scheme()}"
+    engine = pick_engine(path_run, key)
+    assert engine.temperature == path_run.variant(f"int8-{_cpu_scheme()}")["metrics"]["temperature"] != 1.0
+    picture = sorted((pictures / "class 1").iterdir())[0]
+    ((answer,), _) = api.predict(path_run, [str(picture)], engine=key)
+    with engine.open() as session:
+        logits = session.infer(normalize(load_picture(picture, engine.preprocess)[None], engine.preprocess))
+    assert answer.probability == pytest.approx(softmax(logits / engine.temperature).max(), abs=1e-6)
+    assert answer.probability != pytest.approx(softmax(logits).max(), abs=1e-9)
+
+
+def test_copies_of_a_run_on_several_boards_never_write_the_same_folder(path_run: Run, tmp_path: Path) -> None:
+    """A board's engines go under its own name, whether or not the host built for that target before the copying."""
+    for built_before in (True, False):
+        copy = tmp_path / str(built_before)
+        shutil.copytree(path_run.path, copy, ignore=None if built_before else shutil.ignore_patterns("device"))
+        info = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps({**info, "host": "another"}))
+        for path in copy.glob("device/*/*/build.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "machine": "another"}))
+        folder = target_folder(Run.open(copy), "onnxruntime")
+        assert folder == f"device/onnxruntime@{environment.machine_id()}"
+    assert target_folder(path_run, "onnxruntime") == "device/onnxruntime"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from conftest import paint_folder
 
 from edgeopt.cli import VERBS
 
@@ -32,6 +37,59 @@ def _commands() -> list[str]:
             typed = line.removeprefix("$ ").split("  #")[0]
             found += [part.strip() for part in re.split(r"&&|;", typed) if part.strip().startswith("edgeopt ")]
     return sorted(set(found))
+
+
+def _typed(document: Path) -> list[str]:
+    """The lines a reader of ``document`` types after installing, in order."""
+    blocks = re.findall(r"```console\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
+    return [line.removeprefix("$ ") for line in lines if not line.startswith(("$ pip ", "$ make "))]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README assumes to be there: photos/, new-pictures/, model.pth."""
+    import torch
+    from torchvision.models import resnet18
+
+    folder = tmp_path_factory.mktemp("desk")
+    paint_folder(folder / "photos", each=14)
+    shutil.copytree(folder / "photos/class 0", folder / "new-pictures")
+    torch.manual_seed(0)
+    torch.save(resnet18(num_classes=3).state_dict(), folder / "model.pth")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_line_of_the_readme_does_what_it_says(desk: Path) -> None:
+    """As typed, one after the other, in one folder; with seven test pictures a budget stays undecided, which is 5."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    lines = _typed(ROOT / "README.md")
+    assert len(lines) >= 8
+    for line in lines:
+        if "flowers" in line and not (desk / "flowers").exists():
+            shutil.copytree(desk / "runs/photos", desk / "flowers")  # "Copy the run folder"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=desk,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # The recipe's budget is kept in the run, so what is measured later is judged by it too.
+        allowed = (0, 5) if "edgeopt run" in line or "--run flowers" in line else (0,)
+        assert done.returncode in allowed, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_python_of_the_readme_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    assert list((desk / "runs").glob("*/report/report.html"))
 
 
 def test_there_are_commands_to_check() -> None:

@@ -17,6 +17,7 @@ from report_fixture import ENGINES, MACHINE, edit, with_budget, write_run
 
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, UndecidedError, UnstableError
+from edgeopt.files import write_json
 from edgeopt.report import Report, assemble, exit_code, failure, judge, write_report
 from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
 from edgeopt.report.headline import champion, confidence, sentence
@@ -178,17 +179,35 @@ def test_a_device_without_the_original_still_reports(own_run: Path) -> None:
     ("path", "content", "message"),
     [
         (f"device/{INT8}/latency.json", "{", "cannot read"),
-        (f"device/{INT8}/latency.json", '{"ratios": [{}]}', "is damaged"),
-        (f"device/{INT8}/accuracy.json", '{"top1_ci": [1]}', "is damaged"),
-        (f"device/{INT8}/accuracy.json", '{"top1": "<b>"}', "top1 should be a number"),
-        (f"device/{INT8}/latency.json", '{"stable": 3}', "stable should be"),
-        (f"device/{INT8}/accuracy.json", '{"per_class": {"a": {"recall": "x"}}}', "is damaged"),
-        (f"device/{INT8}/accuracy.json", '{"per_class": 3, "confusion": [[1, "x"]]}', "is damaged"),
+        (f"device/{INT8}/latency.json", '{"ratios": []}', "is damaged: it states no schema"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "ratios": [{}]}', r"is damaged: 'ratios\.0\.baseline'"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "stable": 3}', "'stable': input should be a valid boolean"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "p50_ms": 1e400}', "the number 1e400 is too large"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "p50_ms": -1}', "'p50_ms': input should be greater than"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "p50_ms": 1e300}', "'p50_ms': input should be less than"),
+        (f"device/{INT8}/latency.json", '{"schema": 1, "p50_ms": NaN}', "NaN is not JSON"),
         ("run.json", '{"schema": 2}', "schema"),
     ],
 )
 def test_damaged_records_are_named(own_run: Path, path: str, content: str, message: str) -> None:
     (own_run / path).write_text(content)
+    with pytest.raises(RunError, match=message):
+        assemble(own_run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("top1_ci", [1], r"is damaged: 'top1_ci': list should have at least 2"),
+        ("top1", "<b>", "is damaged: 'top1': input should be a valid number, got '<b>'"),
+        ("per_class", {"0": {"recall": "x"}}, r"is damaged: 'per_class\.0\.recall'"),
+        ("confusion", [[1]], "its confusion matrix does not fit its classes"),
+        ("predictions", [0], "its answers do not fit"),
+        ("labels", ["a"], "its answers do not fit"),
+    ],
+)
+def test_damaged_accuracy_is_named(own_run: Path, field: str, value: object, message: str) -> None:
+    edit(own_run / "device" / INT8 / "accuracy.json", **{field: value})
     with pytest.raises(RunError, match=message):
         assemble(own_run)
 
@@ -258,6 +277,18 @@ def test_every_int8_engine_is_judged_and_the_worst_decides(report: Report) -> No
     best = champion(judged)
     assert best is not None
     assert best.key == "onnxruntime/int8-u8a7w-prune33"  # the fastest misses the budget
+
+
+def test_engines_of_another_trained_model_are_flagged_and_not_judged(own_run: Path) -> None:
+    stage = json.loads((own_run / "host/float/stage.json").read_text())
+    (own_run / "host/float-aaaaaa").mkdir()
+    write_json(own_run / "host/float-aaaaaa/stage.json", {**stage, "name": "float-aaaaaa", "created": "2001"})
+    edit(own_run / "host/int8-u8a7w-prune33/stage.json", parent="float-aaaaaa")
+    judged = judge(assemble(own_run), budget(max_size_mib=3.5))
+    assert {line.engine for line in judged.budget} == {INT8, "openvino/int8-u8a7w"}
+    row = judged.row("onnxruntime/int8-u8a7w-prune33")
+    assert row is not None
+    assert "of another trained model than the original of this table" in row.flags
 
 
 def test_an_unstable_measurement_matters_only_where_a_line_needs_it(tmp_path: Path) -> None:

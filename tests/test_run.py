@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt import environment
+from edgeopt.console import Silent
 from edgeopt.errors import ConfigError, MissingStageError, RunError
 from edgeopt.run import Run, check_name, stage_key
 
@@ -46,8 +48,10 @@ def test_the_same_key_finds_the_same_stage_and_another_gets_a_hashed_name(run: R
 def test_an_interrupted_stage_is_found_again_by_its_key(run: Run) -> None:
     first = run.stage("host", "float", record="stage.json", key="a" * 64)
     (first.folder / "checkpoint").write_text("half way")
-    again = Run.open(run.path).stage("host", "float", record="stage.json", key="a" * 64)
+    again = Run.open(run.path).stage("host", "float", record="stage.json", key="a" * 64, resumes=True)
     assert (again.folder / "checkpoint").read_text() == "half way"
+    anew = Run.open(run.path).stage("host", "float", record="stage.json", key="a" * 64)
+    assert not (anew.folder / "checkpoint").exists()
 
 
 def test_force_makes_a_stage_again_in_an_empty_folder(run: Run) -> None:
@@ -55,6 +59,63 @@ def test_force_makes_a_stage_again_in_an_empty_folder(run: Run) -> None:
     again = run.stage("host", "float", record="stage.json", key="a" * 64, force=True)
     assert not again.done
     assert not (again.folder / "model.safetensors").exists()
+
+
+def test_what_force_makes_again_is_kept_until_the_new_one_is_committed(run: Run) -> None:
+    _commit(run, "float", "a" * 64)
+    again = run.stage("host", "float", record="stage.json", key="a" * 64, force=True)
+    kept = list((run.path / "host").glob(".old-float-*/model.safetensors"))
+    assert [path.read_text() for path in kept] == ["a" * 64]
+    (again.folder / "model.safetensors").write_bytes(b"new")
+    again.commit(outputs={"model": again.folder / "model.safetensors"}, parent=None)
+    assert [path.name for path in (run.path / "host").iterdir()] == ["float"]
+
+
+def test_an_outdated_stage_is_replaced_where_another_configuration_is_kept(run: Run) -> None:
+    _commit(run, "float", "a" * 64)
+    replaced = run.stage("host", "float", record="stage.json", key="b" * 64, outdated=lambda record: True)
+    assert replaced.name == "float"
+    assert not replaced.done
+
+
+def test_a_variant_is_outdated_once_its_parents_weights_are_others(run: Run) -> None:
+    _commit(run, "float", "a" * 64)
+    source = run.variant("float")["outputs"]["model"]["sha256"]
+    child = {"parent": "float", "inputs": {"source": source}}
+    assert not run.outdated(child)
+    again = run.stage("host", "float", record="stage.json", key="a" * 64, force=True)
+    (again.folder / "model.safetensors").write_bytes(b"new")
+    again.commit(outputs={"model": again.folder / "model.safetensors"}, parent=None)
+    assert run.outdated(child)
+
+
+def test_a_half_made_variant_is_listed_and_can_be_removed(run: Run) -> None:
+    stage = run.stage("host", "float", record="stage.json", key="a" * 64)
+    (stage.folder / "checkpoint").write_text("half way")
+    assert run.half_made() == ["float"]
+    assert run.remove("float") == ["host/float"]
+    assert not stage.folder.exists()
+
+
+def test_a_stage_made_with_other_libraries_is_kept_and_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ears:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.heard.append(text)
+
+        task = Silent.task
+
+    _commit(run, "float", "a" * 64)
+    ears = Ears()
+    stage = run.stage("host", "float", record="stage.json", key="a" * 64)
+    stage.skipped(ears)
+    assert ears.heard == []
+    installed = environment.versions()
+    monkeypatch.setattr(environment, "versions", lambda: {**installed, "numpy": "99.0"})
+    assert stage.skipped(ears)["name"] == "float"
+    assert ears.heard == [f"float was made with numpy {installed['numpy']} (now 99.0); --force makes it again"]
 
 
 def test_a_changed_output_is_noticed_by_its_hash(run: Run) -> None:
@@ -112,6 +173,15 @@ def test_a_folder_on_its_way_out_is_no_variant(run: Run) -> None:
     assert run.variants() == {}
 
 
+def test_what_a_killed_process_left_half_written_is_swept_away(run: Run) -> None:
+    (run.path / "host/.trash-float-0123").mkdir(parents=True)
+    (run.path / "host/.stage.0123456789ab.tmp.json").write_text("{")
+    (run.path / ".mine").write_text("a user's own")
+    with run.lock():
+        assert list((run.path / "host").iterdir()) == []
+        assert (run.path / ".mine").is_file()
+
+
 def test_an_attempt_that_made_nothing_keeps_no_name(run: Run) -> None:
     run.stage("host", "float", record="stage.json", key="a" * 64)
     assert run.stage("host", "float", record="stage.json", key="b" * 64).name == "float"
@@ -121,7 +191,14 @@ def test_remove_keeps_parents_and_takes_engines_along(run: Run) -> None:
     _commit(run, "float", "a" * 64)
     _commit(run, "int8-u8a8w", "b" * 64, parent="float")
     engine = run.stage("device/onnxruntime", "int8-u8a8w", record="build.json", key="c" * 64)
-    engine.commit(outputs={}, variant="int8-u8a8w")
+    engine.commit(
+        outputs={},
+        variant="int8-u8a8w",
+        target="onnxruntime",
+        precision="int8",
+        backend="onnxruntime",
+        profile={"schema": 1, "title": "t", "backend": "onnxruntime"},
+    )
     with pytest.raises(RunError, match="is the parent of int8-u8a8w"):
         run.remove("float")
     assert run.remove("int8-u8a8w") == ["host/int8-u8a8w", "device/onnxruntime/int8-u8a8w"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,8 @@ def examples(seed: int, count: int = 24) -> tuple[Tensor, Tensor]:
     return images, targets
 
 
-def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for step in range(STEPS):
+def batches(epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(first, STEPS):
         yield examples(1000 * epoch + step)
 
 
@@ -76,7 +78,7 @@ def run(model: nn.Module, folder: Path, **values: Any) -> TrainResult:
 @pytest.fixture(autouse=True)
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """No races between memory formats here: which is fastest may differ from run to run, and with it the last bits."""
-    monkeypatch.setattr(loop, "candidates", lambda precision, device: (Choice("fp32", "channels_last"),))
+    monkeypatch.setattr(loop, "candidates", lambda *_: (Choice("fp32", "channels_last"),))
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -110,14 +112,23 @@ class Killed(BaseException):
     pass
 
 
-def killed_in(epoch: int) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
-    def make(now: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, batch in enumerate(batches(now)):
+def disturbed_in(epoch: int, disturb: Callable[[], None]) -> Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]:
+    """The batches, and ``disturb`` called before the third of ``epoch``."""
+
+    def make(now: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(batches(now, first), start=first):
             if now == epoch and step == 2:
-                raise Killed
+                disturb()
             yield batch
 
     return make
+
+
+def killed_in(epoch: int) -> Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]:
+    def kill() -> None:
+        raise Killed
+
+    return disturbed_in(epoch, kill)
 
 
 @pytest.mark.parametrize("ema_decay", [0.9, 0.0])
@@ -130,7 +141,7 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, em
     # Another initialization: everything must come from the checkpoint.
     resumed, said = tiny(seed=5), []
     result = run(resumed, tmp_path / "cut", epochs=5, ema_decay=ema_decay, say=said.append)
-    assert said[0] == "training goes on after epoch 4 of 5"
+    assert said[0] == f"training goes on: {4 + 2 / STEPS:.1f} of 5 epochs are done"
     assert equal(undisturbed, resumed)
     assert (result.best_top1, result.best_epoch, result.epochs) == (whole.best_top1, whole.best_epoch, 5)
     assert result.seconds > 0
@@ -142,10 +153,40 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, em
     assert epochs("cut") == epochs("whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_the_same_call_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    undisturbed, handler = tiny(), signal.getsignal(number)
+    run(undisturbed, tmp_path / "whole", checkpoint_seconds=1e9)
+    said: list[str] = []
+    stop = disturbed_in(1, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path / "cut", checkpoint_seconds=1e9, batches=stop, say=said.append)
+    assert said[-2:] == [
+        "stopping after this step; once more to stop at once",
+        f"stopped: {1 + 3 / STEPS:.1f} of 4 epochs are done and saved",
+    ]
+    assert signal.getsignal(number) == handler
+    resumed = tiny(seed=5)
+    run(resumed, tmp_path / "cut", checkpoint_seconds=1e9)
+    assert equal(undisturbed, resumed)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path, batches=disturbed_in(1, twice), say=said.append)
+    assert not any(line.startswith("stopped") for line in said)
+
+
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     first, second = tiny(), tiny(seed=1)
     done = run(first, tmp_path)
-    again = run(second, tmp_path, batches=lambda epoch: pytest.fail("trained again"))
+    again = run(second, tmp_path, batches=lambda epoch, first: pytest.fail("trained again"))
     assert equal(first, second)
     assert again.best_epoch == done.best_epoch
 
@@ -214,8 +255,8 @@ def test_averaged_weights_are_judged(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
-    def poisoned(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, (images, targets) in enumerate(batches(epoch)):
+    def poisoned(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, (images, targets) in enumerate(batches(epoch, first), start=first):
             yield (images * float("nan") if (epoch, step) == (1, 3) else images), targets
 
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2, step 4") as caught:
@@ -234,4 +275,4 @@ def test_running_out_of_memory_names_the_batch_size(tmp_path: Path) -> None:
 
 def test_no_batches_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no batches"):
-        run(tiny(), tmp_path, batches=lambda epoch: iter(()))
+        run(tiny(), tmp_path, batches=lambda epoch, first: iter(()))

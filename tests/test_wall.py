@@ -12,13 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "config", "console", "environment", "errors", "files", "metrics", "model_table",
-    "preprocess", "registry", "resources", "run", "schemes", "sets",
+    "picture_files", "preprocess", "probability", "records", "registry", "resources", "run", "schemes", "sets",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "predict", "report"}
 HOST = {"compress", "data", "export", "models", "torch_session", "train"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
-DELIBERATE = {("stages.build", "edgeopt.stages.export"), ("stages.bench", "edgeopt.stages.workspace")}
+DELIBERATE = {
+    ("stages.build", "edgeopt.stages.export"),
+    ("stages.bench", "edgeopt.stages.workspace"),
+    ("stages.bench", "edgeopt.stages.explain"),
+}
 BASE = {"numpy", "PIL", "click", "rich", "pydantic", "jinja2", "tomli", "edgeopt"}
 
 

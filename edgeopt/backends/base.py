@@ -97,7 +97,10 @@ class Session(ABC):
     def infer(self, batch: Float32) -> Float32:
         """Logits (N, classes) of a C-contiguous float32 batch (N, 3, height, width); raises BackendError on another."""
         if batch.dtype != np.float32 or batch.ndim != 4:
-            raise BackendError(f"expected float32 (N, 3, height, width), got {batch.dtype} {batch.shape}")
+            raise BackendError(
+                f"expected float32 (N, 3, height, width), got {batch.dtype} {batch.shape}",
+                fix="pass the array that edgeopt.preprocess.normalize makes of uint8 pictures (N, height, width, 3)",
+            )
         return self._infer(batch)
 
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
@@ -122,6 +125,7 @@ class Backend(ABC):
     name: ClassVar[str]
     extra: ClassVar[str]  # of edgeopt, that installs the runtime
     precisions: ClassVar[tuple[str, ...]]
+    native_code: ClassVar[bool] = True  # whether opening an engine may run code that is in it; say False only if sure
     float_rest: ClassVar[str] = "fp32"  # precision of what stays float in an int8 engine: which ONNX it is built from
 
     @abstractmethod
@@ -162,7 +166,10 @@ class Backend(ABC):
                 f"{self.name} has no precision {request.precision}", fix=f"use one of {', '.join(self.precisions)}"
             )
         if (request.precision == "int8") != (request.scheme is not None):
-            raise BackendError("an int8 build needs a scheme, and only an int8 build has one")
+            raise BackendError(
+                "an int8 build needs a scheme, and only an int8 build has one",
+                fix='give BuildRequest a scheme where precision is "int8", and scheme=None elsewhere',
+            )
         return self._build(request)
 
     def open(self, engine: Path, target: Target, *, precision: str, threads: int = 0) -> Session:
@@ -172,5 +179,7 @@ class Backend(ABC):
         """
         self.require()
         if not engine.is_file():
-            raise BackendError(f"engine {engine} does not exist", fix="build it again: edgeopt build --force")
+            raise BackendError(
+                f"engine {engine} does not exist", fix="build it again: edgeopt build --target TARGET --force"
+            )
         return self._open(engine, target, precision, threads or target.session.threads)

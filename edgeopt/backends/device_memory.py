@@ -106,7 +106,10 @@ class CudaPythonMemory(DeviceMemory):
         """Call the runtime; its first result is the error."""
         error, *results = getattr(self._cuda, function)(*arguments)
         if int(error) != 0:
-            raise BackendError(f"CUDA failed at {function}: {error}")
+            raise BackendError(
+                f"CUDA refused {function}: {error}",
+                fix="see in nvidia-smi whether the driver answers and memory is free; a smaller batch takes less",
+            )
         return results[0] if results else None
 
     def allocate(self, size: int) -> int:

@@ -3,7 +3,8 @@
 The device half has no onnx. Two questions need the file itself: does it stay within itself (a run folder may come from
 a stranger, and external data may name any path), and are its zero points what the scheme says. Field numbers are
 those of onnx.proto3; https://protobuf.dev/programming-guides/encoding describes the encoding. Everything is bounded:
-lengths by the buffer, nesting by ``_MAX_DEPTH``, the file by protobuf's own 2 GiB.
+lengths by the buffer, nesting by ``_MAX_DEPTH``, the file by protobuf's own 2 GiB, and what is kept of it in Python's
+objects, which are a hundred times the size of two bytes in the file, by ``_MAX_NAMES`` and ``_MAX_DIMS``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt.errors import BackendError
+from edgeopt.files import printable
 
 FLOAT, UINT8, INT8, INT32, FLOAT16 = 1, 2, 3, 6, 10  # TensorProto.DataType
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "QLinearConv", "MatMulInteger"})
 
 _MAX_BYTES = 2**31 - 1
 _MAX_DEPTH = 8
+_MAX_NAMES = 1_000_000  # of nodes, their inputs and outputs, and tensors together; a large network has ten thousand
+_MAX_DIMS = 64
 _SMALL = 1 << 16  # bytes of an initializer worth keeping: zero points and scales, not weights
 _EXTERNAL = 1  # TensorProto.DataLocation
+_FIX = "make it again: edgeopt export --force"
 _INTEGERS = {UINT8: np.uint8, INT8: np.int8, INT32: np.int32}
 
 
@@ -64,6 +69,7 @@ class OnnxModel:
     initializers: dict[str, OnnxTensor] = field(default_factory=dict)
     inputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    names: int = 0  # kept so far
 
     def weights_need_8_bits(self) -> bool:
         """Whether an int8 initializer goes beyond the 7 bits that keep sums of two u8*s8 products inside int16."""
@@ -78,10 +84,10 @@ def read_onnx(path: Path) -> OnnxModel:
     """The model in ``path``; raises BackendError when it is not an ONNX model or keeps data in other files."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BackendError(f"{path} is larger than an ONNX file can be (2 GiB)")
+            raise BackendError(f"{path} is larger than an ONNX file can be (2 GiB)", fix=_FIX)
         buffer = memoryview(path.read_bytes())
     except OSError as error:
-        raise BackendError(f"cannot read {path}: {error}", fix="make it again: edgeopt export --force") from None
+        raise BackendError(f"cannot read {path}: {error}", fix=_FIX) from None
     model = OnnxModel()
     graphs = 0
     try:
@@ -92,14 +98,14 @@ def read_onnx(path: Path) -> OnnxModel:
             elif number == 25 and isinstance(value, memoryview):  # a function: only its tensors' location matters
                 _scan_nodes(value, 7, depth=0)
     except _MalformedError as error:
-        raise BackendError(f"{path} is not a readable ONNX model: {error}") from None
+        raise BackendError(f"{path} is not a readable ONNX model: {error}", fix=_FIX) from None
     except _ExternalError as error:
         raise BackendError(
             f"{path} keeps the tensor {error} in another file, which edgeopt refuses",
             fix="export it in one file (external_data=False)",
         ) from None
     if graphs != 1 or not model.nodes:
-        raise BackendError(f"{path} is not a readable ONNX model: it has no graph")
+        raise BackendError(f"{path} is not a readable ONNX model: it has no graph", fix=_FIX)
     model.inputs = {name: kind for name, kind in model.inputs.items() if name not in model.initializers}
     return model
 
@@ -153,15 +159,14 @@ def _text(value: int | memoryview) -> str:
     return bytes(value).decode("utf-8", errors="replace")
 
 
-def _integers(value: int | memoryview) -> list[int]:
+def _integers(value: int | memoryview, most: int) -> list[int]:
     """A repeated integer field, packed or not, as signed 64-bit."""
-    if isinstance(value, int):
-        found = [value]
-    else:
-        found, at = [], 0
-        while at < len(value):
-            one, at = _varint(value, at)
-            found.append(one)
+    found, at = [value] if isinstance(value, int) else [], 0
+    while not isinstance(value, int) and at < len(value) and len(found) <= most:
+        one, at = _varint(value, at)
+        found.append(one)
+    if len(found) > most:
+        raise _MalformedError("a list is longer than any of its kind")
     return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
 
 
@@ -170,17 +175,28 @@ def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number == 1:
-            model.nodes.append(_node(value, depth))
+            node = _node(value, depth)
+            model.nodes.append(node)
+            _count(model, 1 + len(node.inputs) + len(node.outputs))
         elif number == 5:
             tensor = _tensor(value)
             model.initializers[tensor.name] = tensor
+            _count(model, 1)
         elif number == 15:
             _sparse(value)
         elif number == 11:
             name, dtype, dims = _value_info(value)
             model.inputs[name] = (dtype, dims)
+            _count(model, 1)
         elif number == 12:
             model.outputs.append(_value_info(value)[0])
+            _count(model, 1)
+
+
+def _count(model: OnnxModel, names: int) -> None:
+    model.names += names
+    if model.names > _MAX_NAMES:
+        raise _MalformedError("it has more nodes than any network")
 
 
 def _node(buffer: memoryview, depth: int) -> OnnxNode:
@@ -188,10 +204,10 @@ def _node(buffer: memoryview, depth: int) -> OnnxNode:
     outputs: list[str] = []
     texts = {3: "", 4: "", 7: ""}
     for number, value in _fields(buffer):
-        if number == 1:
-            inputs.append(_text(value))
-        elif number == 2:
-            outputs.append(_text(value))
+        if number in (1, 2):
+            (inputs if number == 1 else outputs).append(_text(value))
+            if len(inputs) + len(outputs) > _MAX_NAMES:
+                raise _MalformedError("a node has more inputs than any")
         elif number in texts:
             texts[number] = _text(value)
         elif number == 5 and isinstance(value, memoryview):
@@ -231,19 +247,23 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
     name, dtype = "", 0
     raw: memoryview | None = None
     listed: list[int] = []
+    too_long = False
     for number, value in _fields(buffer):
         if number == 1:
-            dims += _integers(value)
+            dims += _integers(value, _MAX_DIMS - len(dims))
         elif number == 2 and isinstance(value, int):
             dtype = value
-        elif number == 5 and (isinstance(value, int) or len(value) <= _SMALL):
-            listed += _integers(value)
+        elif number == 5:
+            too_long = too_long or (0 if isinstance(value, int) else len(value)) > _SMALL or len(listed) > _SMALL
+            listed += [] if too_long else _integers(value, _SMALL)
         elif number == 8:
             name = _text(value)
         elif number == 9 and isinstance(value, memoryview):
             raw = value
     if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(buffer)):
-        raise _ExternalError(f'"{name}"')
+        raise _ExternalError(f'"{printable(name)[:100]}"')
+    if too_long:  # of weights that are listed, which nobody does, the worst is assumed
+        return OnnxTensor(name, dtype, tuple(dims), None, 128 if dtype == INT8 else 0)
     return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed))
 
 
@@ -287,6 +307,8 @@ def _tensor_type(buffer: memoryview) -> tuple[int, list[int]]:
             dtype = value
         elif number == 2 and isinstance(value, memoryview):
             for kind, dim in _fields(value):
+                if len(dims) > _MAX_DIMS:
+                    raise _MalformedError("a tensor has more dimensions than any")
                 if kind == 1 and isinstance(dim, memoryview):
                     stated = [one for which, one in _fields(dim) if which == 1 and isinstance(one, int)]
                     dims.append(stated[0] if stated else -1)

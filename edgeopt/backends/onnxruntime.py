@@ -26,10 +26,11 @@ from edgeopt.backends.base import (
 from edgeopt.backends.capability import processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target
-from edgeopt.errors import BackendError
+from edgeopt.errors import REPORT, BackendError
 
 _INSTALL = 'pip install "edgeopt[onnxruntime]"'
 _INSTALL_GPU = 'pip uninstall -y onnxruntime && pip install "edgeopt[gpu]"'
+_UPGRADE = f"use the newest onnxruntime (pip install --upgrade) and build again; if that does not help, {REPORT}"
 _CPU = "CPUExecutionProvider"
 
 #: Executed operators that are compute layers; the runtime's own fused ones included.
@@ -48,6 +49,7 @@ class OnnxRuntimeBackend(Backend):
 
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "onnxruntime"
+    native_code: ClassVar[bool] = False  # an ONNX file; external data is refused, custom operators are not loaded
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     def availability(self) -> Availability:
@@ -96,9 +98,13 @@ class OnnxRuntimeSession(Session):
     def __init__(self, session: Any, threads: int, *, options: Mapping[str, str]) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or {inputs[0].type, outputs[0].type} != {"tensor(float)"}:
-            raise BackendError("the model must have one float32 input and one float32 output")
+            raise BackendError(
+                "the model must have one float32 input and one float32 output",
+                fix="give a file that edgeopt export wrote, or one of that form",
+            )
         self._session = session
         self._input = inputs[0].name
+        self._shape = inputs[0].shape
         self._outputs = [outputs[0].name]
         self._threads, self._options = threads, dict(options)
 
@@ -106,7 +112,8 @@ class OnnxRuntimeSession(Session):
         try:
             logits: Float32 = self._session.run(self._outputs, {self._input: batch})[0]
         except Exception as error:
-            raise _refused(f"running a batch {batch.shape}", error) from error
+            fix = f"pass pictures of the model's shape ({', '.join(map(str, self._shape))}); if they are, {REPORT}"
+            raise _refused(f"running a batch {batch.shape}", error, fix) from error
         return logits
 
     def close(self) -> None:
@@ -143,8 +150,10 @@ def _exact(engine: Path) -> dict[str, str]:
     return {"session.x64quantprecision": "1"} if processor() == "x86" and model.weights_need_8_bits() else {}
 
 
-def _refused(doing: str, error: Exception) -> BackendError:
-    return BackendError(f"ONNX Runtime failed at {doing}: {str(error).splitlines()[0] if str(error) else error!r}")
+def _refused(doing: str, error: Exception, fix: str) -> BackendError:
+    return BackendError(
+        f"ONNX Runtime failed at {doing}: {str(error).splitlines()[0] if str(error) else error!r}", fix=fix
+    )
 
 
 def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any] | None = None) -> Any:
@@ -171,7 +180,7 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
     try:
         session = onnxruntime.InferenceSession(str(engine), options, providers=[provider])
     except Exception as error:
-        raise _refused(f"loading {engine.name}", error) from error
+        raise _refused(f"loading {engine.name}", error, _UPGRADE) from error
     got = session.get_providers()
     if not got or got[0] != provider:
         raise BackendError(
@@ -199,7 +208,7 @@ def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> Fu
         try:
             session.run(None, {session.get_inputs()[0].name: np.zeros((1, *input_shape), np.float32)})
         except Exception as error:
-            raise _refused(f"running one picture {input_shape}", error) from error
+            raise _refused(f"running one picture {input_shape}", error, _UPGRADE) from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
 

@@ -24,9 +24,10 @@ from edgeopt.backends.capability import processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.openvino_passes import prepare
 from edgeopt.config import Target
-from edgeopt.errors import BackendError
+from edgeopt.errors import REPORT, BackendError
 
 _INSTALL = 'pip install "edgeopt[openvino]"'
+_UPGRADE = f"pip install --upgrade openvino, then build again; if that does not help, {REPORT}"
 #: What the plugin computes in where the graph does not say int8. OpenVINO's own default is bf16 where the CPU has it,
 #: so float32 must be asked for, and is for the layers int8 leaves over too.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -40,6 +41,7 @@ class OpenVinoBackend(Backend):
 
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
+    native_code: ClassVar[bool] = False  # a graph in XML and its weights
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
 
     def availability(self) -> Availability:
@@ -71,7 +73,7 @@ class OpenVinoBackend(Backend):
             # Half-precision storage is OpenVINO's default, and would change a float32 baseline.
             openvino.save_model(model, str(request.folder / "engine.xml"), compress_to_fp16=False)
         except Exception as error:
-            raise _refused(f"reading {request.onnx.name}", error) from error
+            raise _refused(f"reading {request.onnx.name}", error, _UPGRADE) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
             fusion, device = session.audit(), session.describe()["device"]
         exact = request.scheme is None or request.scheme.name in self.schemes()
@@ -87,6 +89,10 @@ class OpenVinoBackend(Backend):
         )
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> OpenVinoSession:
+        if engine.suffix != ".xml":  # by another ending OpenVINO would read other formats, and files these name
+            raise BackendError(
+                f"{engine.name} is not OpenVINO's IR", fix="build it again: edgeopt build --target TARGET --force"
+            )
         device = target.session.device
         missing = _NEEDS.get(precision)
         if missing and missing not in _capabilities(device):
@@ -175,13 +181,18 @@ class OpenVinoSession(Session):
             model.reshape(shape)
             return core.compile_model(model, self._device, self._properties)
         except Exception as error:
-            raise _refused(f"compiling {self._engine.name}", error) from error
+            elsewhere = f'update the driver of {self._device}, or set session.device = "CPU" in the target'
+            fix = _UPGRADE if self._device == "CPU" else elsewhere
+            raise _refused(f"compiling {self._engine.name}", error, fix) from error
 
     def _infer_any(self, batch: Float32) -> Float32:
         import openvino
 
         if batch.shape[1:] != self._input.shape[1:]:
-            raise BackendError(f"expected pictures {tuple(self._input.shape[1:])}, got {batch.shape[1:]}")
+            raise BackendError(
+                f"expected pictures {tuple(self._input.shape[1:])}, got {batch.shape[1:]}",
+                fix="prepare them with the preprocess.json of the engine's variant",
+            )
         if self._any is None:
             self._any = self._compile(-1).create_infer_request()
         self._any.set_input_tensor(openvino.Tensor(np.ascontiguousarray(batch), shared_memory=True))
@@ -213,6 +224,6 @@ def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _refused(doing: str, error: Exception) -> BackendError:
+def _refused(doing: str, error: Exception, fix: str) -> BackendError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return BackendError(f"OpenVINO failed at {doing}: {lines[-1] if lines else repr(error)}")
+    return BackendError(f"OpenVINO failed at {doing}: {lines[-1] if lines else repr(error)}", fix=fix)

@@ -11,7 +11,9 @@ import numpy as np
 from edgeopt.backends.base import BuildRequest, Float32, Session
 from edgeopt.backends.device_memory import open_device_memory
 from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_onnx
-from edgeopt.errors import BackendError
+from edgeopt.errors import REPORT, BackendError
+
+_REBUILD = "build it from what edgeopt export wrote: edgeopt build --target TARGET --force"
 
 
 def check_signed_zero_points(path: Path) -> OnnxModel:
@@ -89,18 +91,27 @@ def build_engine(
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # pybind's null factory: no driver
-        raise BackendError(f"TensorRT cannot make a builder: {errors_in(trt, logger)}") from error
+        raise BackendError(
+            f"TensorRT cannot make a builder: {errors_in(trt, logger)}",
+            fix="update the NVIDIA driver to one that this TensorRT takes; nvidia-smi and `edgeopt doctor` name both",
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(request.onnx.read_bytes()):
         reason = str(parser.get_error(0)).splitlines()[0] if parser.num_errors else errors_in(trt, logger)
-        raise BackendError(f"TensorRT cannot read {request.onnx.name}: {reason}")
+        raise BackendError(
+            f"TensorRT cannot read {request.onnx.name}: {reason}",
+            fix="upgrade TensorRT, or build for another runtime: edgeopt build --target onnxruntime",
+        )
     _refuse_uint8(logger.lines)
     config = _configure(trt, builder, network, request, capabilities)
     cache = _load_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise BackendError(f"TensorRT cannot build {request.onnx.name}: {errors_in(trt, logger)}")
+        raise BackendError(
+            f"TensorRT cannot build {request.onnx.name}: {errors_in(trt, logger)}",
+            fix=f"when memory ran out, free some or lower batch in the target; else upgrade TensorRT, or {REPORT}",
+        )
     if cache is not None and timing_cache is not None:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -133,7 +144,10 @@ def _configure(trt: Any, builder: Any, network: Any, request: BuildRequest, capa
         for index, name in enumerate(capabilities):
             config.set_compute_capability(known[name], index)
     if network.num_inputs != 1 or network.num_outputs != 1:
-        raise BackendError("the model must have one input and one output")
+        raise BackendError(
+            "the model must have one input and one output",
+            fix="give a file that edgeopt export wrote, or one of that form",
+        )
     batch, shape = request.target.batch, request.input_shape
     profile = builder.create_optimization_profile()
     profile.set_shape(network.get_input(0).name, (1, *shape), (batch, *shape), (batch, *shape))
@@ -164,19 +178,22 @@ class TrtSession(Session):
         if self._engine is None:
             raise BackendError(
                 f"{product} cannot load {engine.name}: {errors_in(trt, logger)}",
-                fix="an engine fits one version, system and GPU: build it here, edgeopt build --force",
+                fix="it fits one version, system and GPU; build it here: edgeopt build --target TARGET --force",
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise BackendError(f"{product} cannot run {engine.name}: {errors_in(trt, logger)}")
+            raise BackendError(
+                f"{product} cannot run {engine.name}: {errors_in(trt, logger)}",
+                fix="free GPU memory (nvidia-smi lists who holds it), or lower batch in the target and build again",
+            )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
         if len(inputs) != 1 or len(outputs) != 1:
-            raise BackendError("the engine must have one input and one output")
+            raise BackendError("the engine must have one input and one output", fix=_REBUILD)
         self._input, self._output = inputs[0], outputs[0]
         if any(self._engine.get_tensor_dtype(name) != trt.float32 for name in names):
-            raise BackendError("the engine's input and output must be float32")
+            raise BackendError("the engine's input and output must be float32", fix=_REBUILD)
         self._limit = int(self._engine.get_tensor_profile_shape(self._input, 0)[2][0])
         self._shape = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._input))[1:]
         classes = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._output))[1:]
@@ -190,7 +207,10 @@ class TrtSession(Session):
 
     def _infer(self, batch: Float32) -> Float32:
         if batch.shape[1:] != self._shape:
-            raise BackendError(f"expected pictures {self._shape}, got {batch.shape[1:]}")
+            raise BackendError(
+                f"expected pictures {self._shape}, got {batch.shape[1:]}",
+                fix="prepare them with the preprocess.json of the engine's variant",
+            )
         if len(batch) <= self._limit:
             return self._run(batch)
         parts = [self._run(batch[start : start + self._limit]) for start in range(0, len(batch), self._limit)]
@@ -204,7 +224,10 @@ class TrtSession(Session):
         np.copyto(self._in[:size], batch)
         self._memory.upload(self._in_address, self._in[:size])
         if not self._context.execute_async_v3(self._memory.stream):
-            raise BackendError(f"{self._product} failed to run: {errors_in(self._trt, self._logger)}")
+            raise BackendError(
+                f"{self._product} could not run a batch of {size}: {errors_in(self._trt, self._logger)}",
+                fix="see in nvidia-smi whether the GPU answers and who else holds its memory, then try again",
+            )
         self._memory.download(self._out[:size], self._out_address)
         self._memory.synchronize()
         logits: Float32 = self._out[:size].copy()

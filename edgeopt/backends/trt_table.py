@@ -12,7 +12,7 @@ from typing import Any
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report
 from edgeopt.backends.base import FusionReport
 from edgeopt.backends.onnx_reader import OnnxModel, OnnxNode
-from edgeopt.errors import BackendError
+from edgeopt.errors import REPORT, BackendError
 
 #: Layer types that convolve or multiply matrices: TensorRT's Cask* and Myelin's correlation, gemm and gemv.
 _COMPUTE = re.compile(r"conv|correlation|gemm|gemv|matmul|matrixmultiply|fullyconnected", re.IGNORECASE)
@@ -56,7 +56,10 @@ def from_log(lines: Iterable[str]) -> list[TrtLayer]:
         if table:
             found = table
     if not found:
-        raise BackendError("the build log holds no layer table, so the engine cannot be audited")
+        raise BackendError(
+            "the build log holds no layer table, so the engine cannot be audited",
+            fix=f"this TensorRT-RTX words its log another way: {REPORT}",
+        )
     return found
 
 
@@ -83,9 +86,15 @@ def from_inspector(text: str) -> list[TrtLayer]:
     try:
         rows = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"the engine inspector's answer cannot be read ({error})") from None
+        raise BackendError(
+            f"the engine inspector's answer cannot be read ({error})",
+            fix=f"this TensorRT words it another way than 10 and 11 do: {REPORT}",
+        ) from None
     if any(not isinstance(row, dict) for row in rows):
-        raise BackendError("the engine was built without detailed layer information, so it cannot be audited")
+        raise BackendError(
+            "the engine was built without detailed layer information, so it cannot be audited",
+            fix="build it with edgeopt, or with profiling_verbosity = ProfilingVerbosity.DETAILED",
+        )
     return [_from_row(row) for row in rows]
 
 

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from edgeopt.bench.spec import EngineSpec
-from edgeopt.errors import BackendError
+from edgeopt.errors import REPORT, BackendError
 
 _TAIL = 400  # characters of a dead child's last words
 
@@ -79,7 +79,7 @@ class Child:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ProcessLookupError):
-            raise BackendError(self._last_words()) from None
+            raise self._death() from None
         answer = json.loads(self._line(timeout))
         if "error" in answer:
             raise BackendError(str(answer["error"]), fix=answer.get("fix"))
@@ -95,17 +95,27 @@ class Child:
             selector.register(stream, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, deadline - monotonic())):
-                    raise BackendError(f"no answer within {timeout:.0f} s")
+                    raise BackendError(
+                        f"no answer within {timeout:.0f} s",
+                        fix=f"stop other work on this machine and measure again; if it hangs again, {REPORT}",
+                    )
                 chunk = os.read(stream.fileno(), 1 << 16)
                 if not chunk:
-                    raise BackendError(self._last_words())
+                    raise self._death()
                 self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
+    def _death(self) -> BackendError:
+        """What the process said last, and how it ended."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._log.seek(0)
-        text = self._log.read().decode(errors="replace").strip()
-        return f"the process ended ({how})" + (f": ...{text[-_TAIL:]}" if text else "")
+        text = self._log.read().decode(errors="replace")
+        text = " ".join(text.split())  # a message is one line
+        message = f"the process ended ({how})" + (f": ...{text[-_TAIL:]}" if text else "")
+        if code == -signal.SIGKILL:
+            return BackendError(
+                message, fix="most likely memory ran out: free some, or lower batch in the target and build again"
+            )
+        return BackendError(message, fix=f"see whether it runs alone: edgeopt eval --engine {self.spec.key}")

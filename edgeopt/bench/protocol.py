@@ -17,7 +17,7 @@ from edgeopt.bench.child import Child
 from edgeopt.bench.load import OtherLoad
 from edgeopt.bench.result import BenchResult, EngineResult
 from edgeopt.bench.spec import EngineSpec
-from edgeopt.errors import BackendError, ConfigError
+from edgeopt.errors import REPORT, BackendError, ConfigError
 from edgeopt.metrics import ratio_interval
 
 #: Window length, s: long against a scheduler's tick, short against drifts of the machine.
@@ -77,7 +77,7 @@ class _Group:
 
     def __init__(self, specs: Sequence[EngineSpec], timeout: float) -> None:
         self.timeout = timeout
-        self.failures: dict[str, str] = {}
+        self.errors: dict[str, BackendError] = {}
         self.lost_seconds = 0.0  # waiting for engines that failed; the others shall not pay for it
         self.runners: dict[str, _Runner] = {}
         self._specs = specs
@@ -105,7 +105,7 @@ class _Group:
             act(runner)
         except BackendError as error:
             self.lost_seconds += monotonic() - begin
-            self.failures[runner.spec.key] = str(error)
+            self.errors[runner.spec.key] = error
             del self.runners[runner.spec.key]
             runner.child.close()
             return False
@@ -131,8 +131,10 @@ def bench(
     still measured; BackendError is raised only when none is left. ``progress`` is called with (seconds done, seconds).
     """
     twice = [key for key, count in Counter(spec.key for spec in specs).items() if count > 1]
-    if not specs or twice:
-        raise ConfigError(f"engines named twice: {', '.join(twice)}" if twice else "there is no engine to measure")
+    if not specs:
+        raise ConfigError("there is no engine to measure", fix="pass at least one EngineSpec")
+    if twice:
+        raise ConfigError(f"engines named twice: {', '.join(twice)}", fix="give every EngineSpec a key of its own")
     threads = threads or environment.usable_cores()
     complete = [spec.completed(pictures=pictures, preprocess=preprocess, threads=threads) for spec in specs]
     tell = progress or (lambda done, total: None)
@@ -144,13 +146,14 @@ def bench(
         for _ in _rounds(group, seconds, width):
             tell(min(total, int(monotonic() - begin)), total)
         if not group.runners:
-            reasons = "\n".join(f"  - {key}: {reason}" for key, reason in group.failures.items())
-            raise BackendError(f"no engine could be measured\n{reasons}")
+            reasons = "; ".join(f"{key}: {error.message}" for key, error in group.errors.items())
+            fixes = dict.fromkeys(error.fix for error in group.errors.values() if error.fix)
+            raise BackendError(f"no engine could be measured: {reasons}", fix="; ".join(fixes) or REPORT)
         tell(total, total)
         return BenchResult(
             id=uuid4().hex,
             engines={key: runner.result() for key, runner in group.runners.items()},
-            failures=group.failures,
+            failures={key: str(error) for key, error in group.errors.items()},
             rounds=max(len(runner.windows) for runner in group.runners.values()),
             seconds=monotonic() - begin,
             machine_before=before,

@@ -18,8 +18,11 @@
 
 ``accuracy.json``, schema 1:
   ``key, target, variant, set, n``; ``top1, top1_ci, top5`` (fractions; top5 null with five classes or fewer);
-  ``per_class`` (name -> n, correct, recall, precision, f1), ``confusion`` (rows true; null over 100
-  classes), ``labels`` (class names);
+  ``per_class`` (name -> n, correct, recall, precision, f1, auc: one against the rest), ``auc`` (their mean),
+  ``confusion`` (rows true; null over 100 classes), ``labels`` (class names);
+  ``temperature`` (fitted on val, what logits are divided by), ``calibration`` (``ece``, ``nll`` and the reliability
+  diagram's ``bins`` with it) and ``calibration_raw`` (without it); ``roc`` (class -> [[false, true positive rate]];
+  null over 24 classes); ``mistakes`` (the most confident wrong answers: index in the set, truth, answer, probability);
   ``predictions`` and ``truth``: class indices, in the set's order; ``baseline``: key of the float original, null in its
   own record, and against it on the same pictures ``agreement, drop_points, drop_ci_points, drop_lower_points,
   drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), each null without a baseline;
@@ -37,9 +40,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt import environment, metrics
+from edgeopt import environment, metrics, probability
 from edgeopt.bench.result import BenchResult, bounds
 from edgeopt.errors import BackendError, DataError
+from edgeopt.evaluate import NOT_FINITE
 from edgeopt.files import write_json
 from edgeopt.metrics import Float, Int64, Parity
 from edgeopt.run import now
@@ -47,6 +51,7 @@ from edgeopt.run import now
 SCHEMA = 1
 #: A matrix of more classes is millions of zeros; ``predictions`` and ``truth`` hold the same facts.
 CONFUSION_CLASSES = 100
+ROC_CLASSES = 24  # more curves than anyone can tell apart
 
 
 def write_records(run_path: Path, result: BenchResult, *, original: str | None = None) -> list[Path]:
@@ -117,16 +122,21 @@ def accuracy_record(
     baseline: str | None = None,
     baseline_predictions: npt.NDArray[Any] | Sequence[int] | None = None,
     parity: Parity | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """``accuracy.json`` from an engine's logits (N, classes) on a labelled set.
 
     ``baseline_predictions`` are the float original's answers (class indices) to the same pictures, ``baseline`` its
-    key. Raises DataError for labels or answers that do not fit, BackendError for logits that are not numbers.
+    key; ``temperature`` the one fitted on val for the engine's variant. Raises DataError for labels or answers that do
+    not fit, BackendError for logits that are not numbers.
     """
     if logits.shape != (len(labels), len(names)):
-        raise DataError(f"{key}: logits {logits.shape} do not fit {len(labels)} labels and {len(names)} classes")
+        raise DataError(
+            f"{key}: logits {logits.shape} do not fit {len(labels)} labels and {len(names)} classes",
+            fix="engine, test set and labels.txt must be of one run: copy the run folder again, as a whole",
+        )
     if not np.isfinite(logits).all():
-        raise BackendError(f"{key}: the engine answered with numbers that are not finite")
+        raise BackendError(f"{key}: the engine answered with numbers that are not finite", fix=NOT_FINITE)
     predictions = logits.argmax(axis=1).astype(np.int64)
     correct = predictions == labels
     target, _, variant = key.rpartition("/")
@@ -140,7 +150,7 @@ def accuracy_record(
         "top1": metrics.top_k_accuracy(logits, labels),
         "top1_ci": list(metrics.accuracy_interval(correct)),
         "top5": metrics.top_k_accuracy(logits, labels, k=5) if len(names) > 5 else None,
-        "per_class": metrics.per_class(predictions, labels, names),
+        **_confidence(logits, labels, names, temperature),
         "confusion": _confusion(predictions, labels, len(names)),
         "labels": list(names),
         "predictions": predictions.tolist(),
@@ -148,6 +158,24 @@ def accuracy_record(
         **_against(baseline, baseline_predictions, predictions, labels),
         "parity": parity.to_json() if parity else None,
         "measured_on": environment.record(),
+    }
+
+
+def _confidence(logits: Float, labels: Int64, names: Sequence[str], temperature: float) -> dict[str, Any]:
+    """What needs probabilities and not only answers, and the figures of each class."""
+    ranked = probability.one_vs_rest(logits, labels, names, temperature=temperature)
+    areas = [one["auc"] for one in ranked.values() if one["auc"] is not None]
+    figures = metrics.per_class(logits.argmax(axis=1).astype(np.int64), labels, names)
+    return {
+        "per_class": {name: {**figures[name], "auc": ranked[name]["auc"]} for name in names},
+        "auc": float(np.mean(areas)) if areas else None,
+        "temperature": temperature,
+        "calibration": probability.calibration(logits, labels, temperature=temperature).to_json(),
+        "calibration_raw": probability.calibration(logits, labels).to_json(),
+        "roc": {name: [list(point) for point in one["roc"]] for name, one in ranked.items()}
+        if len(names) <= ROC_CLASSES
+        else None,
+        "mistakes": probability.worst_mistakes(logits, labels, temperature=temperature),
     }
 
 
@@ -168,6 +196,11 @@ def _against(
     if baseline_predictions is None:
         return {"baseline": None, **dict.fromkeys(fields)}
     reference = np.asarray(baseline_predictions, dtype=np.int64)
+    if reference.shape != labels.shape:
+        raise DataError(
+            f"{baseline} answered {len(reference)} pictures, and here are {len(labels)}",
+            fix="measure both on one test set: delete their accuracy.json, then edgeopt bench",
+        )
     drop = metrics.paired_drop(reference == labels, predictions == labels)
     return {
         "baseline": baseline,

@@ -125,8 +125,10 @@ class BenchResult:
         """How many times as fast ``candidate`` is: the baseline's milliseconds a picture over its own, by round."""
         for key in (candidate, baseline):
             if key not in self.engines:
-                reason = self.failures.get(key, "it was not in this benchmark")
-                raise BackendError(f"{key} has no measurement: {reason}")
+                reason, _, fix = self.failures.get(key, "it was not in this benchmark").partition("\n  fix: ")
+                raise BackendError(
+                    f"{key} has no measurement: {reason}", fix=fix or f"use one of {', '.join(self.engines)}"
+                )
         return ratio_interval(self._per_picture(baseline), self._per_picture(candidate))
 
     def _per_picture(self, key: str) -> list[float]:

@@ -2,7 +2,7 @@
 
 One JSON object a line. In, first the engine's spec, then ``{"window": seconds, "iterations": least}``. Out, one answer
 each: ``{"load_s", "memory_bytes", "session"}`` for the spec, ``{"samples_ms", "memory_bytes"}`` for a window, or
-``{"error"}``. End of input ends the process.
+``{"error", "fix"}``. End of input ends the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 
 from edgeopt.backends.base import Float32, Session
 from edgeopt.bench.spec import EngineSpec
-from edgeopt.errors import BackendError, EdgeoptError
+from edgeopt.errors import REPORT, BackendError, EdgeoptError
+from edgeopt.evaluate import checked_logits
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.registry import load_backend
 from edgeopt.sets import open_set
@@ -53,7 +54,7 @@ def main() -> None:
         )
         load_s = perf_counter() - started
         with session:
-            _check(session.infer(batches[0]), spec.target.batch)
+            checked_logits(session.infer(batches[0]), spec.target.batch)
             answer({"load_s": load_s, "memory_bytes": peak_memory_bytes(), "session": session.describe()})
             gc.collect()
             gc.freeze()
@@ -65,7 +66,7 @@ def main() -> None:
     except EdgeoptError as error:
         answer({"error": error.message, "fix": error.fix})
     except Exception as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
+        answer({"error": f"{type(error).__name__}: {error}", "fix": REPORT})
         raise
 
 
@@ -74,9 +75,9 @@ def _batches(spec: EngineSpec) -> list[Float32]:
     assert spec.pictures is not None
     assert spec.preprocess is not None
     preprocess, batch = PreprocessSpec.read(spec.preprocess), spec.target.batch
-    pictures = open_set(spec.pictures, "test").pictures
+    pictures = open_set(spec.pictures, "test", checked=True).pictures
     if not len(pictures):
-        raise BackendError("the test set is empty")
+        raise BackendError("the test set is empty", fix="prepare it where the pictures are: edgeopt export --force")
     fitting = PICTURE_BYTES // (int(np.prod(preprocess.input_shape)) * 4 * batch)
     count = min(max(int(fitting), 4), max(1, len(pictures) // batch))
     # np.take wraps around, so that a test set smaller than one batch still fills it.
@@ -85,13 +86,6 @@ def _batches(spec: EngineSpec) -> list[Float32]:
         normalize(np.asarray(pictures.take(range(first, first + batch), axis=0, mode="wrap")), preprocess)
         for first in indices
     ]
-
-
-def _check(logits: Float32, batch: int) -> None:
-    if logits.ndim != 2 or len(logits) != batch:
-        raise BackendError(f"the engine answered with shape {logits.shape} to a batch of {batch}")
-    if not np.isfinite(logits).all():
-        raise BackendError("the engine answered with numbers that are not finite")
 
 
 def _window(session: Session, batches: list[Float32], seconds: float, iterations: int) -> list[float]:

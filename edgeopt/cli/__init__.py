@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
+from types import FrameType
 from typing import Any
 
 import click
 
-from edgeopt.errors import EdgeoptError, did_you_mean
+from edgeopt.errors import EdgeoptError, did_you_mean, disk_trouble
+from edgeopt.files import printable
 
 #: verb -> (module, one-line help), in the order a newcomer meets them.
 VERBS = {
@@ -78,8 +82,12 @@ def group(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the documented codes: 0, 1, 2, 3, 4, 5 or 130."""
+    from edgeopt.config import stated_by
+
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        result: Any = group.main(args=arguments, prog_name="edgeopt", standalone_mode=False)
+        with stated_by("command line"):
+            result: Any = group.main(args=arguments, prog_name="edgeopt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         code = _interrupted()
@@ -91,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     except EdgeoptError as error:
         if os.environ.get("EDGEOPT_DEBUG"):
             raise
-        click.echo(f"edgeopt: {error}", err=True)
+        click.echo(printable(f"edgeopt: {error}", keep="\n"), err=True)
         code = error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -103,7 +111,31 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of a pipe went away; point stdout elsewhere so that the interpreter's own flush stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception as error:  # noqa: BLE001 - the last place that can turn it into words
+        code = _unexpected(error)
     sys.exit(code)
+
+
+def _unexpected(error: Exception) -> int:
+    """A full or read-only disk in one line, whichever library met it; anything else is a bug, shown whole."""
+    if os.environ.get("EDGEOPT_DEBUG"):
+        raise error
+    reason = disk_trouble(error)
+    if reason:
+        click.echo(f"edgeopt: {reason}\n  fix: make room, then type the same again: it goes on from here", err=True)
+        return 1
+    traceback.print_exception(error)
+    click.echo(
+        "edgeopt: this is a bug in edgeopt, not a mistake of yours\n"
+        "  fix: please report it, with the lines above and what `edgeopt doctor --json` prints",
+        err=True,
+    )
+    return 1
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends as Ctrl-C does: temporary files are cleaned away, child processes stopped, code 130."""
+    raise KeyboardInterrupt
 
 
 def _interrupted() -> int:

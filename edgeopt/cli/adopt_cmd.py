@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, output_options
+from edgeopt.cli.common import Terminal, emit, force_option, given, max_pixels_option, output_options
 from edgeopt.config import Recipe, validate
 
 
@@ -25,6 +25,7 @@ from edgeopt.config import Recipe, validate
     type=click.Choice(["crop", "squash", "letterbox"]),
     help="How pictures were made square. [default: crop]",
 )
+@max_pixels_option
 @click.option("--seed", type=int, help="Of the split. [default: 0]")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
 @force_option
@@ -35,6 +36,7 @@ def command(
     data: str,
     image_size: int | None,
     resize: str | None,
+    max_pixels: int | None,
     seed: int | None,
     run_path: Path | None,
     force: bool,
@@ -48,7 +50,7 @@ def command(
     recipe = validate(
         Recipe,
         {
-            "data": given(path=data, image_size=image_size, resize=resize, seed=seed),
+            "data": given(path=data, image_size=image_size, resize=resize, max_pixels=max_pixels, seed=seed),
             "model": {"name": name, "weights": str(weights)},
         },
         where="adopt options",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, output_options, pick_run, run_option
+from edgeopt.cli.common import Terminal, output_options, pick_run, run_option, trust_option
 from edgeopt.cli.report_cmd import finish, read_budget
 from edgeopt.config import BenchConfig, validate
 
@@ -16,13 +16,16 @@ from edgeopt.config import BenchConfig, validate
     "--target", "targets", multiple=True, help="Only engines of this target; may be repeated. [default: all built here]"
 )
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Measuring time for all engines together.")
-@click.option("--threads", type=int, default=0, help="Threads of every engine. [default: every core]")
+@click.option(
+    "--threads", type=int, default=0, help="Threads of every engine. [default: what the targets state, else every core]"
+)
 @click.option(
     "--budget",
     "budget",
     type=click.Path(path_type=Path),
     help="A TOML file with budget lines, such as max_drop_points = 1.0.",
 )
+@trust_option
 @run_option
 @output_options
 def command(
@@ -30,6 +33,7 @@ def command(
     seconds: float,
     threads: int,
     budget: Path | None,
+    trust_engine: bool,
     run_path: Path | None,
     as_json: bool,
     quiet: bool,
@@ -40,5 +44,5 @@ def command(
     validate(BenchConfig, {"seconds": seconds, "threads": threads}, where="bench options")
     console, limits = Terminal(quiet=quiet), read_budget(budget)  # a wrong budget is said before measuring
     run = pick_run(run_path, console)
-    bench(run, targets=targets, seconds=seconds, threads=threads, console=console)
+    bench(run, targets=targets, seconds=seconds, threads=threads, trust_engine=trust_engine, console=console)
     return finish(run, limits, as_json=as_json)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from edgeopt.console import Progress
+from edgeopt.files import printable
 from edgeopt.run import Run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,7 +29,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """One line, unless ``--quiet``."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(printable(text, keep="\n"), err=True)
 
     @contextmanager
     def task(self, title: str) -> Iterator[Progress]:
@@ -96,6 +97,16 @@ run_option = click.option(
     help="The run folder. [default: the newest under ./runs]",
 )
 force_option = click.option("--force", is_flag=True, help="Make it again although nothing changed.")
+trust_option = click.option(
+    "--trust-engine",
+    is_flag=True,
+    help="Open engines built on another machine too: TensorRT's are native code, so only of someone you trust.",
+)
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=int,
+    help="Set larger pictures aside, but for JPEGs that can be read at a smaller scale. [default: 100000000]",
+)
 data_option = click.option(
     "--data", type=str, help="Where the pictures are now, when they moved since the run was made."
 )
@@ -112,7 +123,7 @@ def pick_run(path: Path | None, console: Terminal) -> Run:
 
 def emit(value: Any, *, as_json: bool, text: str) -> None:
     """``value`` as JSON or ``text``, on stdout."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else printable(text, keep="\n\t"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, output_options
+from edgeopt.cli.common import Terminal, emit, force_option, given, max_pixels_option, output_options
 from edgeopt.config import Recipe, validate
 
 
@@ -32,6 +32,7 @@ from edgeopt.config import Recipe, validate
     default=None,
     help="Mirror pictures while training; off where left and right differ, as for digits.",
 )
+@max_pixels_option
 @click.option("--seed", type=int, help="Of the split, the order and the augmentation. [default: 0]")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
 @force_option
@@ -48,6 +49,7 @@ def command(
     lr: float | None,
     augment: str | None,
     flip: bool | None,
+    max_pixels: int | None,
     seed: int | None,
     run_path: Path | None,
     force: bool,
@@ -61,7 +63,7 @@ def command(
     recipe = validate(
         Recipe,
         {
-            "data": given(path=data, image_size=image_size, resize=resize, seed=seed),
+            "data": given(path=data, image_size=image_size, resize=resize, max_pixels=max_pixels, seed=seed),
             "model": given(
                 name=name, weights=str(weights) if weights else None, pretrained=False if no_pretrained else None
             ),

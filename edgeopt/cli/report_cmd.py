@@ -9,6 +9,7 @@ import click
 
 from edgeopt.cli.common import Terminal, output_options, pick_run, run_option
 from edgeopt.config import Budget, read_toml, validate
+from edgeopt.files import printable
 from edgeopt.run import Run
 
 
@@ -17,7 +18,7 @@ from edgeopt.run import Run
     "--budget",
     "budget",
     type=click.Path(path_type=Path),
-    help="A TOML file with budget lines, such as max_drop_points = 1.0.",
+    help="A TOML file with budget lines, such as max_drop_points = 1.0. [default: the recipe's]",
 )
 @run_option
 @output_options
@@ -42,6 +43,6 @@ def finish(run: Run, budget: Budget | None, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(written.data, indent=1, ensure_ascii=False))
     else:
-        click.echo(written.text)
+        click.echo(printable(written.text, keep="\n"))
         click.echo(f"report: {written.html}")
     return written.exit_code

@@ -17,8 +17,9 @@ from edgeopt.cli.report_cmd import finish
 @output_options
 def command(recipe: Path, run_path: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
     """Train, compress, build, measure and report as RECIPE says; what is already made is not made again."""
-    from edgeopt.config import load_recipe
+    from edgeopt.config import load_recipe, stated_by
     from edgeopt.pipeline import run_recipe
 
-    run, budget = run_recipe(load_recipe(recipe), run=run_path, force=force, console=Terminal(quiet=quiet))
+    with stated_by(f"recipe {recipe.name}"):
+        run, budget = run_recipe(load_recipe(recipe), run=run_path, force=force, console=Terminal(quiet=quiet))
     return finish(run, budget, as_json=as_json)

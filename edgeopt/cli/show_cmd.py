@@ -17,13 +17,22 @@ from edgeopt.run import Run
 def command(run_path: Path | None, as_json: bool, quiet: bool) -> None:
     """Variants, their parents, engines and sizes, and what to type next."""
     run = pick_run(run_path, Terminal(quiet=quiet))
-    state = {"run": str(run.path), "variants": run.variants(), "engines": run.engines(), "next": run.next_command()}
+    variants = run.variants()
+    state = {
+        "run": str(run.path),
+        "variants": variants,
+        "outdated": [name for name, record in variants.items() if run.outdated(record)],
+        "half_made": run.half_made(),
+        "engines": run.engines(),
+        "damaged": {key: error.message for key, error in run.damaged_engines().items()},
+        "next": run.next_command(),
+    }
     emit(state, as_json=as_json, text=_text(run, state))
 
 
 def _text(run: Run, state: dict[str, Any]) -> str:
     variants = [
-        (name, record.get("parent") or "-", _percent(record.get("metrics", {}).get("val_top1")), _size(run, record))
+        (name, record.get("parent") or "-", _percent((record.get("metrics") or {}).get("val_top1")), _size(run, record))
         for name, record in state["variants"].items()
     ]
     engines = [
@@ -36,6 +45,13 @@ def _text(run: Run, state: dict[str, Any]) -> str:
         for name, record in state["engines"].items()
     ]
     parts = [table(("variant", "parent", "val top-1", "weights"), variants) if variants else "no variants yet"]
+    parts += [
+        f"{name}: its parent was made again since; the same compress makes it again" for name in state["outdated"]
+    ]
+    parts += [
+        f"{name}: half made; the same command goes on, edgeopt rm {name} removes it" for name in state["half_made"]
+    ]
+    parts += [f"{key} cannot be used: {reason}" for key, reason in state["damaged"].items()]
     if engines:
         parts.append(table(("engine", "precision", "scheme", "file"), engines))
     return "\n\n".join([*parts, f"next: {state['next']}"])
@@ -46,5 +62,5 @@ def _percent(value: float | None) -> str:
 
 
 def _size(run: Run, record: dict[str, Any]) -> str:
-    path = run.resolve(record["outputs"]["model"]["path"])
+    path = run.stated(record, "model")[0]
     return f"{path.stat().st_size / 2**20:.1f} MiB" if path.is_file() else "missing"

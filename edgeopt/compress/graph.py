@@ -41,7 +41,10 @@ def trace(model: nn.Module, example: Tensor) -> Any:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         # Once the model has run through, it is the way channels take through its reshapes that is not understood.
         where = f"at {running[-1] or type(model).__name__}" if running else f"through {type(model).__name__}"
-        raise ModelError(f"prune: the model cannot be traced {where}: {line}") from error
+        raise ModelError(
+            f"prune: the model cannot be traced {where}: {line}",
+            fix="leave out --prune (--int8 alone may do), or write that part of forward with plain torch layers",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

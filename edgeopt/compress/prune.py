@@ -18,6 +18,8 @@ from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 
 History: TypeAlias = list[Any]
 
+_OTHER_HISTORY = "use the architecture.json of this very model, or prune it again: edgeopt compress --prune F --force"
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -102,16 +104,16 @@ def replay(model: nn.Module, history: Sequence[Any], *, example: Tensor | None =
     for name, outputs, channels in history:
         module = modules.get(name)
         if module is None or module not in graph.module2node or not channels:
-            raise ModelError(f"pruning history: this model has no channels to cut in {name}")
+            raise ModelError(f"pruning history: this model has no channels to cut in {name}", fix=_OTHER_HISTORY)
         pruner = graph.get_pruner_of_module(module)
         width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
         if width is None or len(set(channels)) != len(channels) or not 0 <= min(channels) <= max(channels) < width:
-            raise ModelError(f"pruning history: {name} does not have the channels to cut")
+            raise ModelError(f"pruning history: {name} does not have the channels to cut", fix=_OTHER_HISTORY)
         group = graph.get_pruning_group(
             module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
         )
         if not graph.check_pruning_group(group):
-            raise ModelError(f"pruning history: nothing would be left of {name}")
+            raise ModelError(f"pruning history: nothing would be left of {name}", fix=_OTHER_HISTORY)
         group.prune(record_history=False)
     return model
 
@@ -130,22 +132,33 @@ def _check(
             fix="--prune 0.3 removes 30 % of them",
         )
     if not 0 < max_layer_fraction < 1:
-        raise ConfigError(f"prune: max_layer_fraction must be between 0 and 1, not {max_layer_fraction}")
+        raise ConfigError(
+            f"prune: max_layer_fraction must be between 0 and 1, not {max_layer_fraction}",
+            fix="max_layer_fraction=0.7 lets every layer keep 30 % of its channels",
+        )
     if round_to < 1:
-        raise ConfigError(f"prune: round_to must be at least 1, not {round_to}")
+        raise ConfigError(
+            f"prune: round_to must be at least 1, not {round_to}", fix="round_to=8 suits most kernels, 1 rounds nothing"
+        )
     if importance not in ("l1", "l2", "bn_scale", "taylor"):
         raise ConfigError(f'prune: unknown importance "{importance}"', fix="use one of taylor, l2, l1, bn_scale")
     if importance == "taylor" and gradient_batches is None:
         raise ConfigError('prune: importance "taylor" needs gradient_batches', fix='pass some, or use "l2"')
     if example.dim() != 4 or example.shape[0] != 1:
-        raise ConfigError(f"prune: example must be one picture (1, C, H, W), not {tuple(example.shape)}")
+        raise ConfigError(
+            f"prune: example must be one picture (1, C, H, W), not {tuple(example.shape)}",
+            fix="pass example=torch.zeros(1, C, H, W) of the model's input size",
+        )
 
 
 def _check_names(model: nn.Module, ignored: Sequence[str]) -> None:
     known = dict(model.named_modules())
     unknown = next((name for name in ignored if name not in known), None)
     if unknown is not None:
-        raise ConfigError(f"prune: no module is called {unknown}{did_you_mean(unknown, known)}")
+        raise ConfigError(
+            f"prune: no module is called {unknown}{did_you_mean(unknown, known)}",
+            fix="name modules in ignored as model.named_modules() does",
+        )
 
 
 def _kept_as_they_are(model: nn.Module, example: Tensor, ignored: Sequence[str]) -> dict[nn.Module, str]:
@@ -182,7 +195,10 @@ def _set_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
                 square += parameter.grad**2
         count += 1
     if count == 0:
-        raise ConfigError('prune: importance "taylor" got no gradient batches')
+        raise ConfigError(
+            'prune: importance "taylor" got no gradient batches',
+            fix="pass batches of (pictures, labels), or rank by weights: --importance l2",
+        )
     for square, parameter in zip(squares, model.parameters(), strict=True):
         parameter.grad = (square / count).sqrt()
 
@@ -196,7 +212,10 @@ def _apply(graph: Any, plan: Sequence[tuple[Group, int]]) -> History:
             pruner = graph.get_pruner_of_module(group.root)
             cut = graph.get_pruning_group(group.root, pruner.prune_out_channels, channels)
             if not graph.check_pruning_group(cut):
-                raise ModelError(f"prune: nothing would be left of a layer coupled to {group.name}")
+                raise ModelError(
+                    f"prune: nothing would be left of a layer coupled to {group.name}",
+                    fix=f'ask for less, or keep that part whole: ignored=["{group.name}"]',
+                )
             cut.prune(record_history=False)
             history.append([group.name, True, channels])
     return history
@@ -224,7 +243,10 @@ def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
         for handle in handles:
             handle.remove()
     if shape[1:] != expected[1:]:
-        raise ModelError(f"prune: the classifier gave {tuple(expected[1:])} logits and gives {tuple(shape[1:])}")
+        raise ModelError(
+            f"prune: the classifier gave {tuple(expected[1:])} logits and gives {tuple(shape[1:])}",
+            fix="compress without --prune, or name the layers that make the logits in ignored",
+        )
 
 
 def _result(

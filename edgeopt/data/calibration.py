@@ -10,7 +10,9 @@ import numpy.typing as npt
 from edgeopt.config import CalibrationRecipe
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.split import draw, proportional
+from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS
 from edgeopt.preprocess import PreprocessSpec, prepare
 
 FEWEST = 16
@@ -18,7 +20,10 @@ _THUMBNAIL = PreprocessSpec(size=(16, 16), resize="squash", interpolation="bilin
 
 
 def draw_calibration(
-    dataset: Dataset, recipe: CalibrationRecipe, features: npt.NDArray[np.floating] | None = None
+    dataset: Dataset,
+    recipe: CalibrationRecipe,
+    features: npt.NDArray[np.floating] | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> tuple[Item, ...]:
     """The calibration items, sorted by path: distinct pictures of train in class proportions, fixed by ``recipe.seed``.
 
@@ -36,9 +41,12 @@ def draw_calibration(
     if recipe.selection == "stratified" or len(items) <= recipe.count:
         return draw(items, recipe.count, recipe.seed)
     if features is None:
-        features = np.stack([_thumbnail(dataset, item) for item in items])
+        features = np.stack(list(in_threads(lambda item: _thumbnail(dataset, item, max_pixels), items)))
     elif len(features) != len(train):
-        raise DataError(f"expected one row of features for each of {len(train)} training pictures, got {len(features)}")
+        raise DataError(
+            f"expected one row of features for each of {len(train)} training pictures, got {len(features)}",
+            fix="pass features of shape (training pictures, any)",
+        )
     else:
         features = features[rows]
     by_label: dict[int, list[int]] = defaultdict(list)
@@ -80,6 +88,6 @@ def _spread(points: npt.NDArray[np.float64], count: int) -> list[int]:
     return chosen
 
 
-def _thumbnail(dataset: Dataset, item: Item) -> npt.NDArray[np.float64]:
-    image = dataset.open(item, draft=(64, 64))
-    return prepare(image, _THUMBNAIL).astype(np.float64).reshape(-1) / 255.0
+def _thumbnail(dataset: Dataset, item: Item, max_pixels: int) -> npt.NDArray[np.float64]:
+    with dataset.open(item, max_pixels=max_pixels, draft=(64, 64)) as image:
+        return prepare(image, _THUMBNAIL).astype(np.float64).reshape(-1) / 255.0

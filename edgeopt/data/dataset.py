@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
@@ -14,14 +16,16 @@ from PIL import Image
 
 from edgeopt.data import torchvision_source
 from edgeopt.errors import DataError, RunError
-from edgeopt.files import read_json, write_json, write_text
-from edgeopt.preprocess import DEFAULT_MAX_PIXELS, open_picture, to_rgb
+from edgeopt.files import printable, read_json, sha256, write_json, write_text
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS, decoded, why_no_file
+from edgeopt.preprocess import to_rgb
+from edgeopt.records import SplitRecord
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One picture: ``path`` is POSIX and relative to the dataset's root; ``sha256`` is of the file's bytes.
 
@@ -40,7 +44,8 @@ class Dataset:
     """Labelled pictures, split. ``classes`` are sorted; ``items`` are sorted by path.
 
     ``root`` is a folder, or ``torchvision:NAME@/folder``. ``set_aside`` holds (path, reason) of everything that looked
-    like a picture and is not used; ``ignored`` counts by kind what did not look like one.
+    like a picture and is not used; ``ignored`` counts by kind what did not look like one; ``notes`` say what is odd
+    about what is used.
     """
 
     root: str
@@ -48,6 +53,7 @@ class Dataset:
     items: tuple[Item, ...]
     set_aside: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -69,11 +75,11 @@ class Dataset:
 
     def open(
         self, item: Item, *, max_pixels: int = DEFAULT_MAX_PIXELS, draft: tuple[int, int] | None = None
-    ) -> Image.Image:
-        """The item's picture, decoded and upright (see :func:`edgeopt.preprocess.open_picture`); raises DataError."""
+    ) -> AbstractContextManager[Image.Image]:
+        """The item's picture for a ``with`` block, as :func:`edgeopt.picture_files.decoded` reads it; DataError."""
         if torchvision_source.is_reference(self.root):
-            return torchvision_source.picture(self.root, item.path)
-        return open_picture(self._file(item), max_pixels=max_pixels, draft=draft)
+            return nullcontext(torchvision_source.picture(self.root, item.path))
+        return decoded(self._file(item), max_pixels=max_pixels, draft=draft)
 
     def encoded(self, item: Item) -> tuple[bytes, str]:
         """The item's file as bytes and its suffix such as ``.jpg``; PNG for datasets that have no files."""
@@ -85,7 +91,7 @@ class Dataset:
         try:
             return path.read_bytes(), path.suffix.lower()
         except OSError as error:
-            raise _gone(path, error) from None
+            raise _gone(path, error.strerror) from None
 
     def check_unchanged(self, item: Item) -> None:
         """Raise DataError when the item's file is not the one that was split: its split might no longer be honest."""
@@ -93,24 +99,20 @@ class Dataset:
             return
         path = self._file(item)
         try:
-            same = hashlib.sha256(path.read_bytes()).hexdigest() == item.sha256
+            same = sha256(path) == item.sha256
         except OSError as error:
-            raise _gone(path, error) from None
+            raise _gone(path, error.strerror) from None
         if not same:
             raise DataError(
-                f"{path} has changed since the dataset was split", fix="put it back, or start a new run on the new data"
+                f"{printable(str(path))} has changed since the dataset was split",
+                fix="put it back, or start a new run on the new data",
             )
 
     def write(self, folder: Path) -> None:
         """Write ``labels.txt``, ``issues.json`` and, last and atomically, ``split.json`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "labels.txt", "".join(f"{name}\n" for name in self.classes))
-        issues = {
-            "schema": 1,
-            "set_aside": [{"path": path, "reason": reason} for path, reason in self.set_aside],
-            "ignored": dict(self.ignored),
-        }
-        write_json(folder / "issues.json", issues)
+        self.write_issues(folder)
         record = {
             "schema": 1,
             "fingerprint": self.fingerprint,
@@ -120,11 +122,21 @@ class Dataset:
         }
         write_json(folder / "split.json", record)
 
+    def write_issues(self, folder: Path) -> None:
+        """Write ``issues.json`` into ``folder``: every path that was set aside, with its reason."""
+        issues = {
+            "schema": 1,
+            "set_aside": [{"path": path, "reason": reason} for path, reason in self.set_aside],
+            "ignored": dict(self.ignored),
+            "notes": list(self.notes),
+        }
+        write_json(folder / "issues.json", issues)
+
     @classmethod
     def read(cls, folder: Path) -> Dataset:
         """What :meth:`write` left in ``folder``; raises RunError when it is absent, damaged or leaves its root."""
         path = folder / "split.json"
-        record = read_json(path)
+        record = read_json(path, limit=SplitRecord.limit)
         if record.get("schema") != 1:
             raise RunError(
                 f"{path} has schema {record.get('schema')!r}; this edgeopt reads schema 1", fix="upgrade edgeopt"
@@ -135,24 +147,28 @@ class Dataset:
             root, fingerprint = str(record["root"]), str(record["fingerprint"])
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
-        issues = _issues(folder / "issues.json")
-        dataset = cls(root, classes, items, issues[0], issues[1])
+        dataset = cls(root, classes, items, *_issues(folder / "issues.json"))
         if dataset.fingerprint != fingerprint:
             raise _damaged(path, "its fingerprint does not fit its lists")
         return dataset
 
     def _file(self, item: Item) -> Path:
-        """Where the item's file is; raises DataError when a link leads out of the root."""
-        root = Path(self.root)
-        path = root / item.path
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise DataError(f"{path} leads out of {root}", fix="put the picture itself there, not a link")
+        """Where the item's file is; raises DataError when a link leads out of the root, or to no file."""
+        path = Path(self.root) / item.path
+        # Unlike Path.resolve, it stands links that lead in circles.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise DataError(
+                f"{printable(str(path))} leads out of {self.root}", fix="put the picture itself there, not a link"
+            )
+        if reason := why_no_file(path):
+            raise _gone(path, reason)
         return path
 
 
-def _gone(path: Path, error: OSError) -> DataError:
+def _gone(path: Path, reason: str | None) -> DataError:
     return DataError(
-        f"{path} cannot be read ({error.strerror})", fix="put it back, or say where the pictures are with --data"
+        f"{printable(str(path))} cannot be read ({reason})",
+        fix="put it back, or say where the pictures are with --data",
     )
 
 
@@ -170,15 +186,16 @@ def _item(row: Any, classes: int, record: Path) -> Item:
     return Item(path, label, digest, cast(Split, split))
 
 
-def _issues(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, int], ...]]:
-    """What was set aside and ignored; nothing when the file was not copied along."""
+def _issues(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, int], ...], tuple[str, ...]]:
+    """What was set aside, ignored and noted; nothing when the file was not copied along."""
     if not path.is_file():
-        return (), ()
-    record = read_json(path)
+        return (), (), ()
+    record = read_json(path, limit=SplitRecord.limit)
     try:
         rows: Iterable[Mapping[str, Any]] = record["set_aside"]
         aside = tuple((str(row["path"]), str(row["reason"])) for row in rows)
         ignored = tuple((str(kind), int(count)) for kind, count in record["ignored"].items())
+        notes = tuple(str(note) for note in record.get("notes", ()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
-    return aside, ignored
+    return aside, ignored, notes

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.data.dataset import Split
 from edgeopt.errors import DataError
+from edgeopt.files import printable
+from edgeopt.picture_files import Contents, as_utf8, contents, why_no_file
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif", "tga", "ico"),
-    )
-)
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -28,7 +25,7 @@ _SPLIT_FOLDERS: dict[str, Split] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file that should be a picture: POSIX path relative to the root, class name, ready-made split or None."""
 
@@ -46,13 +43,12 @@ class Listing:
     ready_made: tuple[Split, ...] = ()
     set_aside: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def scan(root: Path) -> Listing:
     """The pictures under ``root``, in an order that does not depend on the file system; raises DataError."""
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}", fix="give the folder that holds one folder of pictures for each class")
+    _check_root(root)
     splits = _split_folders(root)
     scanner = _Scanner(root)
     for folder in _folders(root):
@@ -63,7 +59,7 @@ def scan(root: Path) -> Listing:
                 scanner.add_class(inner, splits[folder])
             scanner.add_strays(folder)
         else:
-            scanner.set_aside.append((folder.name, "beside the train folder, but not a split"))
+            scanner.put_aside(folder, "beside the train folder, but not a split")
     scanner.add_strays(root)
     found = tuple(sorted(scanner.found, key=lambda item: item.path))
     if not found:
@@ -81,18 +77,44 @@ def scan(root: Path) -> Listing:
                 f"train has no pictures of classes that val or test have: {', '.join(unknown[:20])}",
                 fix="add them to train, or remove their folders",
             )
-    return Listing(found, classes, ready_made, tuple(scanner.set_aside), tuple(sorted(scanner.ignored.items())))
+    ignored = tuple(sorted((+scanner.ignored).items()))
+    return Listing(found, classes, ready_made, tuple(scanner.set_aside), ignored, tuple(_alike(classes)))
+
+
+def _check_root(root: Path) -> None:
+    fix = "give the folder that holds one folder of pictures for each class"
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be read
+        what = "is not a folder" if os.path.lexists(root) else "does not exist"
+        raise DataError(f"{printable(str(root))} {what}", fix=fix)
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise DataError(f"{printable(str(root))} cannot be read ({error.strerror})", fix=fix) from None
+    if as_utf8(str(root)) != str(root):
+        raise DataError(
+            f"the path {as_utf8(str(root))} is not valid UTF-8, so that no record can name it", fix="rename the folder"
+        )
+
+
+def _alike(classes: Iterable[str]) -> Iterator[str]:
+    """A line for each group of classes whose names a reader would take for one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        groups[unicodedata.normalize("NFC", name).casefold()].append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            listed = ", ".join(f'"{name}"' for name in names)
+            yield f"classes whose names differ in case or spelling only: {listed}; merge the folders if they are one"
 
 
 def _split_folders(root: Path) -> dict[Path, Split]:
     """The ready-made split folders of ``root``; empty when its folders are classes (one may be called train)."""
+    folders = _folders(root)
     splits = {
-        folder: _SPLIT_FOLDERS[folder.name.lower()]
-        for folder in _folders(root)
-        if folder.name.lower() in _SPLIT_FOLDERS
+        folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS
     }
     kinds = list(splits.values())
-    others = len(_folders(root)) - len(splits)
+    others = len(folders) - len(splits)
     if "train" not in kinds or (len(set(kinds)) == 1 and others) or not any(_folders(folder) for folder in splits):
         return {}
     doubled = sorted(folder.name for folder, split in splits.items() if kinds.count(split) > 1)
@@ -104,17 +126,13 @@ def _split_folders(root: Path) -> dict[Path, Split]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not _hidden(path.name))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db")
+    return [Path(folder) for folder in contents(str(parent), nested=False).folders]
 
 
 class _Scanner:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.inside = root.resolve()
+        self.inside = os.path.realpath(root)
         self.found: list[Found] = []
         self.set_aside: list[tuple[str, str]] = []
         self.ignored: Counter[str] = Counter()
@@ -123,66 +141,56 @@ class _Scanner:
         """Every picture at any depth of ``folder``, whose name is the class."""
         before = len(self.found) + len(self.set_aside)
         if not _printable(folder.name):
-            self.set_aside.append((_shown(self._relative(folder)), "its name cannot be written in labels.txt"))
+            self.put_aside(folder, "its name cannot be written in labels.txt")
             return
-        if folder.is_symlink():
-            self.set_aside.append((self._relative(folder), "a link to a folder; put the pictures themselves there"))
-            return
-        for parent, folders, files in os.walk(folder):
-            for name in folders:
-                if (Path(parent) / name).is_symlink():
-                    self._set_aside_link(Path(parent) / name)
-            self.ignored["hidden"] += sum(_hidden(name) for name in folders)
-            folders[:] = [name for name in folders if not _hidden(name)]
-            for name in files:
-                self._add_file(Path(parent) / name, folder.name, split)
+        found = self._contents(folder, nested=True)
+        self.ignored["not a picture"] += len(found.others)
+        for path in found.files:
+            self._add_file(path, folder.name, split)
         if len(self.found) + len(self.set_aside) == before:
-            self.set_aside.append((self._relative(folder), "a folder without pictures"))
+            self.put_aside(folder, "a folder without pictures")
 
     def add_strays(self, folder: Path) -> None:
-        """Pictures beside the class folders belong to no class."""
-        for path in folder.iterdir():
-            if path.is_file() and self._is_picture(path):
-                self.set_aside.append((_shown(self._relative(path)), "in no class folder"))
+        """What is beside the class folders belongs to no class."""
+        found = self._contents(folder, nested=False)
+        for path in found.files:
+            self.put_aside(path, "in no class folder")
+        for path in found.others:
+            if os.path.splitext(path)[1]:  # noqa: PTH122 - notes, archives, tables
+                self.ignored["not a picture"] += 1
+            else:
+                self.put_aside(path, why_no_file(path) or "a file where a folder of pictures is expected")
 
-    def _add_file(self, path: Path, label: str, split: Split | None) -> None:
-        if not self._is_picture(path):
-            return
+    def _contents(self, folder: Path, *, nested: bool) -> Contents:
+        found = contents(str(folder), nested=nested)
+        self.ignored["hidden"] += found.hidden
+        for path, reason in found.problems:
+            self.put_aside(path, reason)
+        return found
+
+    def _add_file(self, path: str, label: str, split: Split | None) -> None:
         relative = self._relative(path)
-        if _shown(relative) != relative or "\\" in relative:
-            self.set_aside.append((_shown(relative), "its name is not valid UTF-8 or holds a backslash"))
-        elif path.is_symlink() and not path.resolve().is_relative_to(self.inside):
-            self.set_aside.append((relative, "a link that leads out of the dataset"))
+        if as_utf8(relative) != relative or "\\" in relative:
+            self.put_aside(path, "its name is not valid UTF-8 or holds a backslash")
+        elif os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(self.inside):  # noqa: PTH114
+            self.put_aside(path, "a link that leads out of the dataset")
         else:
             self.found.append(Found(relative, label, split))
 
-    def _set_aside_link(self, path: Path) -> None:
-        self.set_aside.append((_shown(self._relative(path)), "a link to a folder; put the pictures themselves there"))
+    def put_aside(self, path: str | Path, reason: str) -> None:
+        """Say why ``path`` is not used."""
+        self.set_aside.append((as_utf8(self._relative(path)), reason))
 
-    def _is_picture(self, path: Path) -> bool:
-        if _hidden(path.name):
-            self.ignored["hidden"] += 1
-            return False
-        if path.suffix.lower() not in SUFFIXES:
-            self.ignored["not a picture"] += 1
-            return False
-        return True
-
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+    def _relative(self, path: str | Path) -> str:
+        return str(path).removeprefix(os.path.join(self.root, ""))  # noqa: PTH118 - a Path each would take a second
 
 
 def _printable(name: str) -> bool:
-    return _shown(name) == name and name.isprintable() and name == name.strip()
-
-
-def _shown(name: str) -> str:
-    """``name`` with what is not valid UTF-8 escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return as_utf8(name) == name and name.isprintable() and name == name.strip()
 
 
 def _what_instead(scanner: _Scanner) -> str:
-    counts = [f"{count} {kind}" for kind, count in sorted(scanner.ignored.items())]
+    counts = [f"{count} {kind}" for kind, count in sorted((+scanner.ignored).items())]
     if scanner.set_aside:
         counts.append(
             f"{len(scanner.set_aside)} set aside, such as {scanner.set_aside[0][0]}: {scanner.set_aside[0][1]}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from edgeopt.data import folder_source, torchvision_source
 from edgeopt.data.dataset import SPLITS, Dataset, Item, Split
 from edgeopt.data.folder_source import Found, Listing
 from edgeopt.data.split import carve
-from edgeopt.environment import usable_cores
+from edgeopt.data.threads import in_threads
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.preprocess import open_picture, to_rgb
+from edgeopt.files import printable, sha256
+from edgeopt.picture_files import decoded
+from edgeopt.preprocess import strips, to_rgb
 
 __all__ = ["Dataset", "Item", "ingest"]
 
@@ -28,7 +30,7 @@ __all__ = ["Dataset", "Item", "ingest"]
 _CHECKED_SIDE = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Checked:
     """A picture that can be read. ``pixels`` names its content: equal pixels are the same picture."""
 
@@ -55,7 +57,8 @@ def ingest(config: DataConfig, *, progress: Progress | None = None) -> Dataset:
         root = torchvision_source.normalized(config.path)
         listing, checked, broken = _from_torchvision(root, progress)
     else:
-        root = str(Path(config.path).expanduser().resolve())
+        # Unlike Path's own, these stand links that lead in circles and homes that are not there.
+        root = os.path.realpath(os.path.expanduser(config.path))  # noqa: PTH111
         listing = folder_source.scan(Path(root))
         checked, broken = _check_files(Path(root), listing.found, config.max_pixels, progress)
     kept, twice = _without_conflicts(checked)
@@ -68,7 +71,7 @@ def ingest(config: DataConfig, *, progress: Progress | None = None) -> Dataset:
         items = _split(kept, classes, listing.ready_made, config)
     except DataError as error:
         raise _with_reasons(error, set_aside) from None
-    return Dataset(root, classes, items, set_aside, listing.ignored)
+    return Dataset(root, classes, items, set_aside, listing.ignored, listing.notes)
 
 
 def _check_files(
@@ -77,13 +80,13 @@ def _check_files(
     def check(item: Found) -> _Checked | str:
         path = root / item.path
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            image = open_picture(path, max_pixels=max_pixels, draft=(_CHECKED_SIDE, _CHECKED_SIDE))
+            with decoded(path, max_pixels=max_pixels, draft=(_CHECKED_SIDE, _CHECKED_SIDE)) as image:
+                pixels = _pixel_hash(image)
+            return _Checked(item, sha256(path), pixels)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         except DataError as error:
-            return error.message.removeprefix(f"{path}: ")
-        return _Checked(item, digest, _pixel_hash(image))
+            return error.message.removeprefix(f"{printable(str(path))}: ")
 
     return _collect(found, check, progress)
 
@@ -128,20 +131,22 @@ def _collect(
     """``check`` over all sources, in threads (decoding and hashing release the GIL); reasons where it gave one."""
     checked: list[_Checked] = []
     broken: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(max_workers=min(16, usable_cores())) as pool:
-        for done, (source, result) in enumerate(zip(sources, pool.map(check, sources), strict=True), start=1):
-            if isinstance(result, str):
-                broken.append((name(source), result))
-            else:
-                checked.append(result)
-            if progress is not None:
-                progress(done, len(sources))
+    for done, (source, result) in enumerate(zip(sources, in_threads(check, sources), strict=True), start=1):
+        if isinstance(result, str):
+            broken.append((name(source), result))
+        else:
+            checked.append(result)
+        if progress is not None:
+            progress(done, len(sources))
     return checked, broken
 
 
 def _pixel_hash(image: Image.Image) -> str:
     rgb = to_rgb(image)
-    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
+    for box in strips(rgb):
+        digest.update(rgb.crop(box).tobytes())
+    return digest.hexdigest()
 
 
 def _without_conflicts(checked: Iterable[_Checked]) -> tuple[list[_Checked], list[tuple[str, str]]]:
@@ -152,13 +157,15 @@ def _without_conflicts(checked: Iterable[_Checked]) -> tuple[list[_Checked], lis
     kept: list[_Checked] = []
     aside: list[tuple[str, str]] = []
     for same in by_pixels.values():
-        labels = sorted({item.found.label for item in same})
-        if len(labels) == 1:
+        firsts: dict[str, str] = {}
+        for item in same:
+            firsts.setdefault(item.found.label, item.found.path)
+        if len(firsts) == 1:
             kept += same
             continue
         for item in same:
-            other = next(twin for twin in same if twin.found.label != item.found.label)
-            aside.append((item.found.path, f"the same picture has another label: {other.found.path}"))
+            other = next(path for label, path in firsts.items() if label != item.found.label)
+            aside.append((item.found.path, f"the same picture has another label: {other}"))
     return kept, aside
 
 
@@ -212,6 +219,6 @@ def _with_reasons(error: DataError, set_aside: Sequence[tuple[str, str]]) -> Dat
     """The error with the first pictures set aside: they are often why a class is too small."""
     if not set_aside:
         return error
-    named = "\n".join(f"  - {path}: {reason}" for path, reason in set_aside[:10])
+    named = "\n".join(f"  - {printable(path)}: {printable(reason)}" for path, reason in set_aside[:10])
     more = f"\n  and {len(set_aside) - 10} more" if len(set_aside) > 10 else ""
     return DataError(f"{error.message}\nset aside ({len(set_aside)}):\n{named}{more}", fix=error.fix)

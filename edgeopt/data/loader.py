@@ -17,9 +17,10 @@ from edgeopt.console import Progress
 from edgeopt.data.augment import Preset, cached_picture, make_augment
 from edgeopt.data.cache import PictureCache
 from edgeopt.data.dataset import Dataset, Item
-from edgeopt.data.sets import in_threads
+from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
-from edgeopt.preprocess import DEFAULT_MAX_PIXELS, PreprocessSpec, UInt8, normalize
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS
+from edgeopt.preprocess import PreprocessSpec, UInt8, normalize
 
 
 class TrainLoader:
@@ -51,8 +52,8 @@ class TrainLoader:
         side = 4 * int(max(spec.size) / spec.crop_pct)
 
         def load(item: Item) -> UInt8:
-            image = dataset.open(item, max_pixels=max_pixels, draft=(side, side))
-            return cached_picture(image, spec, augment)
+            with dataset.open(item, max_pixels=max_pixels, draft=(side, side)) as image:
+                return cached_picture(image, spec, augment)
 
         def loaded() -> Iterator[UInt8]:
             for done, picture in enumerate(in_threads(load, items), start=1):
@@ -72,19 +73,23 @@ class TrainLoader:
         """Batches in an epoch."""
         return len(self._labels) // self._batch_size
 
-    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch; torch's default generator is left as it was found."""
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from step ``first`` on; torch's default generator is left as it was found."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._labels))
         steps = _Steps(self, epoch, order)
         if self._workers == 0:
-            for step in range(len(self)):
+            for step in range(first, len(self)):
                 with torch.random.fork_rng(devices=[]):
                     batch = steps[step]
                 yield batch
             return
         # Its workers draw their base seed from the generator given, not from torch's default one.
         yield from DataLoader(
-            steps, batch_size=None, num_workers=self._workers, generator=torch.Generator().manual_seed(0)
+            steps,
+            batch_size=None,
+            sampler=range(first, len(self)),
+            num_workers=self._workers,
+            generator=torch.Generator().manual_seed(0),
         )
 
     def batch(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from edgeopt.console import Progress
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.split import draw
-from edgeopt.environment import usable_cores
+from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
 from edgeopt.files import sha256, write_atomically, write_json
-from edgeopt.preprocess import DEFAULT_MAX_PIXELS, PreprocessSpec, UInt8, prepare
-
-Result = TypeVar("Result")
-_AHEAD = 64  # pictures in flight: memory stays flat however large the set is
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS
+from edgeopt.preprocess import PreprocessSpec, UInt8, prepare
 
 
 def load_item(dataset: Dataset, item: Item, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8:
     """uint8 (height, width, 3) of one item as ``spec`` says, as :func:`edgeopt.preprocess.load_picture` reads files."""
     side = 2 * int(max(spec.size) / spec.crop_pct)
-    return prepare(dataset.open(item, max_pixels=max_pixels, draft=(side, side)), spec)
-
-
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``function`` of each item, in order, computed in threads with a bounded number in flight."""
-    with ThreadPoolExecutor(max_workers=min(16, usable_cores())) as pool:
-        for start in range(0, len(items), _AHEAD):
-            yield from pool.map(function, items[start : start + _AHEAD])
+    with dataset.open(item, max_pixels=max_pixels, draft=(side, side)) as image:
+        return prepare(image, spec)
 
 
 def write_set(

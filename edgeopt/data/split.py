@@ -40,9 +40,9 @@ def carve(
         total = sum(members.values())
         order = shuffled(list(members), seed)
         for reserve, (split, fraction) in zip(range(needed - 1, 0, -1), fractions.items(), strict=True):
-            for group in _fitting(members, order, max(1, round(total * fraction)), reserve):
-                assigned[name, group] = split
-                order.remove(group)
+            taken = _fitting(members, order, max(1, round(total * fraction)), reserve)
+            assigned.update({(name, group): split for group in taken})
+            order = [group for group in order if (name, group) not in assigned]
         assigned.update({(name, group): "train" for group in order})
     return assigned
 

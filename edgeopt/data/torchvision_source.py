@@ -59,7 +59,9 @@ def picture(reference: str, path: str) -> Image.Image:
     """The picture called ``path`` (``train/000012``); raises DataError."""
     part, _, index = path.partition("/")
     if not index.isdigit():
-        raise DataError(f"{reference} has no picture {path}")
+        raise DataError(
+            f"{reference} has no picture {path}", fix="use the version of the dataset that the run was made with"
+        )
     image, _ = read(_open(reference, part), int(index), f"{reference}/{path}")
     return image
 
@@ -70,7 +72,9 @@ def read(part: Any, index: int, name: str) -> tuple[Image.Image, int]:
         image, label = part[index]
     # A dataset's own code may raise anything on a damaged file; the type is recorded.
     except Exception as error:  # noqa: BLE001 - reading a picture, as in preprocess.open_picture
-        raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {error})") from None
+        raise DataError(
+            f"{name}: cannot be read as a picture ({type(error).__name__}: {error})", fix="get the dataset again"
+        ) from None
     if not isinstance(image, Image.Image):
         raise DataError(f"{name} is a {type(image).__name__}, not a picture", fix="use an image dataset")
     try:

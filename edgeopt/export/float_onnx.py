@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edgeopt.errors import LoweringError
+from edgeopt.errors import REPORT, LoweringError
 from edgeopt.export.folding import CLEAN, FOLD_BATCHNORM, FOLD_PADS, GLOBAL_AVERAGE_POOL, NAME_LAYERS
 from edgeopt.export.passes import run_passes
 
@@ -60,7 +60,10 @@ def to_ir(model: nn.Module, input_shape: tuple[int, int, int]) -> ir.Model:
                 fix="the whole reason is above; most often the forward method branches on values",
             ) from error
     if program is None:
-        raise LoweringError(f"{type(model).__name__} cannot be exported to ONNX: the exporter returned nothing")
+        raise LoweringError(
+            f"{type(model).__name__} cannot be exported to ONNX: the exporter returned nothing",
+            fix=f"use torch 2.8 or later; if it is, {REPORT}",
+        )
     graph: Any = program.model
     if not isinstance(graph, ir.Model):
         raise LoweringError("torch's ONNX exporter returned an unknown type", fix="use torch 2.8 or later")

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.errors import LoweringError
+from edgeopt.errors import REPORT, LoweringError
 
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_UNKNOWN_GRAPH = f"this edgeopt does not know such a graph: name the model, and {REPORT}"
 
 
 def _holds(model: ir.Model) -> str | None:
@@ -36,10 +37,10 @@ def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> None:
     for graph_pass in passes:
         after = f"after {', '.join(done)}" if done else "at the start"
         if problem := graph_pass.requires(model):
-            raise LoweringError(f"pass {graph_pass.name} cannot run {after}: {problem}")
+            raise LoweringError(f"pass {graph_pass.name} cannot run {after}: {problem}", fix=_UNKNOWN_GRAPH)
         graph_pass.call(model)
         if problem := graph_pass.ensures(model):
-            raise LoweringError(f"pass {graph_pass.name} ({after}) did not do its work: {problem}")
+            raise LoweringError(f"pass {graph_pass.name} ({after}) did not do its work: {problem}", fix=_UNKNOWN_GRAPH)
         done.append(graph_pass.name)
 
 
@@ -65,7 +66,10 @@ def known(value: ir.Value | None) -> NDArray[Any]:
     """Like ``constant`` for a value that must be known; raises LoweringError otherwise."""
     array = constant(value)
     if array is None:
-        raise LoweringError(f"{value.name if value is not None else 'a missing input'} is not a constant")
+        raise LoweringError(
+            f"{value.name if value is not None else 'a missing input'} is not a constant",
+            fix="keep weights and BatchNorm's statistics as parameters and buffers, not computed in forward",
+        )
     return array
 
 

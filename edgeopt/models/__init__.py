@@ -199,7 +199,10 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"{key} of this model is not a tensor and cannot be saved")
+            raise ModelError(
+                f"{key} of this model is not a tensor and cannot be saved",
+                fix="make it a buffer, or let get_extra_state return a tensor",
+            )
         tensor = value.detach().cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
         state[key] = tensor.clone() if address in seen else tensor

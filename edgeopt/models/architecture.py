@@ -23,6 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]{0,200}:[A-Za-z_][\w.]{0,200}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_.]{1,300}")
 _TEXT = re.compile(r"[A-Za-z0-9_.+\-]{0,64}")
+_DAMAGED = "get the file again from where the model was made, or make the variant again with --force"
 #: Arguments of timm and torchvision that read files or the network: never taken from a file or a recipe.
 _LOADING = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights",
@@ -78,11 +79,19 @@ class Architecture(BaseModel):
         pattern = _ATTRIBUTE if self.source == "attr" else _NAME
         if not pattern.fullmatch(self.name):
             kind = {"attr": "module:attr"}.get(self.source, self.source)
-            raise ModelError(f"{self.name[:100]!r} is not the name of a model ({kind})")
+            raise ModelError(
+                f"{self.name[:100]!r} is not the name of a model ({kind})",
+                fix="give a name of timm, torchvision:NAME or module:attr; `edgeopt models` lists some",
+            )
         if "num_classes" not in self.arguments:
-            raise ModelError("architecture: arguments lack num_classes")
+            raise ModelError(
+                "architecture: arguments lack num_classes", fix='add the number of classes: {"num_classes": 10}'
+            )
         if self.quantizers is not None and self.scheme is None:
-            raise ModelError("architecture: quantizers are given without their scheme")
+            raise ModelError(
+                "architecture: quantizers are given without their scheme",
+                fix=f"add the scheme they were made for, one of {', '.join(SCHEMES)}",
+            )
 
     @property
     def num_classes(self) -> int:
@@ -105,7 +114,10 @@ class Architecture(BaseModel):
     def resized(self, image_size: int) -> Architecture:
         """This architecture for square pictures of ``image_size`` pixels; refused where weights depend on the size."""
         if {"img_size", "image_size"} & set(self.arguments):
-            raise ModelError(f"{self.full_name} is made for one picture size and cannot take {image_size} px")
+            raise ModelError(
+                f"{self.full_name} is made for one picture size and cannot take {image_size} px",
+                fix=f"make it for that size: edgeopt finetune DATA --image-size {image_size}",
+            )
         return self._with(input_size=(self.input_size[0], image_size, image_size))
 
     def _with(self, **changes: Any) -> Architecture:
@@ -124,23 +136,27 @@ class Architecture(BaseModel):
         """The architecture in ``path``; raises ModelError, in one line, when it is missing or not valid."""
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:
-                raise ModelError(f"{path} is larger than an architecture can be")
+                raise ModelError(f"{path} is larger than an architecture can be", fix=_DAMAGED)
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"cannot read {path}: {_one_line(error)}") from None
-        return parse(values, where=str(path))
+            raise ModelError(f"cannot read {path}: {_one_line(error)}", fix=_DAMAGED) from None
+        return parse(values, where=str(path), fix=_DAMAGED)
 
 
-def parse(values: Any, *, where: str) -> Architecture:
-    """``values`` as an Architecture; raises ModelError, in one line that starts with ``where``."""
+def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
+    """``values`` as an Architecture; raises ModelError, in one line from ``where`` on, with ``fix`` where given."""
     try:
         return Architecture.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"][:3])
-        raise ModelError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}"[:300]) from None
+        raise ModelError(
+            f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}"[:300],
+            fix=fix or "correct model.name, model.arguments or data.image_size in the recipe, or the arguments passed",
+        ) from None
     except ModelError as error:
-        raise ModelError(f"{where}: {error.message.removeprefix('architecture: ')}"[:300]) from None
+        message = f"{where}: {error.message.removeprefix('architecture: ')}"[:300]
+        raise ModelError(message, fix=fix or error.fix) from None
 
 
 def _check_cut(cut: Any) -> None:

@@ -116,7 +116,12 @@ def build(architecture: Architecture) -> nn.Module:
             model = _import_attribute(architecture.name)(**arguments)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, AssertionError, MemoryError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelError(f"{architecture.full_name} cannot be built with {arguments}: {line}") from error
+        raise ModelError(
+            f"{architecture.full_name} cannot be built with {arguments}: {line}",
+            fix="correct its code, or model.arguments in the recipe: it is called with both num_classes and these"
+            if architecture.source == "attr"
+            else "correct --image-size, or model.arguments in the recipe: they go to its constructor",
+        ) from error
     if architecture.source == "attr":
         _require_classifier(model, architecture)
     assert isinstance(model, nn.Module)
@@ -131,19 +136,28 @@ def _import_attribute(reference: str) -> Any:
     try:
         value: Any = import_module(module_name)
     except ImportError as error:
-        raise ModelError(f"cannot import {module_name} for model {reference}: {error}") from error
+        raise ModelError(
+            f"cannot import {module_name} for model {reference}: {error}",
+            fix=f"start edgeopt in the folder that holds {module_name}, or install it and what it imports",
+        ) from error
     finally:
         sys.path.remove(here)
     for part in attribute.split("."):
         value = getattr(value, part, None)
     if not callable(value):
-        raise ModelError(f"{reference} is not a callable that returns a model")
+        raise ModelError(
+            f"{reference} is not a callable that returns a model",
+            fix=f"name a class or function of {module_name} that takes num_classes: {module_name}:NAME",
+        )
     return value
 
 
 def _require_classifier(model: Any, architecture: Architecture) -> None:
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{architecture.name} returned {type(model).__name__}, not a torch module")
+        raise ModelError(
+            f"{architecture.name} returned {type(model).__name__}, not a torch module",
+            fix="return a torch.nn.Module that turns pictures (N, C, H, W) into logits (N, classes)",
+        )
     was_training = model.training
     with torch.no_grad():
         logits = model.eval()(torch.zeros(1, *architecture.input_size))
@@ -193,7 +207,9 @@ def timm_cfg(name: str) -> dict[str, Any]:
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise ModelError(f"{name}: {error}") from None
+        raise ModelError(
+            f"{name}: {error}", fix=f'leave the tag out, or use one of timm.list_pretrained("{name.split(".")[0]}*")'
+        ) from None
     return dict(cfg.to_dict()) if cfg is not None else {}
 
 

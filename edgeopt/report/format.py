@@ -31,8 +31,10 @@ def points_range(pair: tuple[float, float] | None, digits: int = 2) -> str:
     return "" if pair is None else f"{points(pair[1], digits)} to {points(pair[0], digits)}"
 
 
-def significant(value: float, digits: int = 3) -> str:
+def significant(value: float | None, digits: int = 3) -> str:
     """``value`` with so many significant digits and never an exponent."""
+    if value is None:
+        return DASH
     if value == 0:
         return "0"
     decimals = max(0, digits - 1 - floor(log10(abs(value))))

@@ -12,6 +12,18 @@ Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A wrong answer with its picture; ``picture`` and ``evidence`` (Grad-CAM over it) are data URIs, or empty."""
+
+    path: str
+    truth: str
+    answer: str
+    probability: float
+    picture: str = ""
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
 class EngineRow:
     """One engine, as in ``report.json``. What was not measured is None, never estimated.
 
@@ -43,6 +55,13 @@ class EngineRow:
     gained: int | None = None
     mcnemar_p: float | None = None
     agreement: float | None = None
+    auc: float | None = None  # area under ROC, one class against the rest, mean of the classes
+    temperature: float | None = None
+    ece: float | None = None  # expected calibration error with the temperature, and without
+    ece_raw: float | None = None
+    bins: tuple[tuple[int, float, float], ...] = ()  # reliability: pictures, mean confidence, share right
+    roc: Mapping[str, Any] = field(default_factory=dict)
+    mistakes: tuple[Mistake, ...] = ()
     p50_ms: float | None = None
     p50_ci_ms: Pair | None = None
     p90_ms: float | None = None
@@ -75,6 +94,7 @@ class EngineRow:
     other_load_cores: float | None = None
     fits_target: bool | None = None  # measured on the device its target describes
     elsewhere: bool = False  # only its device can run it: it is not here, or not for this machine
+    comparable: bool = True  # it goes back to the original of this report, not to another trained model of the run
     reason: str = ""  # why there is no engine, or it was not measured
     device_command: str = ""  # what to type on the device instead
     flags: tuple[str, ...] = ()  # what a reader must not miss
@@ -105,7 +125,7 @@ class EngineRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row of ``report.json``."""
-        left_out = {"profile_budget", "build_command"}
+        left_out = {"profile_budget", "build_command", "bins", "roc", "mistakes"}  # accuracy.json has the latter three
         if len(self.confusion) > 100:  # millions of zeros; accuracy.json has every answer
             left_out.add("confusion")
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}

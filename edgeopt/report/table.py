@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgeopt import records
 from edgeopt.config import Budget, validate
 from edgeopt.errors import MissingStageError, RunError
-from edgeopt.files import read_json
 from edgeopt.metrics import confusion_matrix, ratio_interval
+from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.run import Run, now
 
@@ -27,19 +28,18 @@ SIMULATION_GAP_POINTS = 1.0
 def assemble(run_path: Path) -> Report:
     """The report of a run, no budget judged; RunError for damaged records, MissingStageError when there are none."""
     run = Run.open(run_path)
-    try:
-        rows, machines = _rows(run)
-        original, engines = _split(rows, run)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"a record of {run_path} is damaged ({type(error).__name__}: {error})", fix="measure again: edgeopt bench"
-        ) from None
+    rows, machines = _rows(run)
+    original, engines = _split(rows, run)
     if not rows:
         raise MissingStageError(f"{run_path} has no engine to report on", fix="edgeopt build --target onnxruntime")
+    labels = _labels(run)
+    if original is not None:
+        original = replace(original, mistakes=mistakes(run, original, labels))
+    engines = tuple(replace(row, mistakes=mistakes(run, row, labels)) if row.compressed else row for row in engines)
     return Report(
         name=run.name,
         run={"name": run.name, "id": run.info["id"], "created": run.info["created"], "dataset": _dataset(run)},
-        labels=_labels(run),
+        labels=labels,
         original=original,
         engines=engines,
         machines=machines,
@@ -51,7 +51,8 @@ def assemble(run_path: Path) -> Report:
 def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
     """Every engine folder that holds a record, in the order they were built, and the machines that measured."""
     machines: dict[str, Record] = {}
-    built = run.engines()
+    built, damaged = run.engines(), run.damaged_engines()
+    labels = _labels(run)
     measured = {
         "/".join(path.parent.parts[-2:])
         for name in ("latency", "accuracy")
@@ -60,17 +61,25 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
     variants = run.variants()
     rows: list[EngineRow] = []
     failures: dict[str, Any] = {}
-    for key in [*built, *sorted(measured - set(built))]:
+    for key in [*built, *sorted(damaged), *sorted(measured - {*built, *damaged})]:
         folder = run.path / "device" / key
-        build, latency, accuracy = (_optional(folder / f"{name}.json") for name in ("build", "latency", "accuracy"))
+        build = built.get(key, {})
+        latency = _optional(folder / "latency.json", records.LatencyRecord)
+        accuracy = _optional(folder / "accuracy.json", records.AccuracyRecord)
+        if accuracy and labels and len(accuracy["labels"]) != len(labels):
+            raise RunError(
+                f"{folder / 'accuracy.json'} is of {len(accuracy['labels'])} classes, the run has {len(labels)}",
+                fix=records.AccuracyRecord.fix,
+            )
         for record in (accuracy, latency):
             machine = record.get("measured_on")
-            if isinstance(machine, Mapping) and machine.get("machine_id"):
+            if machine and machine.get("machine_id"):
                 machines[str(machine["machine_id"])] = machine
         # What failed left no record of its own: those measured beside it name it.
         failures.update((latency.get("bench") or {}).get("failures") or {})
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
-        rows.append(_row(folder, key, build, latency, accuracy, figures))
+        row = _row(folder, key, build, latency, accuracy, figures)
+        rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
     return [_with_failure(row, failures) for row in rows], machines
 
 
@@ -114,10 +123,23 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
         per_class=_per_class(accuracy.get("per_class") or {}),
         confusion=_confusion(accuracy),
+        **_confidence(accuracy),
         **_timing(latency),
         **_fusion(folder, build),
         **_where(latency or accuracy),
     )
+
+
+def _confidence(accuracy: Record) -> dict[str, Any]:
+    found, raw = accuracy.get("calibration") or {}, accuracy.get("calibration_raw") or {}
+    return {
+        "auc": accuracy.get("auc"),
+        "temperature": accuracy.get("temperature"),
+        "ece": found.get("ece"),
+        "ece_raw": raw.get("ece"),
+        "bins": tuple((one["n"], one["confidence"], one["accuracy"]) for one in found.get("bins") or ()),
+        "roc": accuracy.get("roc") or {},
+    }
 
 
 def _timing(latency: Record) -> dict[str, Any]:
@@ -141,7 +163,7 @@ def _timing(latency: Record) -> dict[str, Any]:
 
 
 def _fusion(folder: Path, build: Record) -> dict[str, Any]:
-    fusion = _optional(folder / "fusion.json") or build.get("fusion") or {}
+    fusion = _optional(folder / "fusion.json", records.FusionRecord) or build.get("fusion") or {}
     names = ("compute_layers", "int8_layers", "int8_share", "int8_share_macs")
     return {
         **{name: fusion.get(name) for name in names},
@@ -191,16 +213,21 @@ def _split(rows: list[EngineRow], run: Run) -> tuple[EngineRow | None, tuple[Eng
     """The original's row and the others'; int8 in torch is no engine, but the ``simulated_top1`` of those it became."""
     torch_rows = {row.variant: row for row in rows if row.target == ORIGINAL_TARGET}
     try:
-        original = torch_rows.get(run.original())
+        name: str | None = run.original()
     except MissingStageError:
-        original = None
+        name = None
+    original = torch_rows.get(name) if name else None
     if original is not None:
         original = replace(original, flags=_flags(original))
     engines = []
     for row in rows:
         if row.target != ORIGINAL_TARGET:
             simulated = torch_rows.get(row.variant) if row.precision == "int8" else None
-            row = replace(row, simulated_top1=simulated.top1 if simulated else None)
+            row = replace(
+                row,
+                simulated_top1=simulated.top1 if simulated else None,
+                comparable=name is None or run.root_of(row.variant) == name,
+            )
             engines.append(replace(row, flags=_flags(row) + _pruning_flags(row, rows)))
     return original, tuple(engines)
 
@@ -208,6 +235,8 @@ def _split(rows: list[EngineRow], run: Run) -> tuple[EngineRow | None, tuple[Eng
 def _flags(row: EngineRow) -> tuple[str, ...]:
     """What must be said beside the numbers."""
     flags = []
+    if not row.comparable:
+        flags.append("of another trained model than the original of this table")
     if row.stable is False:
         busy = row.other_load_cores is not None and row.other_load_cores > 0.25
         flags.append("the machine was busy with other work" if busy else "the timing did not settle")
@@ -231,7 +260,7 @@ def _flags(row: EngineRow) -> tuple[str, ...]:
 
 def _dataset(run: Run) -> dict[str, Any]:
     """Pictures, classes and splits, from ``split.json``; the device may have no copy of it."""
-    record = _optional(run.data / "split.json")
+    record = _optional(run.data / "split.json", records.SplitRecord)
     splits: dict[str, int] = {}
     for item in record.get("items") or ():
         splits[str(item[3])] = splits.get(str(item[3]), 0) + 1
@@ -246,7 +275,7 @@ def _dataset(run: Run) -> dict[str, Any]:
 
 def _labels(run: Run) -> tuple[str, ...]:
     path = run.data / "labels.txt"
-    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+    return records.read_labels(path) if path.is_file() else ()
 
 
 def _commands(run: Run) -> tuple[str, ...]:
@@ -264,14 +293,14 @@ def _size(folder: Path, build: Record) -> int | None:
     if engine is None:
         return None
     run_path = folder.parent.parent.parent
-    stem = Path(str(engine)).stem
-    paths = [run_path / str(one["path"]) for name, one in build["outputs"].items() if Path(name).stem == stem]
+    stem = Path(engine).stem
+    paths = [run_path / one["path"] for name, one in build["outputs"].items() if Path(name).stem == stem]
     sizes = [path.stat().st_size for path in paths if path.is_file()]
     return sum(sizes) if sizes else None
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _optional(path: Path, kind: type[records.Record] | type[records.FusionRecord]) -> dict[str, Any]:
+    return records.read(kind, path) if path.is_file() else {}
 
 
 def _pair(value: Any) -> Pair | None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt import environment
+from edgeopt import environment, records
 from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
 from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.bench.result import BenchResult
 from edgeopt.config import SessionOptions, Target, load_target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import MissingStageError
+from edgeopt.errors import EdgeoptError, MissingStageError
 from edgeopt.evaluate import evaluate as evaluate_session
-from edgeopt.files import read_json
 from edgeopt.run import Run, stage_key
 from edgeopt.sets import PictureSet, open_set
 from edgeopt.stages.build import target_folder
-from edgeopt.stages.engines import Engine, engines, labels, pick_engine, sets_folder, usable_engines
+from edgeopt.stages.engines import Engine, engines, labels, left_out, pick_engine, sets_folder, usable_engines
 
 ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
 
@@ -31,32 +31,50 @@ def bench(
     targets: Sequence[str] = (),
     seconds: float = 20.0,
     threads: int = 0,
+    trust_engine: bool = False,
     console: Console | None = None,
 ) -> BenchResult:
     """Measure the engines of ``targets`` (default: all) and the PyTorch original; writes accuracy and latency records.
 
     ``seconds`` is for the timing of all engines together; accuracy comes on top and is kept while an engine is
-    unchanged. Raises MissingStageError when nothing was built for this machine.
+    unchanged. ``trust_engine`` measures engines that were built on another machine as well. Raises MissingStageError
+    when nothing was built for this machine.
     """
     console = console or Silent()
     with run.lock():
         _list_pytorch(run)
-        chosen = _chosen(run, targets)
+        chosen = _chosen(run, targets, trust_engine)
         # Engines of another device (TensorRT without a GPU) are named below; the original is still worth measuring.
         if not chosen or not any(engine.record["backend"] != "pytorch" for engine in engines(run).values()):
             raise MissingStageError(
                 f"{run.path} has no engine that runs on this machine", fix="edgeopt build --target onnxruntime"
             )
-        _say_left_out(run, console)
+        for key, reason in left_out(run, trust_engine=trust_engine).items():
+            console.say(f"not measured here: {key} ({reason})")
         original = _original_key(run)
         chosen.sort(key=lambda engine: engine.key != original)
-        for engine in chosen:
-            _accuracy(engine, console)
+        chosen = _judged(chosen, console)
         timed = [engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == original]
         return _latency(run, timed, seconds, threads, console)
 
 
-def _chosen(run: Run, targets: Sequence[str]) -> list[Engine]:
+def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
+    """Those of ``chosen`` that can be measured, their accuracy known; the others are named. Raises when all fail."""
+    failures: dict[str, EdgeoptError] = {}
+    for engine in chosen:
+        try:
+            _accuracy(engine, console)
+            for checked in (engine.path, _pictures(engine)):  # what timing opens, in processes of its own
+                assert checked.exists()
+        except EdgeoptError as error:
+            failures[engine.key] = error
+            console.say(f"not measured here: {engine.key} ({error.message})")
+    if len(failures) == len(chosen):
+        raise next(iter(failures.values()))
+    return [engine for engine in chosen if engine.key not in failures]
+
+
+def _chosen(run: Run, targets: Sequence[str], trust_engine: bool) -> list[Engine]:
     """The engines to measure: those of ``targets`` that run here and come from the run's original."""
     names = {load_target(target).name for target in targets}
     built = {str(engine.record["target"]) for engine in engines(run).values()}
@@ -65,19 +83,28 @@ def _chosen(run: Run, targets: Sequence[str]) -> list[Engine]:
     original = run.original()
     return [
         engine
-        for engine in usable_engines(run).values()
+        for engine in usable_engines(run, trust_engine=trust_engine).values()
         # Another trained model's engines would be compared with a model they do not come from.
         if run.root_of(engine.variant) == original
         and (not names or engine.record["target"] in names or engine.record["backend"] == "pytorch")
     ]
 
 
-def evaluate(run: Run, key: str | None = None, *, console: Console | None = None) -> dict[str, Any]:
-    """Accuracy of one engine (default: the int8 one built last) on the test set, written beside the engine."""
+def evaluate(
+    run: Run, key: str | None = None, *, trust_engine: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Accuracy of one engine (default: the int8 one built last) on the test set, written beside the engine.
+
+    In a run that cannot be written it is only answered. ``trust_engine`` opens an engine that was built on another
+    machine as well.
+    """
     console = console or Silent()
+    if not os.access(run.path, os.W_OK):
+        engine = pick_engine(run, key, trust_engine=trust_engine)
+        return {"engine": engine.key, **_accuracy(engine, console, keep=False)}
     with run.lock():
         _list_pytorch(run)
-        engine = pick_engine(run, key)
+        engine = pick_engine(run, key, trust_engine=trust_engine)
         record = _accuracy(engine, console)
     return {"engine": engine.key, **record}
 
@@ -101,12 +128,12 @@ def _list_pytorch(run: Run) -> None:
         if record.get("parent") is not None and record.get("scheme") is None:
             continue  # a pruned float model is a step on the way, not a result
         key = stage_key(
-            inputs={"model": record["outputs"]["model"]["sha256"], "machine": environment.machine_id()},
+            inputs={"model": run.stated(record, "model")[1], "machine": environment.machine_id()},
             config={},
             version=1,
         )
         folder = target_folder(run, ORIGINAL_TARGET.name)
-        stage = run.stage(folder, name, record="build.json", key=key)
+        stage = run.stage(folder, name, record="build.json", key=key, outdated=lambda _: True)
         if not stage.done:
             stage.commit(
                 outputs={"model.safetensors": run.output(record, "model")},
@@ -126,13 +153,6 @@ def _list_pytorch(run: Run) -> None:
             )
 
 
-def _say_left_out(run: Run, console: Console) -> None:
-    for engine in engines(run).values():
-        reason = engine.unusable()
-        if reason:
-            console.say(f"not measured here: {engine.key} ({reason})")
-
-
 def test_set(engine: Engine) -> PictureSet:
     """The prepared test pictures in the engine's preprocessing, made from the dataset where the host half is."""
     folder = sets_folder(engine.run, engine.preprocess)
@@ -143,17 +163,17 @@ def test_set(engine: Engine) -> PictureSet:
     return open_set(folder, "test")
 
 
-def _accuracy(engine: Engine, console: Console) -> dict[str, Any]:
+def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[str, Any]:
     """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now."""
     path = engine.folder / "accuracy.json"
     original_key = _original_key(engine.run)
     original = engine.run.path / "device" / original_key / "accuracy.json"
     baseline = original_key if original.is_file() and engine.key != original_key else None
     if path.is_file():
-        record = read_json(path)
+        record = records.read(records.AccuracyRecord, path)
         if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline:
             return record
-    reference = read_json(original) if baseline else None
+    reference = records.read(records.AccuracyRecord, original) if baseline else None
     pictures = test_set(engine)
     with console.task(f"accuracy of {engine.key}") as progress, engine.open() as session:
         answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
@@ -164,13 +184,31 @@ def _accuracy(engine: Engine, console: Console) -> dict[str, Any]:
         key=engine.key,
         baseline=baseline,
         baseline_predictions=reference["predictions"] if reference else None,
+        temperature=engine.temperature,
     )
     record["build_key"] = engine.record["key"]
-    write_accuracy(engine.folder, record)
+    if keep:
+        write_accuracy(engine.folder, record)
+        if engine.record["backend"] == "pytorch":  # its gradients say where a mistake was seen
+            from edgeopt.stages.explain import explain
+
+            explain(engine, record, pictures)
     return record
 
 
+def _threads(timed: Sequence[Engine], console: Console) -> int:
+    """Threads for all alike, so that ratios compare: what the targets state where they agree, else every core (0)."""
+    stated = {engine.target.session.threads for engine in timed if engine.target.session.threads}
+    if len(stated) > 1:
+        console.say(
+            f"targets state {', '.join(map(str, sorted(stated)))} threads; all are timed with every core "
+            "(--threads N or --target NAME to choose)"
+        )
+    return min(stated.pop(), environment.usable_cores()) if len(stated) == 1 else 0
+
+
 def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, console: Console) -> BenchResult:
+    threads = threads or _threads(timed, console)
     specs = [
         EngineSpec(
             key=engine.key,
@@ -205,4 +243,7 @@ def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, co
 
 
 def _pictures(engine: Engine) -> Path:
-    return sets_folder(engine.run, engine.preprocess)
+    """The folder of the engine's test set, its hashes checked; the processes that time do not check them again."""
+    folder = sets_folder(engine.run, engine.preprocess)
+    open_set(folder, "test")
+    return folder

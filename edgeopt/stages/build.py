@@ -15,7 +15,7 @@ from edgeopt.backends.base import Backend, BuildRequest, BuildResult
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingStageError, ParityError
-from edgeopt.files import write_json
+from edgeopt.files import read_npy, write_json
 from edgeopt.metrics import Parity, float_parity, int8_parity
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
@@ -81,6 +81,9 @@ def build(
     profile = load_target(target)
     backend: Backend = load_backend(profile.backend)
     backend.require(to_build=True)
+    for name, record in run.variants().items():
+        if run.outdated(record) and name not in variants:
+            console.say(f"left out: {name}, whose parent was made again since; the same compress makes it again")
     planned = plan(run, profile, backend, variants)
     ensure_exports(run, {item.variant for item in planned}, console)
     built = []
@@ -94,14 +97,20 @@ def build(
 def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = ()) -> list[Planned]:
     """The engines ``target`` wants: float ones in the backend's float precisions, then the int8 variants that fit.
 
-    The float ones are the original, those named in ``variants`` and, in a run without int8, the pruned ones.
+    The float ones are the original, those named in ``variants`` and, in a run without int8, the pruned ones. Variants
+    whose parent was made again since are left out unless named.
     """
-    known = run.variants()
     for name in variants:
         run.variant(name)
-    tree = {name: record for name, record in known.items() if run.root_of(name) == run.original() or name in variants}
+    known = run.variants()
+    original = run.original()
+    tree = {
+        name: record
+        for name, record in known.items()
+        if name in variants or (run.root_of(name) == original and not run.outdated(record))
+    }
     quantized = [name for name, record in tree.items() if record.get("scheme")]
-    floats = [run.original(), *(name for name in variants if not known[name].get("scheme"))]
+    floats = [original, *(name for name in variants if not known[name].get("scheme"))]
     if not quantized and not variants:
         floats += [name for name, record in tree.items() if record.get("parent")]
     precisions = backend.float_baselines() if target.precision == "int8" else (target.precision,)
@@ -172,12 +181,16 @@ def ensure_exports(run: Run, variants: set[str], console: Console) -> None:
 
 
 def target_folder(run: Run, target: str) -> str:
-    """``device/<target>``, or ``device/<target>@<machine>`` when another machine already keeps its engines there."""
+    """``device/<target>`` on the machine that made the run, ``device/<target>@<machine>`` on any other.
+
+    So what a host and several devices make of copies of one run can be copied together again, and nothing is
+    overwritten; a device goes on in a folder without ``@`` whose engines it built itself.
+    """
     here = environment.machine_id()
-    for record in run.engines().values():
-        if record.get("target") == target and record.get("target_folder") == target and record.get("machine") != here:
-            return f"device/{target}@{here}"
-    return f"device/{target}"
+    others = [record for record in run.engines().values() if record.get("target_folder") == target]
+    own = all(record.get("machine") == here for record in others)
+    made_here = run.info.get("host") == environment.host_id()
+    return f"device/{target}" if own and (made_here or others) else f"device/{target}@{here}"
 
 
 def source_onnx(run: Run, backend: Backend, variant: str, precision: str) -> tuple[Path, dict[str, Any]]:
@@ -195,10 +208,14 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **asdict(item)},
         version=VERSION,
     )
-    stage = run.stage(folder, item.name, record="build.json", key=key, force=force)
+
+    def outdated(record: Mapping[str, Any]) -> bool:
+        return record.get("onnx_sha256") != _stated_hash(export, onnx, run) or record.get("version") != VERSION
+
+    stage = run.stage(folder, item.name, record="build.json", key=key, force=force, outdated=outdated)
     if stage.done:
-        return Built(target.name, item.name, stage.record(), skipped=True)
-    spec = PreprocessSpec.read(run.path / "host" / item.variant / "preprocess.json")
+        return Built(target.name, item.name, stage.skipped(console), skipped=True)
+    spec = PreprocessSpec.read(run.output(run.variant(item.variant), "preprocess"))
     request = BuildRequest(
         onnx=onnx,
         folder=stage.folder,
@@ -215,7 +232,8 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
 
 
 def _stated_hash(export: dict[str, Any], onnx: Path, run: Run) -> str:
-    return next(str(entry["sha256"]) for entry in export["outputs"].values() if entry["path"] == run.relative(onnx))
+    stated = [run.stated(export, name) for name in export["outputs"]]
+    return next(digest for path, digest in stated if path == onnx)
 
 
 def _parity(
@@ -231,7 +249,7 @@ def _parity(
     """The engine's answers on calibration pictures against the trained model's; None when there is no engine here."""
     if result.engine is None or not result.runs_here:
         return None
-    reference = np.load(run.output(export, "logits"), allow_pickle=False)
+    reference = read_npy(run.output(export, "logits"), "<f4")
     calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
     answers: list[Any] = []
     with backend.open(folder / result.engine, target, precision=item.precision) as session:
@@ -260,6 +278,7 @@ def _commit(
     return stage.commit(
         outputs={path.relative_to(stage.folder).as_posix(): path for path in kept},
         stage="build",
+        version=VERSION,
         target=target.name,
         target_folder=stage.folder.parent.name,
         profile=target.model_dump(mode="json", by_alias=True),
@@ -276,7 +295,7 @@ def _commit(
         fits_this_machine=environment.matches(target.match),
         onnx_sha256=_stated_hash(export, source_onnx(stage.run, backend, item.variant, item.precision)[0], stage.run),
         fusion=result.fusion.to_json() if result.fusion else None,
-        parity=asdict(parity) if parity else None,
+        parity=parity.to_json() if parity else None,
         details=dict(result.details),
     )
 

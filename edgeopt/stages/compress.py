@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeopt import environment
 from edgeopt.compress.prune import prune
 from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantizers
-from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target
+from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target, origins
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec
@@ -36,6 +36,7 @@ class _Job:
     workspace: Workspace
     config: CompressConfig
     teacher: Variant
+    targets: tuple[str, ...]
     round_to: int
     force: bool
     console: Console
@@ -70,7 +71,7 @@ def compress(
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)
-    job = _Job(workspace, config, teacher, round_to, force, console)
+    job = _Job(workspace, config, teacher, tuple(targets), round_to, force, console)
     with run.lock():
         made = []
         source = teacher
@@ -97,6 +98,12 @@ def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SCHEMES if name in wanted)
 
 
+def _origin_of_schemes(job: _Job) -> str:
+    if job.config.schemes:
+        return origins(job.config, {"schemes": None})["schemes"]
+    return "target" if job.targets else "this machine's CPU, and TensorRT"
+
+
 def _pruned(job: _Job, fraction: float) -> Variant:
     inputs = _inputs(job, job.teacher)
     config = {
@@ -106,10 +113,16 @@ def _pruned(job: _Job, fraction: float) -> Variant:
     }
     name = f"{job.teacher.name}-prune{round(fraction * 100):02d}"
     stage = job.run.stage(
-        "host", name, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=job.force
+        "host",
+        name,
+        record="stage.json",
+        key=stage_key(inputs=inputs, config=config, version=VERSION),
+        force=job.force,
+        resumes=True,
+        outdated=job.run.outdated,
     )
     if stage.done:
-        return Variant(job.run, stage.name, stage.record(), skipped=True)
+        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = job.teacher.preprocess
     teacher = job.teacher.load()
     plan = TrainingPlan.for_recovery(job.config, **_recipe(job))
@@ -135,6 +148,7 @@ def _pruned(job: _Job, fraction: float) -> Variant:
         parent=job.teacher.name,
         stage_name="prune",
         config=config,
+        origin={**origins(job.config, config), "round_to": "target" if job.targets else "default"},
         inputs=inputs,
         metrics=metrics,
         pruning={
@@ -169,10 +183,16 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
     suffix = source.name.removeprefix(job.teacher.name)
     name = f"int8-{scheme}{job.teacher.name.removeprefix('float')}{suffix}"
     stage = job.run.stage(
-        "host", name, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=job.force
+        "host",
+        name,
+        record="stage.json",
+        key=stage_key(inputs=inputs, config=config, version=VERSION),
+        force=job.force,
+        resumes=True,
+        outdated=job.run.outdated,
     )
     if stage.done:
-        return Variant(job.run, stage.name, stage.record(), skipped=True)
+        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = source.preprocess
     start = remove_quantizers(trained.load()) if trained else source.load()
     model = _calibrated(job, start, scheme, recipe, spec)
@@ -190,6 +210,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
         parent=source.name,
         stage_name="quantize",
         config=config,
+        origin={**origins(job.config, config), "scheme": _origin_of_schemes(job)},
         inputs=inputs,
         metrics={**metrics, "ptq_val_top1": ptq["val_top1"], "ptq_val_loss": ptq["val_loss"]},
         calibration=recipe.model_dump(mode="json", by_alias=True),
@@ -211,7 +232,8 @@ def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRec
 def _recipe(job: _Job) -> dict[str, Any]:
     """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
     train = dict(job.teacher.record.get("config", {}).get("train") or {})
-    return {name: train[name] for name in ("augment", "flip", "batch_size", "seed", "precision") if name in train}
+    names = ("augment", "flip", "batch_size", "seed", "precision", "memory_format")
+    return {name: train[name] for name in names if name in train}
 
 
 def _inputs(job: _Job, source: Variant) -> dict[str, str]:

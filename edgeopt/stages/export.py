@@ -59,14 +59,21 @@ def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Co
         config={},
         version=VERSION,
     )
-    stage = workspace.run.stage(f"host/{variant.name}", "export", record="parity.json", key=key, force=force)
+    stage = workspace.run.stage(
+        f"host/{variant.name}",
+        "export",
+        record="parity.json",
+        key=key,
+        force=force,
+        outdated=lambda _: True,  # a variant has one export: of its own weights, in this version's format
+    )
     spec = variant.preprocess
     for name in ("val", "test"):
         workspace.prepared(name, spec)
     recipe = CalibrationRecipe.model_validate(variant.record.get("calibration", {"schema": 1}))
     calibration = workspace.calibration(recipe, spec)
     if stage.done:
-        return stage.record()
+        return stage.skipped(console)
     with console.task(f"exporting {variant.name}"):
         return _write(stage, variant, spec, calibration, calibration_name(recipe))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from edgeopt import models
-from edgeopt.config import DataConfig, ModelConfig, TrainConfig
+from edgeopt.config import DataConfig, ModelConfig, TrainConfig, origins
 from edgeopt.console import Console, Silent
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
@@ -50,11 +52,10 @@ def finetune(
         "train": train.model_dump(),
     }
     with opened.run.lock():
-        stage = opened.run.stage(
-            "host", NAME, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=force
-        )
+        key = stage_key(inputs=inputs, config=config, version=VERSION)
+        stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force, resumes=True)
         if stage.done:
-            return Variant(opened.run, stage.name, stage.record(), skipped=True)
+            return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
         created = _create(opened.dataset, data, model)
         _say_weights(created, console)
         spec = _spec(created, data)
@@ -69,6 +70,7 @@ def finetune(
             parent=None,
             stage_name="finetune",
             config=config,
+            origin=_origins(config, data=data, model=model, train=train),
             inputs=inputs,
             metrics=result,
             weights_origin=created.weights_origin,
@@ -96,11 +98,10 @@ def adopt(
     inputs = _inputs(opened.run, model)
     config = {"data": data.model_dump(exclude={"path"}), "model": model.model_dump(exclude={"weights"})}
     with opened.run.lock():
-        stage = opened.run.stage(
-            "host", NAME, record="stage.json", key=stage_key(inputs=inputs, config=config, version=VERSION), force=force
-        )
+        key = stage_key(inputs=inputs, config=config, version=VERSION)
+        stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force)
         if stage.done:
-            return Variant(opened.run, stage.name, stage.record(), skipped=True)
+            return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
         adopted = models.adopt(
             model.name,
             Path(model.weights),
@@ -119,10 +120,15 @@ def adopt(
             parent=None,
             stage_name="adopt",
             config=config,
+            origin=_origins(config, data=data, model=model),
             inputs=inputs,
             metrics=metrics,
             weights_origin=adopted.weights_origin,
         )
+
+
+def _origins(config: dict[str, dict[str, Any]], **tables: BaseModel) -> dict[str, dict[str, str]]:
+    return {name: origins(table, config[name]) for name, table in tables.items()}
 
 
 def _data_config(data: DataConfig | str | Path) -> DataConfig:
@@ -138,9 +144,11 @@ def _start(data: DataConfig, run: Path | None, console: Console) -> Workspace:
     opened = Run.create(
         path, data_root=dataset.root, data=data.model_dump(mode="json"), fingerprint=dataset.fingerprint
     )
-    if not (opened.data / "split.json").is_file():
-        with opened.lock():
+    with opened.lock():
+        if not (opened.data / "split.json").is_file():
             dataset.write(opened.data)
+        elif _issues(Dataset.read(opened.data)) != _issues(dataset):  # the pictures are the same, what is beside is not
+            dataset.write_issues(opened.data)
     console.say(f"run: {opened.path}")
     return open_workspace(opened, data=dataset.root, console=console)
 
@@ -151,7 +159,9 @@ def _default_path(source: str, fingerprint: str) -> Path:
     name = check_name(name.lower() or "run")
     for number in range(1, 1000):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not path.exists() or ((path / "run.json").is_file() and Run.open(path).info["fingerprint"] == fingerprint):
+        if Run.is_free(path):
+            return path
+        if (path / "run.json").is_file() and Run.open(path).info["fingerprint"] == fingerprint:
             return path
     raise RunError(f"there are too many runs called {name}", fix="give --run FOLDER")
 
@@ -195,6 +205,14 @@ def _say_dataset(dataset: Dataset, console: Console) -> None:
     if dataset.set_aside:
         path, reason = dataset.set_aside[0]
         console.say(f"set aside: {len(dataset.set_aside)} files (first: {path}: {reason}); all are in data/issues.json")
+    if others := dict(dataset.ignored).get("not a picture"):
+        console.say(f"passed over: {others} files whose names are not of pictures")
+    for note in dataset.notes:
+        console.say(f"note: {note}")
+
+
+def _issues(dataset: Dataset) -> tuple[object, ...]:
+    return dataset.set_aside, dataset.ignored, dataset.notes
 
 
 def _say_weights(created: Created, console: Console) -> None:

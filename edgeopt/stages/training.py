@@ -8,15 +8,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized, quantizer_parameters
 from edgeopt.config import CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
+from edgeopt.metrics import top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
-from edgeopt.train.evaluate_torch import evaluator
+from edgeopt.train.evaluate_torch import evaluator, logits
 from edgeopt.train.loop import LoopConfig, TrainResult, train
 from edgeopt.train.objectives import CrossEntropy, Distillation, Objective
 
@@ -53,6 +56,7 @@ class TrainingPlan:
             clip_grad=config.clip_grad,
             seed=config.seed,
             precision=config.precision,
+            memory_format=config.memory_format,
         )
         return cls(
             "fine-tuning",
@@ -92,13 +96,15 @@ class TrainingPlan:
         *,
         seed: int | None = None,
         precision: Literal["auto", "fp32", "bf16"] | None = None,
+        memory_format: Literal["auto", "channels_last", "contiguous"] | None = None,
         **batches: Any,
     ) -> TrainingPlan:
-        """This plan with ``augment``, ``flip``, ``batch_size``, seed and precision of another training."""
+        """This plan with ``augment``, ``flip``, ``batch_size``, seed and way of computing of another training."""
         loop = replace(
             self.loop,
             seed=self.loop.seed if seed is None else seed,
-            precision=self.loop.precision if precision is None else precision,
+            precision=precision or self.loop.precision,
+            memory_format=memory_format or self.loop.memory_format,
         )
         return replace(self, loop=loop, **batches)
 
@@ -163,7 +169,7 @@ def fit(
     with console.task(plan.title) as progress:
         result = train(
             model,
-            batches=lambda epoch: islice(loader(epoch), steps),
+            batches=lambda epoch, first: islice(loader(epoch, first), steps - first),
             steps_per_epoch=steps,
             evaluate=validate,
             objective=objective,
@@ -189,6 +195,11 @@ def _figures(result: TrainResult) -> dict[str, Any]:
 
 
 def evaluate_val(model: nn.Module, workspace: Workspace, spec: PreprocessSpec) -> dict[str, Any]:
-    """``{"val_top1", "val_loss"}`` of ``model``: a share 0-1 and the mean cross-entropy."""
-    values = evaluator(workspace.prepared("val", spec), spec)(model)
-    return {"val_top1": values["top1"], "val_loss": values["loss"]}
+    """Figures of ``model`` on val: ``val_top1`` (0-1), ``val_loss`` (mean cross-entropy), and its ``temperature``."""
+    pictures = workspace.prepared("val", spec)
+    answers, labels = logits(model, pictures, spec), np.array(pictures.labels, np.int64)
+    return {
+        "val_top1": top_k_accuracy(answers, labels),
+        "val_loss": calibration(answers, labels).nll,
+        "temperature": fit_temperature(answers, labels),
+    }

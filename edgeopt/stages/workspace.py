@@ -43,7 +43,7 @@ class Workspace:
         if recipe.count < len(self.dataset.classes):
             recipe = recipe.model_copy(update={"count": len(self.dataset.classes)})
             self.console.say(f"calibration: {recipe.count} pictures, so that every class has one")
-        items = draw_calibration(self.dataset, recipe)
+        items = draw_calibration(self.dataset, recipe, max_pixels=self.data.max_pixels)
         if len(items) < recipe.count:
             self.console.say(f"calibration: train has {len(items)} pictures, fewer than the {recipe.count} asked for")
         return self._set(name, items, spec)

@@ -26,6 +26,7 @@ class LoopConfig:
     clip_grad: float = 1.0
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     keep_initial: bool = False
     checkpoint_seconds: float = 30.0
 

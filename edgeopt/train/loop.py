@@ -18,6 +18,7 @@ from edgeopt.errors import TrainingError
 from edgeopt.train import checkpoint
 from edgeopt.train.allocator import keep_memory
 from edgeopt.train.config import LoopConfig, TrainResult
+from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
@@ -26,7 +27,7 @@ from edgeopt.train.state import Best, State, Store, Tensors
 
 __all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -45,11 +46,13 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
-    ``batches(epoch)`` gives ``steps_per_epoch`` pairs of float32 images (N, 3, height, width) and int64 classes (N,);
-    ``evaluate(model)`` gives at least ``top1`` (0-1) and ``loss`` on val and decides, on averaged weights, which epoch
-    is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
-    same training, that goes on, in fp32 on the same machine to the very same weights. ``progress(done, total)`` counts
-    steps. Raises TrainingError when the loss is not finite or memory runs out.
+    ``batches(epoch, first)`` gives the epoch's pairs of float32 images (N, 3, height, width) and int64 classes (N,)
+    from step ``first`` on, ``steps_per_epoch`` of them from step 0; ``evaluate(model)`` gives at least ``top1`` (0-1)
+    and ``loss`` on val and decides, on averaged weights, which epoch is best. ``folder`` receives ``checkpoints/``,
+    ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the same training, that goes on, in fp32 on the
+    same machine to the very same weights. ``progress(done, total)`` counts steps. Raises TrainingError when the loss is
+    not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM, once the step
+    has ended and was saved.
     """
     keep_memory()
     device, origin = _device(), next(model.parameters()).device
@@ -114,13 +117,12 @@ class _Loop:
             self._prepare()
             if stored is not None:
                 self._restore(stored[1])
-                self.say(f"training goes on after epoch {self.state.epoch} of {self.config.epochs}")
-            saved_at = time.monotonic()
-            while self.state.epoch < self.config.epochs and self.state.idle_epochs < self.config.patience:
-                self._epoch(journal)
-                if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
-                    self.store.save(self.state, self._parts(), finished=False)
-                    saved_at = time.monotonic()
+                self.say(f"training goes on: {self._position()} of {self.config.epochs} epochs are done")
+            self.saved_at = time.monotonic()
+            with interruptible(self.say) as self.interruption:
+                while self.state.epoch < self.config.epochs and self.state.idle_epochs < self.config.patience:
+                    self._epoch(journal)
+                    self._pause()
             self.store.save(self.state, {}, finished=True)
         checkpoint.copy_into(self.model, self.state.best.weights)
         state = self.state
@@ -141,14 +143,14 @@ class _Loop:
         initial = self.evaluate(self.model.eval())
         evaluation_seconds = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
-        choices = candidates(config.precision, self.device)
+        choices = candidates(config.precision, self.device, config.memory_format)
         state = State(choices[0])
         if config.keep_initial or not config.epochs:
             state.best = Best(0, initial["top1"], initial["loss"], _copy(self.model))
         if not config.epochs:
             return state
         loading: list[float] = []
-        examples = list(_timed(self.batches(0), loading, most=3))
+        examples = list(_timed(self.batches(0, 0), loading, most=3))
         if not examples:
             raise TrainingError("there are no batches to train on", fix="add pictures to train")
         images, targets = (tensor.to(self.device) for tensor in examples[0])
@@ -180,20 +182,24 @@ class _Loop:
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _epoch(self, journal: Journal) -> None:
-        state, start = self.state, time.perf_counter()
-        # Seeded anew, so that an epoch is the same whether or not the process was killed before it.
-        torch.manual_seed(self.config.seed * 1_000_003 + state.epoch)
+        """Train and judge one epoch, or what is left of one that was interrupted."""
+        state, start, first, images = self.state, time.perf_counter(), self.state.step, 0
         self.model.train()
-        losses, images = [], 0
-        for index, batch in enumerate(self.batches(state.epoch)):
-            step = state.epoch * self.steps_per_epoch + index
-            losses.append(self._step(step, *batch))
+        before = state.epoch * self.steps_per_epoch
+        for batch in self.batches(state.epoch, first):
+            # Seeded anew, so that a step is the same whether or not the process was killed before it.
+            torch.manual_seed(self.config.seed * 1_000_003 + before + state.step)
+            state.loss_sum += self._step(before + state.step, *batch)
+            state.step += 1
             images += len(batch[1])
-            self.progress(step + 1, self.config.epochs * self.steps_per_epoch)
+            self.progress(before + state.step, self.config.epochs * self.steps_per_epoch)
+            if state.step < self.steps_per_epoch:
+                self._pause()
         trained = time.perf_counter() - start
         judged: nn.Module = self.ema.module if self.ema is not None else self.model
         found = self.evaluate(judged.eval())
-        state.epoch += 1
+        mean_loss = state.loss_sum / state.step
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         state.idle_epochs += 1
         if state.best.beaten_by(found["top1"], found["loss"]):
             state.best = Best(state.epoch, found["top1"], found["loss"], _copy(judged))
@@ -205,16 +211,31 @@ class _Loop:
             {
                 "epoch": state.epoch,
                 "lr": max(group["lr"] for group in self.optimizer.param_groups),
-                "train_loss": statistics.fmean(losses),
+                "train_loss": mean_loss,
                 **{f"val_{name}": value for name, value in found.items()},
                 "images_per_second": images / trained,
                 "seconds": time.perf_counter() - start,
             }
         )
         self.say(
-            f"epoch {state.epoch}/{self.config.epochs}: loss {statistics.fmean(losses):.3f}, "
+            f"epoch {state.epoch}/{self.config.epochs}: loss {mean_loss:.3f}, "
             f"val top-1 {100 * found['top1']:.2f} % (best {100 * state.best.top1:.2f} %, epoch {state.best.epoch})"
         )
+
+    def _pause(self) -> None:
+        """Between two steps: save when it is time to, and stop when that was asked for."""
+        due = time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+        if due or self.interruption.requested:
+            self.store.save(self.state, self._parts(), finished=False)
+            self.saved_at = time.monotonic()
+        if self.interruption.requested:
+            self.say(f"stopped: {self._position()} of {self.config.epochs} epochs are done and saved")
+            raise KeyboardInterrupt
+
+    def _position(self) -> str:
+        """Epochs done, with a decimal for a part of one."""
+        done = self.state.epoch + self.state.step / self.steps_per_epoch
+        return f"{done:g}" if self.state.step == 0 else f"{done:.1f}"
 
     def _step(self, step: int, images: Tensor, targets: Tensor) -> float:
         """One step of the optimizer; the loss."""
@@ -257,7 +278,7 @@ class _Loop:
         return {"config": config, "steps_per_epoch": self.steps_per_epoch, "shapes": shapes}
 
     def _parts(self) -> dict[str, Tensors]:
-        """Every tensor that the next epoch depends on."""
+        """Every tensor that the next step depends on."""
         parts: dict[str, Tensors] = {"model": self.model.state_dict()}
         parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer)
         if self.ema is not None:

@@ -56,12 +56,18 @@ class ProbeResult:
         ]
 
 
-def candidates(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Choice, ...]:
+def candidates(
+    precision: Literal["auto", "fp32", "bf16"],
+    device: torch.device,
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto",
+) -> tuple[Choice, ...]:
     """The ways worth trying: bf16 only where the hardware multiplies it, unless it was asked for."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if _has_bf16(device) else ("fp32",)
     if precision != "auto":
         precisions = (precision,)
     layouts: tuple[Layout, ...] = ("contiguous",) if device.type == "mps" else ("channels_last", "contiguous")
+    if memory_format != "auto":
+        layouts = (memory_format,)
     return tuple(Choice(p, layout) for p in precisions for layout in layouts)
 
 

@@ -1,4 +1,4 @@
-"""What a training knows between two epochs, and how it survives a kill."""
+"""What a training knows between two steps, and how it survives a kill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeopt.train import checkpoint
 from edgeopt.train.probe import Choice
 
 Tensors = Mapping[str, Tensor]
-_SCHEMA = 1
+_SCHEMA = 2
 _BEST, _LAST = "best.safetensors", "last.safetensors"
 
 
@@ -34,10 +34,15 @@ class Best:
 
 @dataclass
 class State:
-    """Epochs done, the last of them without improvement; pictures trained on; seconds of all and of steps alone."""
+    """Epochs done, the last of them without improvement; pictures trained on; seconds of all and of steps alone.
+
+    ``step`` steps of the epoch after those are done too, with losses that add up to ``loss_sum``.
+    """
 
     choice: Choice
     epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
     idle_epochs: int = 0
     images: int = 0
     seconds: float = 0.0

@@ -9,6 +9,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "timing": ("Timing", "edgeopt.report.sections.timing:render"),
     "classes": ("Classes", "edgeopt.report.sections.classes:render"),
     "confusion": ("Confusions", "edgeopt.report.sections.confusion:render"),
+    "mistakes": ("Worst mistakes", "edgeopt.report.sections.mistakes:render"),
+    "confidence": ("Confidence", "edgeopt.report.sections.confidence:render"),
     "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
     "compression": ("Compression", "edgeopt.report.sections.compression:render"),
     "environment": ("Environment", "edgeopt.report.sections.environment:render"),

@@ -1,0 +1,58 @@
+"""Grad-CAM: where in a picture a network found its answer."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+_MOST_PREFIX_TOKENS = 2  # class and distillation tokens stand before a vision transformer's patches
+
+
+def gradcam(model: nn.Module, picture: npt.NDArray[np.float32], answer: int) -> npt.NDArray[np.float32] | None:
+    """Shares 0-1 (rows, columns) of the evidence for class ``answer`` in one normalized picture (3, height, width).
+
+    Selvaraju et al. 2017, arXiv:1610.02391: the last feature map that still has places, its channels weighted by the
+    mean gradient of the answer's logit. Patches of a vision transformer count as places. None when the network has no
+    such map, or nothing in it speaks for the answer.
+    """
+    maps: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.requires_grad and _places(output) is not None:
+            maps.append(output)
+
+    training = model.training
+    handles = [module.register_forward_hook(keep) for module in model.eval().modules()]
+    try:
+        with torch.enable_grad():
+            example = torch.from_numpy(picture[None]).to(next(model.parameters()).device).requires_grad_()
+            logit = model(example)[0, answer]
+            gradients = torch.autograd.grad(logit, maps, allow_unused=True) if maps else ()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    # After its last attention a transformer reads the class token alone: an earlier map is the last that counts.
+    for output, gradient in zip(reversed(maps), reversed(gradients), strict=True):
+        found, slope = _places(output), None if gradient is None else _places(gradient)
+        if found is not None and slope is not None and slope.abs().max() > 0:
+            evidence = (slope.mean(dim=(1, 2), keepdim=True) * found).sum(dim=0).clamp(min=0).detach().cpu().numpy()
+            top = float(evidence.max())
+            return np.asarray(evidence / top, np.float32) if top > 0 else None
+    return None
+
+
+def _places(output: Tensor) -> Tensor | None:
+    """The one picture's features as (channels, rows, columns); None when they have no places."""
+    if output.ndim == 4 and min(output.shape[2:]) > 1:
+        return output[0]
+    if output.ndim == 3 and output.shape[1] > 4:
+        for prefix in range(_MOST_PREFIX_TOKENS + 1):
+            side = isqrt(output.shape[1] - prefix)
+            if side * side == output.shape[1] - prefix:
+                return output[0, prefix:].T.reshape(-1, side, side)
+    return None

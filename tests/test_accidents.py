@@ -1,0 +1,286 @@
+"""What a full disk, a signal, a clock, a hand or a kill can do to a run: nothing is lost, a line says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import paint_folder
+
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+from edgeopt import run as run_module
+from edgeopt.errors import RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ModelConfig(name="test_resnet", pretrained=False)
+TRAIN = TrainConfig(epochs=1, batch_size=4, augment="light", layer_decay=1.0)
+COMPRESS = CompressConfig(epochs=1, schemes=("u8a7w",), calibration="fast")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint_folder(tmp_path_factory.mktemp("accidents") / "photos", each=14)
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path) -> Run:
+    """A tiny run with a float and an int8 variant, an engine, figures and a report. Copy it before changing it."""
+    run = api.finetune(DataConfig(path=str(photos), image_size=32), MODEL, TRAIN, run=photos.parent / "run").run
+    api.compress(run, COMPRESS)
+    api.build(run, "onnxruntime")
+    api.bench(run, seconds=1)
+    api.report(run)
+    return run
+
+
+@pytest.fixture
+def own(made: Run, tmp_path: Path) -> Run:
+    shutil.copytree(made.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+def edgeopt(*arguments: str | Path, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *map(str, arguments)],
+        capture_output=True, text=True, check=False, preexec_fn=before, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+# -- disk full -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command, the parts of the finished run that it makes, and a file size (bytes) that is too small for it."""
+
+    arguments: tuple[str, ...]
+    makes: tuple[str, ...]
+    too_small: int
+
+
+VERBS = {
+    "compress": Verb(
+        ("compress", "--int8", "--scheme", "u8a7w", "--epochs", "1", "--calibration", "fast"),
+        ("host/int8-u8a7w", "device", "report"),
+        100_000,
+    ),
+    "export": Verb(("export",), ("host/float/export", "host/int8-u8a7w/export", "device", "report"), 100_000),
+    "build": Verb(("build", "--target", "onnxruntime"), ("device", "report"), 100_000),
+    "bench": Verb(
+        ("bench", "--seconds", "1"),
+        (
+            "device/onnxruntime/float/latency.json",
+            "device/onnxruntime/float/accuracy.json",
+            "device/pytorch/float/latency.json",
+            "device/pytorch/float/accuracy.json",
+            "report",
+        ),
+        300,
+    ),
+    "report": Verb(("report",), ("report",), 2_000),
+}
+
+
+def _remove(run: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        path = run / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _one_line_and_fix(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    said = done.stderr[done.stderr.index("edgeopt: ") :].splitlines()
+    assert len(said) == 2, done.stderr
+    assert said[1].startswith("  fix: ")
+
+
+def _nothing_half_named(run: Path) -> None:
+    """Whatever has a record is whole; a temporary file or folder has a name that says so."""
+    opened = Run.open(run)
+    for record in (*opened.variants().values(), *opened.exports().values(), *opened.engines().values()):
+        for name in record["outputs"]:
+            opened.output(record, name)
+    for path in run.rglob("*.json"):
+        if not path.name.startswith("."):
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_file_size_limit_ends_every_stage_with_one_line_and_the_same_command_completes(verb: str, own: Run) -> None:
+    stage = VERBS[verb]
+    _remove(own.path, stage.makes)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (stage.too_small, stage.too_small))
+
+    _one_line_and_fix(edgeopt(*stage.arguments, "--run", own.path, "--quiet", before=limit))
+    _nothing_half_named(own.path)
+    done = edgeopt(*stage.arguments, "--run", own.path, "--quiet")
+    assert done.returncode == 0, done.stderr
+    _nothing_half_named(own.path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many bytes; skipped where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a file system is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["finetune", *VERBS])
+def test_a_full_disk_ends_every_stage_with_one_line(
+    verb: str, own: Run, photos: Path, small_disk: Callable[[int], Path]
+) -> None:
+    arguments = ("finetune", str(photos), "--model", "test_resnet", "--no-pretrained", "--image-size", "32")
+    if verb == "finetune":
+        run = small_disk(400_000) / "run"  # the weights alone are more
+    else:
+        _remove(own.path, VERBS[verb].makes)
+        arguments = VERBS[verb].arguments
+        used = sum(path.stat().st_size + 4096 for path in own.path.rglob("*"))
+        run = small_disk(used + 2**20) / "run"
+        shutil.copytree(own.path, run)
+        free = shutil.disk_usage(run).free
+        with (run / "filler").open("wb") as filler:  # to within what this verb needs
+            filler.write(bytes(max(0, free - VERBS[verb].too_small // 4096 * 4096)))
+    _one_line_and_fix(edgeopt(*arguments, "--run", run, "--quiet"))
+    if (run / "run.json").is_file():
+        _nothing_half_named(run)
+
+
+# -- read only -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_cannot_be_written_can_be_read(
+    own: Run, photos: Path, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """As on a device where another user copied it: show, predict and eval work, what would write says so."""
+    run = own.path
+    if os.getuid() == 0:  # who may write whatever the modes say, so the disk itself must refuse
+        run = small_disk(64 * 2**20) / "run"
+        shutil.copytree(own.path, run)
+        subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], check=True)
+    else:
+        for path in [run, *run.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    picture = next(photos.rglob("*.png"))
+    for arguments in (("show",), ("predict", str(picture)), ("eval", "--engine", "onnxruntime/int8-u8a7w")):
+        done = edgeopt(*arguments, "--run", run)
+        assert done.returncode == 0, done.stderr
+    for writes in (("report",), ("build", "--target", "onnxruntime"), ("rm", "int8-u8a7w")):
+        _one_line_and_fix(edgeopt(*writes, "--run", run))
+
+
+# -- clock, place, hands -------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_went_back_does_not_change_what_is_newest(
+    own: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "now", lambda: "2001-01-01T00:00:00.000000+00:00")
+    trained = api.finetune(
+        DataConfig(path=str(photos), image_size=32), MODEL, TRAIN.model_copy(update={"seed": 1}), run=own.path
+    )
+    assert trained.name.startswith("float-")
+    assert Run.open(own.path).original() == trained.name
+
+
+def test_a_run_folder_moved_between_stages_goes_on(own: Run, tmp_path: Path) -> None:
+    moved = own.path.rename(tmp_path / "moved to another place")
+    run = Run.open(moved)
+    assert all(variant.skipped for variant in api.compress(run, COMPRESS))
+    shutil.rmtree(moved / "device")
+    api.build(run, "onnxruntime")
+    assert api.evaluate(run)["n"] == 9
+
+
+@pytest.mark.parametrize("accident", ["deleted", "edited"])
+@pytest.mark.parametrize(
+    ("path", "again"),
+    [
+        ("host/int8-u8a7w/model.safetensors", lambda run, force: api.compress(run, COMPRESS, force=force)),
+        ("host/int8-u8a7w/export/model.onnx", lambda run, force: api.export(run, variants=["int8-u8a7w"], force=force)),
+        ("device/onnxruntime/float/engine.onnx", lambda run, force: api.build(run, "onnxruntime", force=force)),
+    ],
+    ids=["variant", "export", "engine"],
+)
+def test_a_file_deleted_or_edited_by_hand_is_named_and_made_again_on_request(
+    accident: str, path: str, again: Callable[[Run, bool], object], own: Run
+) -> None:
+    file = own.path / path
+    before = file.read_bytes()
+    file.unlink() if accident == "deleted" else file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(RunError, match=file.name) as caught:
+        again(own, False)
+    assert "--force" in str(caught.value.fix)
+    again(own, True)
+    assert file.is_file()
+    again(own, False)
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_with_130_and_the_same_command_goes_on(
+    number: signal.Signals, photos: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "edgeopt", "finetune", str(photos), "--model", "test_resnet", "--no-pretrained",
+        "--image-size", "32", "--epochs", "200", "--batch-size", "4", "--run", str(tmp_path / "run"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "epochs are done and saved" in said
+    assert said.splitlines()[-1] == "edgeopt: interrupted; nothing is lost, the same command goes on from here"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as again:
+        assert again.stderr is not None
+        assert any("training goes on: " in line for line in again.stderr)
+        again.kill()
+
+
+# -- kills ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kills_in_every_stage_lose_nothing(tmp_path: Path) -> None:
+    """A sample with a seed of its own; the 200 are in benchmarks/reliability/kills.json."""
+    script = ROOT / "benchmarks" / "reliability" / "kills.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "24", "--seed", str(int(time.time()) % 1000)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

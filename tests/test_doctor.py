@@ -1,0 +1,201 @@
+"""The doctor: each thing that can be wrong with a machine is found on a machine made to look so."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from edgeopt import doctor, environment
+from edgeopt.backends.base import Availability
+from edgeopt.doctor import Finding, examine
+
+GIB = 2**30
+Fake = Callable[[Mapping[str, str]], None]
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Give the machine these system files, and no others."""
+
+    def fake(content: Mapping[str, str]) -> None:
+        monkeypatch.setattr(environment, "_read", lambda path: content.get(path, ""))
+        environment.cpu.cache_clear()
+
+    yield fake  # type: ignore[misc]
+    environment.cpu.cache_clear()
+
+
+def found(name: str) -> Finding:
+    (finding,) = [item for item in examine() if item.name == name]
+    return finding
+
+
+def test_every_finding_that_is_not_ok_says_what_it_costs() -> None:
+    for item in examine():
+        assert item.text
+        if item.state != "ok":
+            assert item.cost
+        if item.state == "missing":
+            assert item.fix
+        assert item.to_json()["ok"] == (item.state != "missing")
+
+
+def test_a_cpu_without_vnni_is_noted_and_one_with_it_is_fine(files: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    files({"/proc/cpuinfo": "model name : Old\nflags : sse avx2"})
+    assert found("cpu").state == "note"
+    assert "u8a7w" in found("cpu").cost
+    files({"/proc/cpuinfo": "model name : New\nflags : sse avx2 avx512_vnni"})
+    assert found("cpu").state == "ok"
+
+
+FREQUENCY = "/sys/devices/system/cpu/cpu0/cpufreq/"
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "fix"),
+    [
+        (
+            {FREQUENCY + "scaling_governor": "powersave", FREQUENCY + "scaling_driver": "acpi-cpufreq"},
+            "powersave",
+            "performance",
+        ),
+        (
+            {FREQUENCY + "scaling_max_freq": "800000", FREQUENCY + "cpuinfo_max_freq": "3400000"},
+            "capped at 0.8 of 3.4 GHz",
+            "3400000",
+        ),
+        ({"/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count": "7"}, "heat 7 times", "cool"),
+        ({"/sys/devices/platform/soc/soc:firmware/get_throttled": "0x50005"}, "under-voltage", "power supply"),
+        ({"/sys/devices/platform/soc/soc:firmware/get_throttled": "40000"}, "heat", "cool"),
+    ],
+)
+def test_a_slowed_cpu_is_noted(files: Fake, content: Mapping[str, str], text: str, fix: str) -> None:
+    files(content)
+    assert found("speed").state == "note"
+    assert text in found("speed").text
+    assert fix in found("speed").fix
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {FREQUENCY + "scaling_governor": "powersave", FREQUENCY + "scaling_driver": "intel_pstate"},  # its fast one
+        {"/sys/devices/platform/soc/soc:firmware/get_throttled": "0x0"},
+        {FREQUENCY + "scaling_max_freq": "3400000", FREQUENCY + "cpuinfo_max_freq": "3400000"},
+    ],
+)
+def test_a_cpu_that_is_not_slowed_is_not_accused(files: Fake, content: Mapping[str, str]) -> None:
+    files(content)
+    assert found("speed").state == "ok"
+
+
+@pytest.mark.parametrize(("total", "free", "state"), [(2, 1, "missing"), (8, 1, "note"), (8, 6, "ok"), (0, 0, "ok")])
+def test_memory(monkeypatch: pytest.MonkeyPatch, total: int, free: int, state: str) -> None:
+    monkeypatch.setattr(environment, "memory_bytes", lambda: total * GIB)
+    monkeypatch.setattr(environment, "available_bytes", lambda: free * GIB)
+    assert found("memory").state == state
+
+
+def test_available_memory_is_cut_by_the_cgroup(files: Fake) -> None:
+    files({"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4096 kB"})
+    assert environment.available_bytes() == 4 * 2**20
+    files(
+        {
+            "/proc/meminfo": "MemAvailable:   4096 kB",
+            "/sys/fs/cgroup/memory.max": str(3 * 2**20),
+            "/sys/fs/cgroup/memory.current": str(2**20),
+        }
+    )
+    assert environment.available_bytes() == 2 * 2**20
+
+
+def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(total=9, used=8, free=GIB))
+    assert found("disk").state == "note"
+
+
+def test_no_compiler_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert found("compiler").state == "note"
+    assert "g++" in found("compiler").fix
+
+
+def test_both_onnxruntime_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "versions", lambda names=(): dict.fromkeys(names, "1.31"))
+    assert found("onnxruntime pair").state == "missing"
+    assert "pip uninstall" in found("onnxruntime pair").fix
+
+
+def _with_gpu_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = environment.versions
+
+    def versions(names: tuple[str, ...] = ()) -> dict[str, str]:
+        return {"onnxruntime-gpu": "1.31"} if "onnxruntime-gpu" in names else real(names)
+
+    monkeypatch.setattr(environment, "versions", versions)
+
+
+def test_a_cuda_provider_that_would_fall_back_is_found_by_opening_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime here is the CPU's, which does just what a GPU's does without CUDA: it falls back."""
+    _with_gpu_package(monkeypatch)
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        finding = found("onnxruntime on cuda")
+    assert finding.state == "missing"
+    assert "CPU" in finding.cost
+
+
+def test_a_cuda_provider_that_loads_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_gpu_package(monkeypatch)
+
+    class Session:
+        def __init__(self, model: bytes, providers: list[str]) -> None:
+            self.providers = providers
+
+        def get_providers(self) -> list[str]:
+            return self.providers
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    assert doctor._cuda_provider().state == "ok"
+
+
+def test_on_a_jetson_the_systems_tensorrt_is_pointed_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.setattr(doctor, "SYSTEM_TENSORRT", (str(tmp_path),))
+    monkeypatch.setattr(environment, "board", lambda: "NVIDIA Jetson Orin Nano Developer Kit")
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorrt" else find(name))
+    finding = found("backend tensorrt")
+    assert str(tmp_path) in finding.text
+    assert "--system-site-packages" in finding.fix
+
+
+def test_a_missing_backend_says_what_it_costs_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.backends.openvino import OpenVinoBackend
+
+    absent = Availability(False, "openvino cannot be imported", 'pip install "edgeopt[openvino]"')
+    monkeypatch.setattr(OpenVinoBackend, "availability", lambda self: absent)
+    finding = found("backend openvino")
+    assert (finding.state, finding.fix) == ("missing", 'pip install "edgeopt[openvino]"')
+
+
+def test_missing_training_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else find(name))
+    assert found("training").text == "no nncf"
+    assert found("training").fix == 'pip install "edgeopt[train]"'
+
+
+def test_a_check_that_fails_is_a_finding_and_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> tuple[dict[str, str], ...]:
+        raise RuntimeError("the driver is gone")
+
+    monkeypatch.setattr(environment, "gpus", broken)
+    assert found("gpu").state == "missing"
+    assert "the driver is gone" in found("gpu").text
+    assert found("cpu").text
