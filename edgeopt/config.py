@@ -139,6 +139,8 @@ class DataConfig(Strict):
     seed: Seed = 0
     max_pixels: int = Field(100_000_000, ge=10_000, le=10**12)
     max_test: int = Field(10_000, ge=1, le=10**9)
+    exclude: str | None = None  # a list of pictures to leave out, as `edgeopt check --exclude` writes it
+    group_near: bool = False  # keep near duplicates in one split
 
 
 class ModelConfig(Strict):
@@ -287,6 +289,8 @@ def load_recipe(path: Path) -> Recipe:
     data, model, compress = recipe.data, recipe.model, recipe.compress
     if not data.path.startswith("torchvision:"):
         data = data.model_copy(update={"path": here(data.path)})
+    if data.exclude:
+        data = data.model_copy(update={"exclude": here(data.exclude)})
     if model.weights:
         model = model.model_copy(update={"weights": here(model.weights)})
     compress = compress.model_copy(update={"calibration": file(compress.calibration)})

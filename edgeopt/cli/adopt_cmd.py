@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, max_pixels_option, output_options
+from edgeopt.cli.common import Terminal, emit, force_option, given, output_options, picture_options
 from edgeopt.config import Recipe, validate
 
 
@@ -25,7 +25,7 @@ from edgeopt.config import Recipe, validate
     type=click.Choice(["crop", "squash", "letterbox"]),
     help="How pictures were made square. [default: crop]",
 )
-@max_pixels_option
+@picture_options
 @click.option("--seed", type=int, help="Of the split. [default: 0]")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
 @force_option
@@ -37,6 +37,8 @@ def command(
     image_size: int | None,
     resize: str | None,
     max_pixels: int | None,
+    exclude: str | None,
+    group_near: bool,
     seed: int | None,
     run_path: Path | None,
     force: bool,
@@ -50,7 +52,15 @@ def command(
     recipe = validate(
         Recipe,
         {
-            "data": given(path=data, image_size=image_size, resize=resize, max_pixels=max_pixels, seed=seed),
+            "data": given(
+                path=data,
+                image_size=image_size,
+                resize=resize,
+                max_pixels=max_pixels,
+                seed=seed,
+                exclude=exclude,
+                group_near=group_near or None,
+            ),
             "model": {"name": name, "weights": str(weights)},
         },
         where="adopt options",

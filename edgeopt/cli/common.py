@@ -107,6 +107,21 @@ max_pixels_option = click.option(
     type=int,
     help="Set larger pictures aside, but for JPEGs that can be read at a smaller scale. [default: 100000000]",
 )
+
+
+def picture_options(function: Function) -> Function:
+    """Which pictures are used: ``--max-pixels``, ``--exclude``, ``--group-near``."""
+    function = click.option(
+        "--group-near",
+        is_flag=True,
+        help="Keep near duplicates in one split: a picture, its resized or recoded copies.",
+    )(function)
+    function = click.option("--exclude", help="Leave out the pictures this file lists, as `edgeopt check` writes it.")(
+        function
+    )
+    return max_pixels_option(function)
+
+
 data_option = click.option(
     "--data", type=str, help="Where the pictures are now, when they moved since the run was made."
 )

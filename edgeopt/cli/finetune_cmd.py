@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, max_pixels_option, output_options
+from edgeopt.cli.common import Terminal, emit, force_option, given, output_options, picture_options
 from edgeopt.config import Recipe, validate
 
 
@@ -32,7 +32,7 @@ from edgeopt.config import Recipe, validate
     default=None,
     help="Mirror pictures while training; off where left and right differ, as for digits.",
 )
-@max_pixels_option
+@picture_options
 @click.option("--seed", type=int, help="Of the split, the order and the augmentation. [default: 0]")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
 @force_option
@@ -50,6 +50,8 @@ def command(
     augment: str | None,
     flip: bool | None,
     max_pixels: int | None,
+    exclude: str | None,
+    group_near: bool,
     seed: int | None,
     run_path: Path | None,
     force: bool,
@@ -58,12 +60,21 @@ def command(
 ) -> None:
     """Fine-tune a pretrained model on DATA.
 
-    DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, or torchvision:NAME.
+    DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, a CSV or JSONL file
+    with the columns path and label (and split, group, weight), or torchvision:NAME.
     """
     recipe = validate(
         Recipe,
         {
-            "data": given(path=data, image_size=image_size, resize=resize, max_pixels=max_pixels, seed=seed),
+            "data": given(
+                path=data,
+                image_size=image_size,
+                resize=resize,
+                max_pixels=max_pixels,
+                seed=seed,
+                exclude=exclude,
+                group_near=group_near or None,
+            ),
             "model": given(
                 name=name, weights=str(weights) if weights else None, pretrained=False if no_pretrained else None
             ),

@@ -14,9 +14,11 @@ RECIPE = """\
 targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
 
 [data]
-path = "photos"                          # one subfolder a class; or train/val/test subfolders of such
+path = "photos"                          # one subfolder a class; or train/val/test subfolders of such; or labels.csv
 # image_size = 224                       # default: the model's own; smaller is faster
 # resize = "crop"                        # "crop", "squash" or "letterbox"
+# exclude = "leave-out.txt"              # pictures to leave out: edgeopt check photos --exclude leave-out.txt
+# group_near = true                      # keep near duplicates in one split
 
 [model]
 name = "tf_efficientnet_lite0"           # see `edgeopt models`

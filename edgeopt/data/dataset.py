@@ -30,13 +30,14 @@ class Item:
     """One picture: ``path`` is POSIX and relative to the dataset's root; ``sha256`` is of the file's bytes.
 
     Pictures of ``torchvision:`` datasets have no file of their own: their path is ``train/000012`` and their hash is
-    of their pixels.
+    of their pixels. ``weight`` is what the picture counts in training, 1 unless a manifest says otherwise.
     """
 
     path: str
     label: int
     sha256: str
     split: Split
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over classes, paths, labels, contents and splits; not over where the dataset lies."""
-        rows = [[item.path, item.label, item.sha256, item.split] for item in self.items]
+        """SHA-256 over classes, paths, labels, contents, splits and weights; not over where the dataset lies."""
+        rows = [
+            [item.path, item.label, item.sha256, item.split, *([item.weight] if item.weight != 1.0 else [])]
+            for item in self.items
+        ]
         return hashlib.sha256(json.dumps([list(self.classes), rows]).encode()).hexdigest()
 
     def of(self, split: Split) -> tuple[Item, ...]:
@@ -119,6 +123,7 @@ class Dataset:
             "root": self.root,
             "classes": list(self.classes),
             "items": [[item.path, item.label, item.sha256, item.split] for item in self.items],
+            "weights": {item.path: item.weight for item in self.items if item.weight != 1.0},
         }
         write_json(folder / "split.json", record)
 
@@ -143,9 +148,10 @@ class Dataset:
             )
         try:
             classes = tuple(str(name) for name in record["classes"])
-            items = tuple(_item(row, len(classes), path) for row in record["items"])
+            weights = {str(name): _weight(value) for name, value in record.get("weights", {}).items()}
+            items = tuple(_item(row, len(classes), path, weights) for row in record["items"])
             root, fingerprint = str(record["root"]), str(record["fingerprint"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
         dataset = cls(root, classes, items, *_issues(folder / "issues.json"))
         if dataset.fingerprint != fingerprint:
@@ -176,14 +182,20 @@ def _damaged(path: Path, why: str) -> RunError:
     return RunError(f"{path} is damaged ({why})", fix="copy the run again, or start a new one")
 
 
-def _item(row: Any, classes: int, record: Path) -> Item:
+def _item(row: Any, classes: int, record: Path, weights: Mapping[str, float]) -> Item:
     path, label, digest, split = row
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path or "\\" in path:
         raise RunError(f"{record} names {path!r}, which is not inside the dataset", fix="do not use this run")
     if type(label) is not int or not 0 <= label < classes or split not in SPLITS or not isinstance(digest, str):
         raise ValueError(f"item {path!r}")
-    return Item(path, label, digest, cast(Split, split))
+    return Item(path, label, digest, cast(Split, split), weights.get(path, 1.0))
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not 0 < value < 1e6:
+        raise ValueError(f"the weight {value!r:.60}")
+    return float(value)
 
 
 def _issues(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, int], ...], tuple[str, ...]]:

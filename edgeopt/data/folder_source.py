@@ -14,7 +14,8 @@ from edgeopt.errors import DataError
 from edgeopt.files import printable
 from edgeopt.picture_files import Contents, as_utf8, contents, why_no_file
 
-_SPLIT_FOLDERS: dict[str, Split] = {
+#: What people call the splits.
+SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -27,11 +28,16 @@ _SPLIT_FOLDERS: dict[str, Split] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file that should be a picture: POSIX path relative to the root, class name, ready-made split or None."""
+    """A file that should be a picture: POSIX path relative to the root, class name, ready-made split or None.
+
+    ``group`` and ``weight`` come from a manifest: pictures of a group belong together.
+    """
 
     path: str
     label: str
     split: Split | None
+    group: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def scan(root: Path) -> Listing:
                 fix="add them to train, or remove their folders",
             )
     ignored = tuple(sorted((+scanner.ignored).items()))
-    return Listing(found, classes, ready_made, tuple(scanner.set_aside), ignored, tuple(_alike(classes)))
+    return Listing(found, classes, ready_made, tuple(scanner.set_aside), ignored, tuple(alike(classes)))
 
 
 def _check_root(root: Path) -> None:
@@ -96,7 +102,7 @@ def _check_root(root: Path) -> None:
         )
 
 
-def _alike(classes: Iterable[str]) -> Iterator[str]:
+def alike(classes: Iterable[str]) -> Iterator[str]:
     """A line for each group of classes whose names a reader would take for one."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in classes:
@@ -110,9 +116,7 @@ def _alike(classes: Iterable[str]) -> Iterator[str]:
 def _split_folders(root: Path) -> dict[Path, Split]:
     """The ready-made split folders of ``root``; empty when its folders are classes (one may be called train)."""
     folders = _folders(root)
-    splits = {
-        folder: _SPLIT_FOLDERS[folder.name.lower()] for folder in folders if folder.name.lower() in _SPLIT_FOLDERS
-    }
+    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
     kinds = list(splits.values())
     others = len(folders) - len(splits)
     if "train" not in kinds or (len(set(kinds)) == 1 and others) or not any(_folders(folder) for folder in splits):
@@ -140,7 +144,7 @@ class _Scanner:
     def add_class(self, folder: Path, split: Split | None) -> None:
         """Every picture at any depth of ``folder``, whose name is the class."""
         before = len(self.found) + len(self.set_aside)
-        if not _printable(folder.name):
+        if not has_plain_name(folder.name):
             self.put_aside(folder, "its name cannot be written in labels.txt")
             return
         found = self._contents(folder, nested=True)
@@ -185,7 +189,8 @@ class _Scanner:
         return str(path).removeprefix(os.path.join(self.root, ""))  # noqa: PTH118 - a Path each would take a second
 
 
-def _printable(name: str) -> bool:
+def has_plain_name(name: str) -> bool:
+    """Whether a class may be called ``name``: labels.txt holds one a line."""
     return as_utf8(name) == name and name.isprintable() and name == name.strip()
 
 

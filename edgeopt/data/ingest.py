@@ -1,160 +1,105 @@
-"""Turns a folder of labelled pictures, or a torchvision dataset on disk, into a checked and split Dataset."""
+"""Turns a folder of labelled pictures, a manifest or a torchvision dataset on disk into a checked, split Dataset."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgeopt.config import DataConfig
 from edgeopt.console import Progress
-from edgeopt.data import folder_source, torchvision_source
+from edgeopt.data import near
 from edgeopt.data.dataset import SPLITS, Dataset, Item, Split
-from edgeopt.data.folder_source import Found, Listing
+from edgeopt.data.examine import Checked, examine
 from edgeopt.data.split import carve
-from edgeopt.data.threads import in_threads
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.files import printable, sha256
-from edgeopt.picture_files import decoded
-from edgeopt.preprocess import strips, to_rgb
+from edgeopt.files import printable
 
 __all__ = ["Dataset", "Item", "ingest"]
 
-#: Larger JPEGs are decoded at a reduced scale of at least this many pixels a side, enough to check and compare them.
-_CHECKED_SIDE = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """A picture that can be read. ``pixels`` names its content: equal pixels are the same picture."""
-
-    found: Found
-    sha256: str
-    pixels: str
+#: A group of near duplicates may hold this share of a class, or two pictures: larger ones are no accident.
+_LARGEST_GROUP = 0.05
 
 
 def ingest(config: DataConfig, *, progress: Progress | None = None) -> Dataset:
     """Read, check and split the pictures at ``config.path``.
 
-    Every picture is decoded: what cannot be read is set aside by name with the reason. Without ready-made splits each
-    class is divided by ``config.seed`` into train and ``config.val`` and ``config.test`` of its pictures; ready-made
-    ones are kept and missing ones carved from train. Pictures with equal pixels stay in one split (in ready-made
-    splits the copies in train, then val, are set aside), and are set aside when they have two labels. The result
-    depends on file contents and relative names only. ``progress(done, total)`` counts pictures. Raises DataError.
+    Every picture is decoded: what cannot be read is set aside by name with the reason, and so is what
+    ``config.exclude`` lists. Without ready-made splits each class is divided by ``config.seed`` into train and
+    ``config.val`` and ``config.test`` of its pictures; ready-made ones are kept and missing ones carved from train.
+    Pictures with equal pixels, of one group of a manifest, or with ``config.group_near`` nearly the same, stay in one
+    split (in ready-made splits the copies in train, then val, are set aside); equal ones with two labels are set aside.
+    The result depends on file contents and relative names only. ``progress(done, total)`` counts pictures. Raises
+    DataError, and ConfigError for a manifest's bad rows.
     """
     if config.val + config.test >= 0.95:
         raise ConfigError(
             f"data.val = {config.val} and data.test = {config.test} leave too little to train on",
             fix="lower them: together they must stay under 0.95",
         )
-    if torchvision_source.is_reference(config.path):
-        root = torchvision_source.normalized(config.path)
-        listing, checked, broken = _from_torchvision(root, progress)
-    else:
-        # Unlike Path's own, these stand links that lead in circles and homes that are not there.
-        root = os.path.realpath(os.path.expanduser(config.path))  # noqa: PTH111
-        listing = folder_source.scan(Path(root))
-        checked, broken = _check_files(Path(root), listing.found, config.max_pixels, progress)
-    kept, twice = _without_conflicts(checked)
+    examined = examine(config, look=near.thumbnail if config.group_near else None, progress=progress)
+    listing = examined.listing
+    kept, twice = _without_conflicts(examined.checked)
+    belongs = _belonging(kept, near_too=config.group_near)
     if listing.ready_made:
-        kept, straddling = _without_straddling(kept)
+        kept, straddling = _without_straddling(kept, belongs)
         twice += straddling
-    set_aside = tuple(sorted((*listing.set_aside, *broken, *twice)))
+    set_aside = tuple(sorted((*listing.set_aside, *examined.broken, *twice)))
     classes = tuple(sorted({name for name in listing.classes}))
     try:
-        items = _split(kept, classes, listing.ready_made, config)
+        items = _split(kept, classes, listing.ready_made, config, belongs)
     except DataError as error:
         raise _with_reasons(error, set_aside) from None
-    return Dataset(root, classes, items, set_aside, listing.ignored, listing.notes)
+    return Dataset(examined.root, classes, items, set_aside, listing.ignored, listing.notes)
 
 
-def _check_files(
-    root: Path, found: Sequence[Found], max_pixels: int, progress: Progress | None
-) -> tuple[list[_Checked], list[tuple[str, str]]]:
-    def check(item: Found) -> _Checked | str:
-        path = root / item.path
-        try:
-            with decoded(path, max_pixels=max_pixels, draft=(_CHECKED_SIDE, _CHECKED_SIDE)) as image:
-                pixels = _pixel_hash(image)
-            return _Checked(item, sha256(path), pixels)
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        except DataError as error:
-            return error.message.removeprefix(f"{printable(str(path))}: ")
+def _belonging(kept: Sequence[Checked], *, near_too: bool) -> dict[str, str]:
+    """The key of what each picture belongs to, by its pixels: its own, or one for all that may not be divided."""
+    together: list[list[str]] = []
+    groups: dict[str, list[str]] = defaultdict(list)
+    for item in kept:
+        if item.found.group is not None:
+            groups[item.found.group].append(item.pixels)
+    together += groups.values()
+    if near_too:
+        together += _near_groups(kept)
+    keys = {item.pixels: item.pixels for item in kept}
 
-    return _collect(found, check, progress)
+    def root(key: str) -> str:
+        while keys[key] != key:
+            keys[key] = keys[keys[key]]
+            key = keys[key]
+        return key
 
-
-def _from_torchvision(
-    reference: str, progress: Progress | None
-) -> tuple[Listing, list[_Checked], list[tuple[str, str]]]:
-    parts = torchvision_source.parts(reference)
-    names = torchvision_source.class_names(parts.get("train") or parts["all"])
-    samples = [(part, index) for part, samples in parts.items() for index in range(len(samples))]
-
-    def check(sample: tuple[str, int]) -> _Checked | str:
-        part, index = sample
-        path = f"{part}/{index:06d}"
-        try:
-            image, label = torchvision_source.read(parts[part], index, path)
-        except DataError as error:
-            if error.fix is not None:  # the dataset is of another kind: no picture of it will do
-                raise
-            return error.message.removeprefix(f"{path}: ")
-        name = names[label] if names is not None and 0 <= label < len(names) else f"{label:04d}"
-        digest = _pixel_hash(image)
-        split: Split | None = None if part == "all" else next(split for split in SPLITS if split == part)
-        return _Checked(Found(path, name, split), digest, digest)
-
-    checked, broken = _collect(samples, check, progress, name=lambda sample: f"{sample[0]}/{sample[1]:06d}")
-    listing = Listing(
-        found=tuple(item.found for item in checked),
-        classes=tuple(sorted({item.found.label for item in checked})),
-        ready_made=tuple(split for split in SPLITS if split in parts),
-    )
-    return listing, checked, broken
+    for members in together:
+        for other in members[1:]:
+            first, second = sorted((root(members[0]), root(other)))
+            keys[second] = first
+    return {key: root(key) for key in keys}
 
 
-def _collect(
-    sources: Sequence[Any],
-    check: Callable[[Any], _Checked | str],
-    progress: Progress | None,
-    *,
-    name: Callable[[Any], str] = lambda found: str(found.path),
-) -> tuple[list[_Checked], list[tuple[str, str]]]:
-    """``check`` over all sources, in threads (decoding and hashing release the GIL); reasons where it gave one."""
-    checked: list[_Checked] = []
-    broken: list[tuple[str, str]] = []
-    for done, (source, result) in enumerate(zip(sources, in_threads(check, sources), strict=True), start=1):
-        if isinstance(result, str):
-            broken.append((name(source), result))
-        else:
-            checked.append(result)
-        if progress is not None:
-            progress(done, len(sources))
-    return checked, broken
+def _near_groups(kept: Sequence[Checked]) -> list[list[str]]:
+    """Groups of near duplicates by their pixels; raises DataError for one that is a considerable part of a class."""
+    distinct = {item.pixels: item for item in kept}
+    items = list(distinct.values())
+    sizes = Counter(item.found.label for item in items)
+    groups = near.complete_link(near.near_pairs([item.seen for item in items]))
+    for group in groups:
+        label, count = Counter(items[index].found.label for index in group).most_common(1)[0]
+        if count > max(2, _LARGEST_GROUP * sizes[label]):
+            raise DataError(
+                f'{count} of the {sizes[label]} different pictures of "{printable(label)}" are near duplicates of each '
+                f"other, such as {printable(items[group[0]].found.path)}: more than 5 %",
+                fix="leave some of them out, as `edgeopt check DATA --exclude FILE` lists them, or drop --group-near",
+            )
+    return [[items[index].pixels for index in group] for group in groups]
 
 
-def _pixel_hash(image: Image.Image) -> str:
-    rgb = to_rgb(image)
-    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
-    for box in strips(rgb):
-        digest.update(rgb.crop(box).tobytes())
-    return digest.hexdigest()
-
-
-def _without_conflicts(checked: Iterable[_Checked]) -> tuple[list[_Checked], list[tuple[str, str]]]:
+def _without_conflicts(checked: Iterable[Checked]) -> tuple[list[Checked], list[tuple[str, str]]]:
     """Pictures whose content has one label, and why the others were set aside."""
-    by_pixels: dict[str, list[_Checked]] = defaultdict(list)
+    by_pixels: dict[str, list[Checked]] = defaultdict(list)
     for item in checked:
         by_pixels[item.pixels].append(item)
-    kept: list[_Checked] = []
+    kept: list[Checked] = []
     aside: list[tuple[str, str]] = []
     for same in by_pixels.values():
         firsts: dict[str, str] = {}
@@ -169,23 +114,30 @@ def _without_conflicts(checked: Iterable[_Checked]) -> tuple[list[_Checked], lis
     return kept, aside
 
 
-def _without_straddling(checked: Iterable[_Checked]) -> tuple[list[_Checked], list[tuple[str, str]]]:
+def _without_straddling(
+    checked: Iterable[Checked], belongs: Mapping[str, str]
+) -> tuple[list[Checked], list[tuple[str, str]]]:
     """For ready-made splits: a picture that is in test may not be trained on, nor one in val."""
     order = {"test": 0, "val": 1, "train": 2, None: 3}
-    home: dict[str, _Checked] = {}
-    kept: list[_Checked] = []
+    home: dict[str, Checked] = {}
+    kept: list[Checked] = []
     aside: list[tuple[str, str]] = []
     for item in sorted(checked, key=lambda item: (order[item.found.split], item.found.path)):
-        first = home.setdefault(item.pixels, item)
+        first = home.setdefault(belongs[item.pixels], item)
         if first.found.split == item.found.split:
             kept.append(item)
         else:
-            aside.append((item.found.path, f"the same picture is in {first.found.split}: {first.found.path}"))
+            same = "the same picture" if first.pixels == item.pixels else "nearly the same picture"
+            aside.append((item.found.path, f"{same} is in {first.found.split}: {first.found.path}"))
     return kept, aside
 
 
 def _split(
-    checked: Sequence[_Checked], classes: Sequence[str], ready_made: Sequence[Split], config: DataConfig
+    checked: Sequence[Checked],
+    classes: Sequence[str],
+    ready_made: Sequence[Split],
+    config: DataConfig,
+    belongs: Mapping[str, str],
 ) -> tuple[Item, ...]:
     if len(classes) < 2:
         raise DataError(
@@ -197,7 +149,7 @@ def _split(
     groups: dict[str, Counter[str]] = {name: Counter() for name in classes}
     for item in checked:
         if item.found.split in (None, "train"):
-            groups[item.found.label][item.pixels] += 1
+            groups[item.found.label][belongs[item.pixels]] += 1
     assigned = carve(groups, carved, config.seed)
     labels = {name: index for index, name in enumerate(classes)}
     items = [
@@ -205,7 +157,12 @@ def _split(
             path=item.found.path,
             label=labels[item.found.label],
             sha256=item.sha256,
-            split=assigned[item.found.label, item.pixels] if item.found.split in (None, "train") else item.found.split,
+            split=(
+                assigned[item.found.label, belongs[item.pixels]]
+                if item.found.split in (None, "train")
+                else item.found.split
+            ),
+            weight=item.found.weight,
         )
         for item in checked
     ]

@@ -21,10 +21,11 @@ def shuffled(keys: Sequence[str], seed: int) -> list[str]:
 def carve(
     groups: Mapping[str, Mapping[str, int]], fractions: Mapping[Split, float], seed: int
 ) -> dict[tuple[str, str], Split]:
-    """A split for every group of identical pictures: ``fractions`` of each class, the rest train.
+    """A split for every group of pictures that belong together: ``fractions`` of each class, the rest train.
 
-    ``groups`` is class -> group -> pictures in it; groups are never divided. Every class gets at least one picture of
-    each split. Returns (class, group) -> split. Raises DataError naming the classes that have too few.
+    ``groups`` is class -> group -> pictures in it; groups are never divided, nor are those with pictures of several
+    classes. Every class gets at least one picture of each split. Returns (class, group) -> split. Raises DataError
+    naming the classes that have too few.
     """
     needed = 1 + len(fractions)
     poor = sorted(name for name, members in groups.items() if len(members) < needed)
@@ -35,16 +36,85 @@ def carve(
             f"{_plural(len(poor), 'class has', 'classes have')} fewer than {needed} different pictures: {named}{more}",
             fix="add pictures to these classes, or remove their folders",
         )
+    shared = _carve_shared(groups, fractions, seed)
     assigned: dict[tuple[str, str], Split] = {}
     for name, members in groups.items():
-        total = sum(members.values())
-        order = shuffled(list(members), seed)
-        for reserve, (split, fraction) in zip(range(needed - 1, 0, -1), fractions.items(), strict=True):
-            taken = _fitting(members, order, max(1, round(total * fraction)), reserve)
-            assigned.update({(name, group): split for group in taken})
-            order = [group for group in order if (name, group) not in assigned]
-        assigned.update({(name, group): "train" for group in order})
+        taken: Counter[Split] = Counter()
+        for group in members.keys() & shared.keys():
+            assigned[name, group] = shared[group]
+            taken[shared[group]] += members[group]
+        own = {group: count for group, count in members.items() if group not in shared}
+        assigned.update({(name, group): split for group, split in _carve_class(own, taken, fractions, seed).items()})
+    if shared:
+        _check_all_have(groups, assigned, (*fractions, "train"))
     return assigned
+
+
+def _carve_class(
+    members: Mapping[str, int], taken: Mapping[Split, int], fractions: Mapping[Split, float], seed: int
+) -> dict[str, Split]:
+    """A split for each group of one class; ``taken`` pictures of it have one already."""
+    total = sum(members.values()) + sum(taken.values())
+    order = shuffled(list(members), seed)
+    assigned: dict[str, Split] = {}
+    waiting: list[Split] = [*fractions, "train"]
+    for split, fraction in fractions.items():
+        waiting.remove(split)
+        wanted = max(1, round(total * fraction)) - taken.get(split, 0)
+        if wanted <= 0 or not order:
+            continue
+        reserve = sum(not taken.get(other) for other in waiting)
+        assigned.update(dict.fromkeys(_fitting(members, order, wanted, reserve), split))
+        order = [group for group in order if group not in assigned]
+    assigned.update(dict.fromkeys(order, "train"))
+    return assigned
+
+
+def _carve_shared(
+    groups: Mapping[str, Mapping[str, int]], fractions: Mapping[Split, float], seed: int
+) -> dict[str, Split]:
+    """A split for each group with pictures of several classes: where, together, its classes lack the most."""
+    classes_of: dict[str, list[str]] = defaultdict(list)
+    for name, members in groups.items():
+        for group in members:
+            classes_of[group].append(name)
+    spanning = shuffled([group for group, names in classes_of.items() if len(names) > 1], seed)
+    shares: dict[Split, float] = {"train": 1 - sum(fractions.values()), **fractions}
+    totals = {name: sum(members.values()) for name, members in groups.items()}
+    lacking = {name: {split: totals[name] * share for split, share in shares.items()} for name in groups}
+    empty = {name: set(shares) for name in groups}
+    waiting = {name: len(members) for name, members in groups.items()}  # groups of the class still to be assigned
+    assigned: dict[str, Split] = {}
+    for group in spanning:
+        names = classes_of[group]
+        # A class with no more groups than splits without a picture of it needs one for each.
+        urgent = [empty[name] for name in names if waiting[name] <= len(empty[name])]
+
+        def worth(split: Split, group: str = group, urgent: Sequence[set[Split]] = urgent) -> tuple[int, float]:
+            lacks = (groups[name][group] * lacking[name][split] / totals[name] for name in classes_of[group])
+            return sum(split in splits for splits in urgent), sum(lacks)
+
+        chosen = max(shares, key=worth)
+        assigned[group] = chosen
+        for name in names:
+            lacking[name][chosen] -= groups[name][group]
+            empty[name].discard(chosen)
+            waiting[name] -= 1
+    return assigned
+
+
+def _check_all_have(
+    groups: Mapping[str, Mapping[str, int]], assigned: Mapping[tuple[str, str], Split], splits: Sequence[Split]
+) -> None:
+    """With groups across classes it may be that no division gives every class a picture of every split."""
+    for name, members in groups.items():
+        present = {assigned[name, group] for group in members}
+        missing = [split for split in splits if split not in present]
+        if missing:
+            raise DataError(
+                f'the groups leave no picture of class "{name}" for {" and ".join(missing)}',
+                fix="make groups smaller, add pictures, or state the split of each picture in a manifest",
+            )
 
 
 def _fitting(members: Mapping[str, int], order: Sequence[str], wanted: int, reserve: int) -> list[str]:

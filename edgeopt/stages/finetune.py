@@ -12,6 +12,7 @@ from edgeopt.config import DataConfig, ModelConfig, TrainConfig, origins
 from edgeopt.console import Console, Silent
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
+from edgeopt.data.manifest_source import is_manifest
 from edgeopt.data.torchvision_source import is_reference
 from edgeopt.errors import ConfigError, RunError
 from edgeopt.files import sha256
@@ -25,6 +26,8 @@ from edgeopt.stages.workspace import Workspace, open_workspace
 
 VERSION = 1
 NAME = "float"
+#: What of the pictures' configuration is in the dataset's fingerprint, and may be called otherwise the next time.
+_ELSEWHERE = {"path", "exclude", "group_near"}
 
 
 def finetune(
@@ -47,7 +50,7 @@ def finetune(
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
     config = {
-        "data": data.model_dump(exclude={"path"}),
+        "data": data.model_dump(exclude=_ELSEWHERE),
         "model": model.model_dump(exclude={"weights"}),
         "train": train.model_dump(),
     }
@@ -96,7 +99,7 @@ def adopt(
     _check_model(model)
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
-    config = {"data": data.model_dump(exclude={"path"}), "model": model.model_dump(exclude={"weights"})}
+    config = {"data": data.model_dump(exclude=_ELSEWHERE), "model": model.model_dump(exclude={"weights"})}
     with opened.run.lock():
         key = stage_key(inputs=inputs, config=config, version=VERSION)
         stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force)
@@ -155,7 +158,11 @@ def _start(data: DataConfig, run: Path | None, console: Console) -> Workspace:
 
 def _default_path(source: str, fingerprint: str) -> Path:
     """``runs/<name of the data>``, or the first ``-2``, ``-3``... that holds this dataset or nothing."""
-    name = source.split("@")[0].split(":", 1)[1] if is_reference(source) else Path(source).absolute().name
+    path = Path(source).absolute()
+    if is_reference(source):
+        name = source.split("@")[0].split(":", 1)[1]
+    else:
+        name = path.stem if is_manifest(path) else path.name
     name = check_name(name.lower() or "run")
     for number in range(1, 1000):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")

@@ -12,6 +12,7 @@ from edgeopt.config import CalibrationRecipe, DataConfig, validate
 from edgeopt.console import Console, Silent
 from edgeopt.data.calibration import draw_calibration
 from edgeopt.data.dataset import Dataset, Item
+from edgeopt.data.manifest_source import is_manifest
 from edgeopt.data.sets import write_samples, write_set
 from edgeopt.data.split import draw
 from edgeopt.data.torchvision_source import is_reference
@@ -94,6 +95,8 @@ def open_workspace(run: Run, *, data: str | None = None, console: Console | None
             f"{run.path} was made on another machine, so its pictures must be pointed at",
             fix="edgeopt export --data FOLDER (compress takes --data as well)",
         )
+    if data is not None and not is_reference(data) and is_manifest(Path(data)):
+        data = str(Path(data).parent)  # what a manifest names lies in its folder
     root = data or dataset.root
     if data is not None:
         dataset = dataset.at(data if is_reference(data) else str(Path(data).absolute()))
