@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeopt.config import (
+        AugmentConfig,
         Budget,
         CalibrationRecipe,
         CompressConfig,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgeopt.run import Run
 
 _WHERE = {
+    "AugmentConfig": "config",
     "Budget": "config",
     "CalibrationRecipe": "config",
     "CompressConfig": "config",
@@ -40,6 +42,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "AugmentConfig",
     "Budget",
     "CalibrationRecipe",
     "CompressConfig",

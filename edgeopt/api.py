@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from edgeopt.stages.build import build
     from edgeopt.stages.compress import compress
     from edgeopt.stages.export import export
-    from edgeopt.stages.finetune import adopt, finetune
+    from edgeopt.stages.finetune import adopt, augment_preview, finetune
     from edgeopt.stages.predict import predict
     from edgeopt.stages.report import report
 
 _WHERE = {
     "adopt": "stages.finetune",
+    "augment_preview": "stages.finetune",
     "bench": "stages.bench",
     "build": "stages.build",
     "compress": "stages.compress",
@@ -30,6 +31,7 @@ _WHERE = {
 
 __all__ = [
     "adopt",
+    "augment_preview",
     "bench",
     "build",
     "compress",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from edgeopt import resources
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
 from edgeopt.schemes import SCHEMES
+from edgeopt.training_tables import AugmentConfig as AugmentConfig
+from edgeopt.training_tables import Seed, Whole, contradictions
+from edgeopt.training_tables import Strict as Strict
+from edgeopt.training_tables import TrainConfig as TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,10 +26,6 @@ else:
     import tomli as tomllib
 
 Model = TypeVar("Model", bound=BaseModel)
-
-#: Integers have bounds everywhere: TOML's have none, and those of thousands of digits cannot be written into a record.
-Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
 
 _MAX_TOML_BYTES = 2**20
 _MOST_PROBLEMS = 20  # said at once
@@ -48,12 +48,6 @@ def stated_by(origin: str) -> Iterator[None]:
 def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
     """For each of ``names``, a field of ``config``: who stated it, or "default" when nobody did."""
     return {name: _stated_by.get() if name in config.model_fields_set else "default" for name in names}
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys are errors, and so are NaN and infinity, which no record could hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Budget(Strict):
@@ -147,30 +141,9 @@ class ModelConfig(Strict):
     """The model: a name, arguments of its constructor, and where its weights come from."""
 
     name: str = "tf_efficientnet_lite0"
-    arguments: dict[str, bool | Whole | float | str] = {}
+    arguments: dict[str, bool | Whole | float | str] = Field(default_factory=dict)
     pretrained: bool = True
     weights: str | None = None
-
-
-class TrainConfig(Strict):
-    """Fine-tuning. ``lr`` is AdamW's, for the head; the backbone's layers decay from it by ``layer_decay``."""
-
-    epochs: int = Field(20, ge=1, le=10_000)
-    batch_size: int = Field(32, ge=1, le=8192)
-    lr: float = Field(1e-3, gt=0, le=10)
-    weight_decay: float = Field(0.05, ge=0)
-    layer_decay: float = Field(0.9, gt=0, le=1)
-    warmup_epochs: float = Field(1.0, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    augment: Literal["none", "light", "default"] = "default"
-    flip: bool = True
-    ema_decay: float = Field(0.99, ge=0, lt=1)  # a ceiling: short runs average over fewer steps; 0 switches EMA off
-    patience: int = Field(10, ge=1, le=10_000)
-    clip_grad: float = Field(1.0, ge=0)
-    seed: Seed = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"  # auto: the faster here, by a speed probe
-    workers: int = Field(0, ge=0, le=256)
 
 
 class CompressConfig(Strict):
@@ -211,6 +184,7 @@ class Recipe(Strict):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
     compress: CompressConfig = CompressConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
@@ -234,17 +208,44 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
-    """``values`` as ``model``; raises one ConfigError that lists every problem, with suggestions for misspelt keys."""
+    """``values`` as ``model``; raises one ConfigError that lists every problem, with suggestions for misspelt keys.
+
+    Of a recipe what contradicts itself is among the problems, as far as its tables are readable.
+    """
+    problems, made = [], None
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()[:_MOST_PROBLEMS]]
-        count = "1 problem" if error.error_count() == 1 else f"{error.error_count()} problems"
-        if error.error_count() > _MOST_PROBLEMS:
-            problems.append(f"and {error.error_count() - _MOST_PROBLEMS} more")
-        raise ConfigError(
-            f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in problems), fix=f"correct {where}"
-        ) from None
+        problems = [_problem(model, item) for item in error.errors()]
+    if issubclass(model, Recipe):
+        problems += _contradictions(values)
+    if made is None or problems:
+        raise ConfigError(listed(problems, where=where), fix=f"correct {where}")
+    return made
+
+
+def listed(problems: Sequence[str], *, where: str) -> str:
+    """One message of a line for each problem, up to a number that can be read."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = list(problems[:_MOST_PROBLEMS])
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+    return f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def require_compatible(train: TrainConfig, augment: AugmentConfig) -> None:
+    """Raises ConfigError with everything in these tables that contradicts itself."""
+    if problems := contradictions(train, augment):
+        raise ConfigError(listed(problems, where="training"), fix="leave one side of each out")
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Those of a recipe whose other tables may be wrong."""
+    try:
+        train = TrainConfig.model_validate(values.get("train", {}))
+        return contradictions(train, AugmentConfig.model_validate(values.get("augment", {})))
+    except ValidationError:
+        return []
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

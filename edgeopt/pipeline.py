@@ -36,7 +36,13 @@ def _finetune(journey: Journey) -> None:
 
     recipe = journey.recipe
     trained = finetune(
-        recipe.data, recipe.model, recipe.train, run=journey.path, force=journey.force, console=journey.console
+        recipe.data,
+        recipe.model,
+        recipe.train,
+        augment=recipe.augment,
+        run=journey.path,
+        force=journey.force,
+        console=journey.console,
     )
     journey.run = trained.run
     keep_budget(trained.run, recipe.budget)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "config", "console", "environment", "errors", "files", "metrics", "model_table",
     "picture_files", "preprocess", "probability", "records", "registry", "resources", "run", "schemes", "sets",
+    "training_tables",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "predict", "report"}

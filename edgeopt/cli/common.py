@@ -14,8 +14,14 @@ from typing import Any, TypeVar
 import click
 
 from edgeopt.console import Progress
+from edgeopt.errors import ConfigError
 from edgeopt.files import printable
 from edgeopt.run import Run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -154,3 +160,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def given(**options: Any) -> Mapping[str, Any]:
     """The options that were typed: those that are not None and not an empty tuple."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
+
+
+def settings(keys: Mapping[str, Any], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Tables of a recipe from ``table.key`` -> value, None for what was not typed, and from texts ``table.key=value``.
+
+    A value of ``others`` is read as in TOML, and as a word when it is none. Raises ConfigError for texts without =.
+    """
+    found = {name: value for name, value in keys.items() if value is not None}
+    for text in others:
+        name, equals, value = text.partition("=")
+        if not equals or name.strip().count(".") < 1:
+            raise ConfigError(f'--set {text} is not "table.key=value"', fix="write it so: --set augment.rotation=15")
+        found[name.strip()] = _value(value.strip())
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in found.items():
+        *path, key = name.split(".")
+        table = tables
+        for part in path:
+            inner = table.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(
+                    f"--set {name} is inside a value, not a table", fix="write it so: --set train.lr=0.01"
+                )
+            table = inner
+        table[key] = value
+    return tables
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text

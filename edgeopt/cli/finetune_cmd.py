@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, output_options, picture_options
+from edgeopt.cli.common import Terminal, emit, force_option, output_options, picture_options, settings
 from edgeopt.config import Recipe, validate
+from edgeopt.training_tables import PRESETS
+
+#: Options that set one key of the recipe.
+_KEYS = {
+    "path": "data.path", "image_size": "data.image_size", "resize": "data.resize", "max_pixels": "data.max_pixels",
+    "exclude": "data.exclude",
+    "name": "model.name", "weights": "model.weights", "pretrained": "model.pretrained",
+    "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr", "augment": "train.augment",
+    "flip": "train.flip", "mixup": "augment.mixup", "cutmix": "augment.cutmix",
+}  # fmt: skip
 
 
 @click.command("finetune")
-@click.argument("data")
+@click.argument("path", metavar="DATA")
 @click.option("--model", "name", help="Model name, as in `edgeopt models`. [default: tf_efficientnet_lite0]")
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from this weights file instead of pretrained ones."
 )
-@click.option("--no-pretrained", is_flag=True, help="Start from random weights.")
+@click.option(
+    "--no-pretrained", "pretrained", is_flag=True, flag_value=False, default=None, help="Start from random weights."
+)
 @click.option("--image-size", type=int, help="Input height and width in pixels. [default: the model's own]")
 @click.option(
     "--resize", type=click.Choice(["crop", "squash", "letterbox"]), help="How a picture is made square. [default: crop]"
@@ -24,67 +37,63 @@ from edgeopt.config import Recipe, validate
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
 @click.option("--batch-size", type=int, help="Pictures a step. [default: 32]")
 @click.option("--lr", type=float, help="Learning rate of the head. [default: 0.001]")
-@click.option(
-    "--augment", type=click.Choice(["none", "light", "default"]), help="Augmentation preset. [default: default]"
-)
+@click.option("--augment", type=click.Choice(PRESETS), help="Augmentation preset. [default: default]")
 @click.option(
     "--flip/--no-flip",
     default=None,
     help="Mirror pictures while training; off where left and right differ, as for digits.",
 )
+@click.option("--mixup", type=float, help="MixUp's alpha, 0 for none; off near the end. [default: the preset's]")
+@click.option("--cutmix", type=float, help="CutMix's alpha, 0 for none; off near the end. [default: the preset's]")
+@click.option(
+    "--augment-preview",
+    "preview",
+    type=click.Path(path_type=Path),
+    help="Draw pictures as training would see them to this PNG file; train nothing.",
+)
 @picture_options
 @click.option("--seed", type=int, help="Of the split, the order and the augmentation. [default: 0]")
+@click.option(
+    "--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of a recipe, as in augment.rotation=15."
+)
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
 @force_option
 @output_options
 def command(
-    data: str,
-    name: str | None,
-    weights: Path | None,
-    no_pretrained: bool,
-    image_size: int | None,
-    resize: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    augment: str | None,
-    flip: bool | None,
-    max_pixels: int | None,
-    exclude: str | None,
+    preview: Path | None,
     group_near: bool,
     seed: int | None,
+    others: tuple[str, ...],
     run_path: Path | None,
     force: bool,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Fine-tune a pretrained model on DATA.
 
     DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, a CSV or JSONL file
     with the columns path and label (and split, group, weight), or torchvision:NAME.
     """
-    recipe = validate(
-        Recipe,
-        {
-            "data": given(
-                path=data,
-                image_size=image_size,
-                resize=resize,
-                max_pixels=max_pixels,
-                seed=seed,
-                exclude=exclude,
-                group_near=group_near or None,
-            ),
-            "model": given(
-                name=name, weights=str(weights) if weights else None, pretrained=False if no_pretrained else None
-            ),
-            "train": given(epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, flip=flip, seed=seed),
-        },
-        where="finetune options",
-    )
-    from edgeopt.stages.finetune import finetune
+    stated = {_KEYS[name]: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    values = settings({**stated, "data.seed": seed, "train.seed": seed, "data.group_near": group_near or None}, others)
+    recipe = validate(Recipe, values, where="finetune options")
+    from edgeopt.stages.finetune import augment_preview, finetune
 
+    console = Terminal(quiet=quiet)
+    if preview is not None:
+        made = augment_preview(
+            recipe.data, preview, recipe.model, recipe.train, augment=recipe.augment, console=console
+        )
+        emit({"preview": str(made)}, as_json=as_json, text=f"wrote {made}")
+        return
     trained = finetune(
-        recipe.data, recipe.model, recipe.train, run=run_path, force=force, console=Terminal(quiet=quiet)
+        recipe.data,
+        recipe.model,
+        recipe.train,
+        augment=recipe.augment,
+        run=run_path,
+        force=force,
+        console=console,
     )
     emit(trained.to_json(), as_json=as_json, text=trained.summary())

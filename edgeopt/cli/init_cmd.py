@@ -27,7 +27,12 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`
 [train]
 epochs = 20
 # lr = 0.001
+# augment = "default"                    # "none", "light", "default" or "heavy"
 # flip = false                           # where left and right differ, as for digits and text
+
+[augment]                                # single values in place of the preset's
+# rotation = 15                          # degrees; also scale, crop, shift, hue, blur, noise, erase, policy, ...
+# mixup = 0.2                            # alpha; off in the last tenth of the epochs, as is cutmix
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training

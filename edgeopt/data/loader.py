@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,17 +15,20 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from edgeopt.console import Progress
-from edgeopt.data.augment import Preset, cached_picture, make_augment
+from edgeopt.data.augment import cached_picture, make_augment, make_mix
 from edgeopt.data.cache import PictureCache
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS
 from edgeopt.preprocess import PreprocessSpec, UInt8, normalize
+from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 
 
 class TrainLoader:
     """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
+
+    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
     another epoch, unless there is less than one batch in all. ``workers`` 0 makes batches in the training process:
@@ -40,6 +44,8 @@ class TrainLoader:
         batch_size: int,
         augment: Preset = "default",
         flip: bool = True,
+        changes: AugmentConfig | None = None,
+        epochs: int = 1,
         seed: int = 0,
         workers: int = 0,
         cache_folder: Path | None = None,
@@ -53,7 +59,7 @@ class TrainLoader:
 
         def load(item: Item) -> UInt8:
             with dataset.open(item, max_pixels=max_pixels, draft=(side, side)) as image:
-                return cached_picture(image, spec, augment)
+                return cached_picture(image, spec, augment, changes)
 
         def loaded() -> Iterator[UInt8]:
             for done, picture in enumerate(in_threads(load, items), start=1):
@@ -64,7 +70,10 @@ class TrainLoader:
         self._cache = PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
         self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._spec = spec
-        self._augment = make_augment(augment, spec, flip=flip)
+        self._augment = make_augment(augment, spec, flip=flip, changes=changes)
+        chosen = augmentation(augment, changes, flip=flip)
+        self._mix = make_mix(chosen, len(dataset.classes))
+        self._mixed_epochs = epochs - math.ceil(epochs * (chosen.unmixed or 0.0) - 1e-9)
         self._batch_size = min(batch_size, len(items))
         self._seed = seed
         self._workers = workers
@@ -98,7 +107,10 @@ class TrainLoader:
         # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
         torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
         pictures = np.stack([self._picture(int(row)) for row in rows])
-        return torch.from_numpy(normalize(pictures, self._spec)), self._labels[torch.from_numpy(rows)]
+        images, labels = torch.from_numpy(normalize(pictures, self._spec)), self._labels[torch.from_numpy(rows)]
+        if self._mix is None or epoch >= self._mixed_epochs:
+            return images, labels
+        return self._mix(images, labels)
 
     def _picture(self, row: int) -> UInt8:
         picture = self._cache[row]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from edgeopt import environment
 from edgeopt.compress.prune import prune
 from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantizers
-from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target, origins
+from edgeopt.config import (
+    AugmentConfig,
+    CalibrationRecipe,
+    CompressConfig,
+    load_calibration,
+    load_target,
+    origins,
+    validate,
+)
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec
@@ -231,9 +239,14 @@ def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRec
 
 def _recipe(job: _Job) -> dict[str, Any]:
     """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
-    train = dict(job.teacher.record.get("config", {}).get("train") or {})
+    config = job.teacher.record.get("config", {})
+    train = dict(config.get("train") or {})
     names = ("augment", "flip", "batch_size", "seed", "precision", "memory_format")
-    return {name: train[name] for name in names if name in train}
+    alike = {name: train[name] for name in names if name in train}
+    return {
+        **alike,
+        "augmentation": validate(AugmentConfig, config.get("augment") or {}, where="the original's record"),
+    }
 
 
 def _inputs(job: _Job, source: Variant) -> dict[str, str]:

@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from edgeopt import models
-from edgeopt.config import DataConfig, ModelConfig, TrainConfig, origins
+from edgeopt.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig, origins, require_compatible
 from edgeopt.console import Console, Silent
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
 from edgeopt.data.manifest_source import is_manifest
+from edgeopt.data.preview import write_preview
 from edgeopt.data.torchvision_source import is_reference
 from edgeopt.errors import ConfigError, RunError
 from edgeopt.files import sha256
@@ -35,17 +36,19 @@ def finetune(
     model: ModelConfig | None = None,
     train: TrainConfig | None = None,
     *,
+    augment: AugmentConfig | None = None,
     run: Path | None = None,
     force: bool = False,
     console: Console | None = None,
 ) -> Variant:
     """Fine-tune ``model`` on the pictures of ``data``, in the run folder ``run`` (default: under ``./runs``).
 
-    Interrupted, the same call goes on from its last checkpoint; finished, it returns what is there. Raises DataError,
-    ModelError, TrainingError, RunError.
+    ``augment`` replaces single values of the preset ``train.augment``. Interrupted, the same call goes on from its last
+    checkpoint; finished, it returns what is there. Raises ConfigError, DataError, ModelError, TrainingError, RunError.
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
-    data = _data_config(data)
+    data, augment = _data_config(data), augment or AugmentConfig()
+    require_compatible(train, augment)
     _check_model(model)
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
@@ -53,6 +56,7 @@ def finetune(
         "data": data.model_dump(exclude=_ELSEWHERE),
         "model": model.model_dump(exclude={"weights"}),
         "train": train.model_dump(),
+        "augment": augment.model_dump(),
     }
     with opened.run.lock():
         key = stage_key(inputs=inputs, config=config, version=VERSION)
@@ -62,9 +66,8 @@ def finetune(
         created = _create(opened.dataset, data, model)
         _say_weights(created, console)
         spec = _spec(created, data)
-        result = fit(
-            TrainingPlan.for_finetuning(train), created.model, opened, spec, folder=stage.folder, console=console
-        )
+        plan = TrainingPlan.for_finetuning(train, augment)
+        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console)
         return commit_variant(
             stage,
             created.model,
@@ -73,11 +76,47 @@ def finetune(
             parent=None,
             stage_name="finetune",
             config=config,
-            origin=_origins(config, data=data, model=model, train=train),
+            origin=_origins(config, data=data, model=model, train=train, augment=augment),
             inputs=inputs,
             metrics=result,
             weights_origin=created.weights_origin,
         )
+
+
+def augment_preview(
+    data: DataConfig | str | Path,
+    file: Path,
+    model: ModelConfig | None = None,
+    train: TrainConfig | None = None,
+    *,
+    augment: AugmentConfig | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Write to the PNG ``file`` a grid of train pictures as :func:`finetune` would see them; nothing is trained.
+
+    A row a picture: first as evaluation sees it, then as the first epochs do. Raises ConfigError, DataError and
+    ModelError.
+    """
+    console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
+    data, augment = _data_config(data), augment or AugmentConfig()
+    require_compatible(train, augment)
+    _check_model(model)
+    with console.task("reading pictures") as progress:
+        dataset = ingest(data, progress=progress)
+    # Only the picture's size and normalization are wanted of the model, not its weights.
+    bare = model.model_copy(update={"pretrained": False, "weights": None})
+    write_preview(
+        file,
+        dataset,
+        _spec(_create(dataset, data, bare), data),
+        augment=train.augment,
+        flip=train.flip,
+        changes=augment,
+        epochs=train.epochs,
+        seed=train.seed,
+        max_pixels=data.max_pixels,
+    )
+    return file
 
 
 def adopt(

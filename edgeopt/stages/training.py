@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized, quantizer_parameters
-from edgeopt.config import CompressConfig, TrainConfig
+from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
 from edgeopt.metrics import top_k_accuracy
@@ -22,6 +22,7 @@ from edgeopt.stages.workspace import Workspace
 from edgeopt.train.evaluate_torch import evaluator, logits
 from edgeopt.train.loop import LoopConfig, TrainResult, train
 from edgeopt.train.objectives import CrossEntropy, Distillation, Objective
+from edgeopt.training_tables import Preset
 
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
 _SCALE_LR = 10.0  # quantizer scales learn this many times as fast as weights: a step of lr moves them by a fraction lr
@@ -36,15 +37,16 @@ class TrainingPlan:
     label_smoothing: float = 0.0
     temperature: float = 3.0
     distill_weight: float = 0.9
-    augment: Literal["none", "light", "default"] = "default"
+    augment: Preset = "default"
     flip: bool = True
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)  # single values in place of the preset's
     batch_size: int = 32
     workers: int = 0
     epoch_share: float = 1.0  # of an epoch's steps that are taken: a training may be shorter than one epoch
 
     @classmethod
-    def for_finetuning(cls, config: TrainConfig) -> TrainingPlan:
-        """As the recipe's ``[train]`` says."""
+    def for_finetuning(cls, config: TrainConfig, augment: AugmentConfig | None = None) -> TrainingPlan:
+        """As the recipe's ``[train]`` and ``[augment]`` say."""
         loop = LoopConfig(
             epochs=config.epochs,
             lr=config.lr,
@@ -64,6 +66,7 @@ class TrainingPlan:
             label_smoothing=config.label_smoothing,
             augment=config.augment,
             flip=config.flip,
+            augmentation=augment or AugmentConfig(),
             batch_size=config.batch_size,
             workers=config.workers,
         )
@@ -99,7 +102,7 @@ class TrainingPlan:
         memory_format: Literal["auto", "channels_last", "contiguous"] | None = None,
         **batches: Any,
     ) -> TrainingPlan:
-        """This plan with ``augment``, ``flip``, ``batch_size``, seed and way of computing of another training."""
+        """This plan with augmentation, ``batch_size``, seed and way of computing of another training."""
         loop = replace(
             self.loop,
             seed=self.loop.seed if seed is None else seed,
@@ -110,7 +113,7 @@ class TrainingPlan:
 
     def gradient_batches(self, workspace: Workspace, spec: PreprocessSpec) -> Iterator[tuple[Tensor, Tensor]]:
         """A few unaugmented training batches, the same at every call."""
-        loader = replace(self, augment="none")._loader(workspace, spec, workspace.console)
+        loader = replace(self, augment="none", augmentation=AugmentConfig())._loader(workspace, spec, workspace.console)
         return islice(loader(0), _GRADIENT_BATCHES)
 
     def _loader(self, workspace: Workspace, spec: PreprocessSpec, console: Console) -> TrainLoader:
@@ -122,6 +125,8 @@ class TrainingPlan:
                 batch_size=self.batch_size,
                 augment=self.augment,
                 flip=self.flip,
+                changes=self.augmentation,
+                epochs=self.loop.epochs,
                 seed=self.loop.seed,
                 workers=self.workers,
                 max_pixels=workspace.data.max_pixels,
