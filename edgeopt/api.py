@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from edgeopt.pipeline import demo, run_recipe
     from edgeopt.stages.bench import bench, evaluate
     from edgeopt.stages.build import build
+    from edgeopt.stages.check import check
     from edgeopt.stages.compress import compress
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
@@ -19,6 +20,7 @@ _WHERE = {
     "augment_preview": "stages.finetune",
     "bench": "stages.bench",
     "build": "stages.build",
+    "check": "stages.check",
     "compress": "stages.compress",
     "demo": "pipeline",
     "evaluate": "stages.bench",
@@ -34,6 +36,7 @@ __all__ = [
     "augment_preview",
     "bench",
     "build",
+    "check",
     "compress",
     "demo",
     "evaluate",

@@ -231,8 +231,11 @@ def _scale_transparency(image: ImageFile.ImageFile, begin: bytes) -> None:
 
 
 def _shrink(image: ImageFile.ImageFile, size: int, max_pixels: int, draft: tuple[int, int] | None) -> int:
-    """Have a JPEG decoded at a scale that fits, refuse what does not fit; returns how many pixels decoding keeps."""
-    width, height = image.size
+    """Have a JPEG decoded at a scale that fits, refuse what does not fit; returns how many pixels decoding keeps.
+
+    The (width, height) in the file stays in ``image.info["full_size"]``.
+    """
+    width, height = image.info["full_size"] = image.size
     jpeg = image if draft is not None and isinstance(image, JpegImagePlugin.JpegImageFile) else None
     streamed = jpeg is not None and _in_one_scan(jpeg)
     for scale in (1, 2, 4, 8) if streamed else (1,):

@@ -17,6 +17,7 @@ from edgeopt.files import printable
 #: verb -> (module, one-line help), in the order a newcomer meets them.
 VERBS = {
     "demo": ("demo", "All of it on handwritten digits, in about ten minutes."),
+    "check": ("check", "Find what is wrong with the pictures before training on them."),
     "finetune": ("finetune", "Fine-tune a pretrained model on a folder of labelled pictures."),
     "adopt": ("adopt", "Start from a model you trained elsewhere."),
     "compress": ("compress", "Prune, distil and quantize the trained model."),

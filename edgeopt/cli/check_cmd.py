@@ -1,0 +1,55 @@
+"""``edgeopt check``: find what is wrong with a set of pictures before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.common import Terminal, emit, given, max_pixels_option, output_options, table
+from edgeopt.config import DataConfig, validate
+
+
+@click.command("check")
+@click.argument("data")
+@click.option("--exclude", type=click.Path(path_type=Path), help="Write the pictures one would leave out to this file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the page. [default: runs/checks/NAME OF DATA]")
+@click.option(
+    "--model", default="tf_efficientnet_lite0", show_default=True, help="Pretrained model that labels are checked with."
+)
+@click.option(
+    "--labels/--no-labels", default=True, help="Whether to look for mislabelled pictures, which takes longest."
+)
+@max_pixels_option
+@output_options
+def command(
+    data: str,
+    exclude: Path | None,
+    out: Path | None,
+    model: str,
+    labels: bool,
+    max_pixels: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find damaged, doubled, leaked, mislabelled, dark, bright, blurry and odd pictures in DATA, as for finetune.
+
+    Writes check.html, a page of thumbnails, and issues.json. Nothing is ever deleted or moved: look at the page, edit
+    the list that --exclude writes, and give it to finetune --exclude.
+    """
+    config = validate(DataConfig, given(path=data, max_pixels=max_pixels), where="check options")
+    from edgeopt.data.checks.issues import KINDS
+    from edgeopt.stages.check import check
+
+    console = Terminal(quiet=quiet)
+    result = check(config, model=model, labels=labels, out=out, exclude=exclude, console=console)
+    worst = {kind: next(issue for issue in result.issues if issue.kind == kind) for kind in result.counts}
+    rows = [(KINDS[kind][0], str(n), f"{worst[kind].path}: {worst[kind].reason}") for kind, n in result.counts.items()]
+    lines = [f"{result.pictures} pictures of {len(result.classes)} classes"]
+    lines += [table(("issue", "pictures", "the worst"), rows)] if rows else ["nothing suspicious was found"]
+    lines += [f"note: {note}" for note in result.notes]
+    lines += [f"not checked: {item.check}: {item.reason}; {item.fix}" for item in result.not_run]
+    lines.append(f"page: {result.html}")
+    if result.exclude is not None:
+        lines.append(f"{len(result.left_out())} pictures to leave out: {result.exclude}")
+    emit(result.to_json(), as_json=as_json, text="\n".join(lines))
