@@ -233,9 +233,9 @@ def listed(problems: Sequence[str], *, where: str) -> str:
     return f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in lines)
 
 
-def require_compatible(train: TrainConfig, augment: AugmentConfig) -> None:
-    """Raises ConfigError with everything in these tables that contradicts itself."""
-    if problems := contradictions(train, augment):
+def require_compatible(train: TrainConfig, augment: AugmentConfig, *, soft_targets: bool | None = None) -> None:
+    """Raises ConfigError with everything in these tables that contradicts itself; see :func:`contradictions`."""
+    if problems := contradictions(train, augment, soft_targets=soft_targets):
         raise ConfigError(listed(problems, where="training"), fix="leave one side of each out")
 
 

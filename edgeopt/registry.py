@@ -6,6 +6,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ConfigError, did_you_mean
@@ -17,6 +18,13 @@ BACKENDS = {
     "tensorrt": "edgeopt.backends.tensorrt:TensorRtBackend",
     "tensorrt_rtx": "edgeopt.backends.tensorrt_rtx:TensorRtRtxBackend",
     "pytorch": "edgeopt.torch_session:PyTorchBackend",
+}
+
+#: Losses of ``train.loss``; what else has a colon is the user's own ``module:attr``.
+LOSSES = {
+    "cross_entropy": "edgeopt.train.losses:CrossEntropyLoss",
+    "weighted": "edgeopt.train.losses:WeightedCrossEntropyLoss",
+    "focal": "edgeopt.train.losses:FocalLoss",
 }
 
 
@@ -36,10 +44,37 @@ def backends() -> dict[str, str]:
     return table("backends", BACKENDS)
 
 
+def losses() -> dict[str, str]:
+    """Every loss's name and where it is, built in and from entry points."""
+    return table("losses", LOSSES)
+
+
 def load(reference: str) -> Any:
     """The object ``module:attr`` names. Only for references from edgeopt's own tables or the user's own recipe."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def load_users_own(reference: str, *, kind: str) -> Any:
+    """The callable ``module:attr`` names, where modules in the current folder are found as by ``python -m``.
+
+    Raises ConfigError when it cannot be imported or is none.
+    """
+    module, _, attribute = reference.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        value = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot import {module} for the {kind} {reference}: {error}",
+            fix=f"start edgeopt in the folder that holds {module}, or install it and what it imports",
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(value):
+        raise ConfigError(f"{reference} is not a callable", fix=f"name a class or function of {module}")
+    return value
 
 
 def load_backend(name: str) -> Any:

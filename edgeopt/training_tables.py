@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeopt.errors import did_you_mean
+from edgeopt.registry import losses
 
 #: Integers have bounds everywhere: TOML's have none, and those of thousands of digits cannot be written into a record.
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
 Preset = Literal["none", "light", "default", "heavy"]
+Schedule = Literal["cosine", "step", "one_cycle", "exponential", "plateau"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 class Strict(BaseModel):
@@ -67,15 +73,32 @@ def augmentation(preset: Preset, changes: AugmentConfig | None = None, *, flip: 
 
 
 class TrainConfig(Strict):
-    """Fine-tuning. ``lr`` is AdamW's, for the head; the backbone's layers decay from it by ``layer_decay``."""
+    """Fine-tuning. ``lr`` is the head's; the backbone's layers decay from it by ``layer_decay``.
+
+    ``"auto"`` finds the batch size by a speed and memory probe, the learning rate by a range test.
+    """
 
     epochs: int = Field(20, ge=1, le=10_000)
-    batch_size: int = Field(32, ge=1, le=8192)
-    lr: float = Field(1e-3, gt=0, le=10)
+    batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
+    optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
+    momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one
+    lr: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = 1e-3
+    schedule: Schedule = "cosine"
+    lr_decay: float | None = Field(None, gt=0, lt=1)  # of step and plateau (0.1), and of exponential, an epoch
+    lr_step_epochs: float | None = Field(None, gt=0)  # between two drops of step; None: a third of the epochs
+    lr_patience: int | None = Field(None, ge=1, le=10_000)  # epochs without a better one before plateau drops; 3
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(0.9, gt=0, le=1)
     warmup_epochs: float = Field(1.0, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    l1: float = Field(0.0, ge=0, le=1)  # of all weights but norms and biases
+    batchnorm: Literal["trained", "frozen"] = "trained"  # frozen: its statistics, gains and biases
+    dropout: float | None = Field(None, ge=0, lt=1)  # None: the model's own, as is drop_path
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    loss: str = "cross_entropy"
+    loss_arguments: dict[str, bool | Whole | float | str] = Field(default_factory=dict)
+    label_smoothing: float | None = Field(None, ge=0, lt=1)  # None: 0.1, and 0 for a loss of hard labels
+    sampling: Literal["shuffled", "balanced"] = "shuffled"  # balanced: every class equally often
+    select: Literal["auto", "top1", "recall"] = "auto"  # which figure of val picks the epoch; see selection
     augment: Preset = "default"
     flip: bool = True
     ema_decay: float = Field(0.99, ge=0, lt=1)  # a ceiling: short runs average over fewer steps; 0 switches EMA off
@@ -86,14 +109,92 @@ class TrainConfig(Strict):
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"  # auto: the faster here, by a speed probe
     workers: int = Field(0, ge=0, le=256)
 
+    @field_validator("batch_size", "lr", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, handler: Any) -> Any:
+        """One problem where pydantic would say one for each side of the union."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ValueError(f'{reason[0].lower()}{reason[1:]}, or "auto"') from None
 
-def contradictions(train: TrainConfig, augment: AugmentConfig) -> list[str]:
-    """What in these tables cannot hold together, each with its reason, as ``key: reason``."""
-    found = []
-    if augmentation(train.augment, augment).policy != "rand":
-        found += [
-            f'augment.{name}: belongs to RandAugment; set augment.policy to "rand", or leave it out'
-            for name in ("operations", "magnitude")
-            if getattr(augment, name) is not None
-        ]
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        known = losses()
+        if value not in known and not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(
+                f"unknown loss{did_you_mean(value, known)}; use one of {', '.join(sorted(known))}, or module:attr"
+            )
+        return value
+
+
+def selection(train: TrainConfig) -> Literal["top1", "recall"]:
+    """The figure the best epoch is picked by: mean recall of the classes where imbalance is worked against."""
+    if train.select != "auto":
+        return train.select
+    return "recall" if train.loss in ("weighted", "focal") or train.sampling == "balanced" else "top1"
+
+
+def smoothing(train: TrainConfig, *, soft_targets: bool) -> float:
+    """The label smoothing meant: the default is for losses that take soft labels."""
+    return (0.1 if soft_targets else 0.0) if train.label_smoothing is None else train.label_smoothing
+
+
+def contradictions(train: TrainConfig, augment: AugmentConfig, *, soft_targets: bool | None = None) -> list[str]:
+    """What in these tables cannot hold together, each with its reason, as ``key: reason``.
+
+    ``soft_targets`` says whether the loss takes labels that are shares of classes; None where only a look at it tells.
+    """
+    if soft_targets is None:
+        soft_targets = _SOFT_TARGETS.get(train.loss, True)
+    hard = [] if soft_targets else _against_hard_labels(train, augment)
+    return [*_against_policy(train, augment), *hard, *_against_loss(train), *_against_schedule(train)]
+
+
+def _against_policy(train: TrainConfig, augment: AugmentConfig) -> list[str]:
+    if augmentation(train.augment, augment).policy == "rand":
+        return []
+    return [
+        f'augment.{name}: belongs to RandAugment; set augment.policy to "rand", or leave it out'
+        for name in ("operations", "magnitude")
+        if getattr(augment, name) is not None
+    ]
+
+
+def _against_hard_labels(train: TrainConfig, augment: AugmentConfig) -> list[str]:
+    found, chosen = [], augmentation(train.augment, augment)
+    hard = f"the loss {train.loss} takes hard labels"
+    for name, title in (("mixup", "MixUp"), ("cutmix", "CutMix")):
+        if getattr(chosen, name):
+            where = f"augment.{name}" if getattr(augment, name) else f"train.augment {train.augment}"
+            found.append(f"{where}: {title} makes labels that are shares of two classes, and {hard}; set it to 0")
+    if train.label_smoothing:
+        found.append(f"train.label_smoothing: makes labels soft, and {hard}; leave it out")
     return found
+
+
+def _against_loss(train: TrainConfig) -> list[str]:
+    weighs = train.loss == "weighted" or (train.loss == "focal" and train.loss_arguments.get("balanced", True))
+    if train.sampling == "balanced" and weighs:
+        return [f"train.sampling: balanced batches and the loss {train.loss} each undo the whole imbalance; keep one"]
+    return []
+
+
+def _against_schedule(train: TrainConfig) -> list[str]:
+    found = []
+    belongs = {"lr_decay": ("step", "exponential", "plateau"), "lr_step_epochs": ("step",), "lr_patience": ("plateau",)}
+    for name, schedules in belongs.items():
+        if getattr(train, name) is not None and train.schedule not in schedules:
+            found.append(f"train.{name}: the schedule {train.schedule} has none; it belongs to {', '.join(schedules)}")
+    if train.schedule == "plateau" and (train.lr_patience or 1) >= train.patience:
+        found.append("train.lr_patience: training would end (train.patience) before the rate drops; make it smaller")
+    if train.momentum is not None and train.optimizer in ("adam", "adamw"):
+        found.append(f"train.momentum: {train.optimizer} has none; leave it out, or take sgd, momentum or rmsprop")
+    if train.momentum == 0 and train.optimizer in ("sgd", "nesterov"):
+        found.append('train.momentum: Nesterov\'s needs more than 0; take the optimizer "momentum" for plain SGD')
+    return found
+
+
+_SOFT_TARGETS = {"cross_entropy": True, "weighted": True, "focal": False}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeopt import environment
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.sets import PictureSet
+from edgeopt.train.config import LoopConfig
 from edgeopt.train.evaluate_torch import evaluator, logits
 from edgeopt.train.objectives import CrossEntropy, Distillation, memory_format_of
 from edgeopt.train.optimizer import make_optimizer, schedule
@@ -52,7 +53,7 @@ def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
 
 def test_layers_near_the_head_learn_faster_and_norms_are_not_decayed() -> None:
     model = timm.create_model("test_efficientnet", num_classes=4)
-    found = settings(model, make_optimizer(model, lr=1.0, weight_decay=0.05, layer_decay=0.5))
+    found = settings(model, make_optimizer(model, LoopConfig(epochs=1, lr=1.0, layer_decay=0.5)))
     assert set(found) == {name for name, _ in model.named_parameters()}
     assert found["classifier.weight"] == (1.0, 0.05)
     assert found["classifier.bias"] == (1.0, 0.0)
@@ -63,7 +64,7 @@ def test_layers_near_the_head_learn_faster_and_norms_are_not_decayed() -> None:
 
 def test_models_that_do_not_know_their_layers_are_layered_by_order() -> None:
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
-    found = settings(model, make_optimizer(model, lr=1.0, weight_decay=0.0, layer_decay=0.5))
+    found = settings(model, make_optimizer(model, LoopConfig(epochs=1, lr=1.0, weight_decay=0.0, layer_decay=0.5)))
     assert found["19.weight"][0] == 1.0
     assert found["18.weight"][0] == 0.5
     assert found["0.weight"][0] == 0.5**4
@@ -73,7 +74,8 @@ def test_extra_groups_keep_their_own_rate_and_are_not_decayed() -> None:
     model = tiny()
     scales = [model[0].weight]
     extra = [{"params": scales, "lr": 0.3}]
-    found = settings(model, make_optimizer(model, lr=0.1, weight_decay=0.05, layer_decay=1.0, extra_groups=extra))
+    config = LoopConfig(epochs=1, lr=0.1, layer_decay=1.0)
+    found = settings(model, make_optimizer(model, config, extra_groups=extra))
     assert found["0.weight"] == (0.3, 0.0)
     assert found["6.weight"] == (0.1, 0.05)
     assert len(found) == 5

@@ -162,6 +162,21 @@ def given(**options: Any) -> Mapping[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
+class OrAuto(click.ParamType["int | float | str"]):
+    """A number, or the word auto."""
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self._number = number
+        self.name = "integer|auto" if number is int else "float|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click asks for it."""
+        try:
+            return value if value == "auto" else self._number(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
 def settings(keys: Mapping[str, Any], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Tables of a recipe from ``table.key`` -> value, None for what was not typed, and from texts ``table.key=value``.
 

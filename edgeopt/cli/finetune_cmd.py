@@ -7,17 +7,23 @@ from typing import Any
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, output_options, picture_options, settings
+from edgeopt.cli.common import OrAuto, Terminal, emit, force_option, output_options, picture_options, settings
 from edgeopt.config import Recipe, validate
-from edgeopt.training_tables import PRESETS
+from edgeopt.training_tables import PRESETS, SCHEDULES
 
 #: Options that set one key of the recipe.
 _KEYS = {
     "path": "data.path", "image_size": "data.image_size", "resize": "data.resize", "max_pixels": "data.max_pixels",
     "exclude": "data.exclude",
     "name": "model.name", "weights": "model.weights", "pretrained": "model.pretrained",
-    "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr", "augment": "train.augment",
-    "flip": "train.flip", "mixup": "augment.mixup", "cutmix": "augment.cutmix",
+    "mixup": "augment.mixup", "cutmix": "augment.cutmix",
+    **{
+        name: f"train.{name}"
+        for name in (
+            "epochs", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
+            "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay", "clip_grad", "augment", "flip",
+        )
+    },
 }  # fmt: skip
 
 
@@ -35,8 +41,30 @@ _KEYS = {
     "--resize", type=click.Choice(["crop", "squash", "letterbox"]), help="How a picture is made square. [default: crop]"
 )
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
-@click.option("--batch-size", type=int, help="Pictures a step. [default: 32]")
-@click.option("--lr", type=float, help="Learning rate of the head. [default: 0.001]")
+@click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")
+@click.option("--lr", type=OrAuto(float), help="Learning rate of the head; auto: by a range test. [default: 0.001]")
+@click.option(
+    "--optimizer",
+    metavar="NAME",
+    help="adamw, adam, sgd (Nesterov), momentum, rmsprop, or another of timm's. [default: adamw]",
+)
+@click.option(
+    "--schedule", type=click.Choice(SCHEDULES), help="What the learning rate does after warm-up. [default: cosine]"
+)
+@click.option("--loss", help="cross_entropy, weighted (by class), focal, or module:attr. [default: cross_entropy]")
+@click.option(
+    "--sampling",
+    type=click.Choice(["shuffled", "balanced"]),
+    help="balanced: every class equally often. [default: shuffled]",
+)
+@click.option("--label-smoothing", type=float, help="How soft labels are made. [default: 0.1 where the loss takes it]")
+@click.option("--weight-decay", type=float, help="L2, but for norms and biases. [default: 0.05]")
+@click.option("--l1", type=float, help="L1, but for norms and biases. [default: 0]")
+@click.option("--dropout", type=float, help="Dropout before the classifier. [default: the model's own]")
+@click.option("--drop-path", type=float, help="Share of residual branches dropped. [default: the model's own]")
+@click.option("--batchnorm", type=click.Choice(["trained", "frozen"]), help="[default: trained]")
+@click.option("--ema-decay", type=float, help="Of the weights' moving average, 0 for none. [default: 0.99]")
+@click.option("--clip-grad", type=float, help="Largest norm of the gradient, 0 for any. [default: 1]")
 @click.option("--augment", type=click.Choice(PRESETS), help="Augmentation preset. [default: default]")
 @click.option(
     "--flip/--no-flip",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,10 @@ class TrainLoader:
     While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
-    another epoch, unless there is less than one batch in all. ``workers`` 0 makes batches in the training process:
-    the pictures are decoded once, before, so little is left to do. Batches do not depend on ``workers``.
+    another epoch, unless there is less than one batch in all. With ``sampling`` balanced it has as many pictures, every
+    class equally often: those of rare classes several times, of frequent ones a new part in every epoch. ``workers`` 0
+    makes batches in the training process: the pictures are decoded once, before, so little is left to do. Batches do
+    not depend on ``workers``.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class TrainLoader:
         flip: bool = True,
         changes: AugmentConfig | None = None,
         epochs: int = 1,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         seed: int = 0,
         workers: int = 0,
         cache_folder: Path | None = None,
@@ -68,23 +72,33 @@ class TrainLoader:
                 yield picture
 
         self._cache = PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
-        self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+        self.labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._spec = spec
         self._augment = make_augment(augment, spec, flip=flip, changes=changes)
         chosen = augmentation(augment, changes, flip=flip)
         self._mix = make_mix(chosen, len(dataset.classes))
         self._mixed_epochs = epochs - math.ceil(epochs * (chosen.unmixed or 0.0) - 1e-9)
-        self._batch_size = min(batch_size, len(items))
+        self.batch_size = batch_size
         self._seed = seed
+        self._sampling = sampling
         self._workers = workers
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in a batch: all there are when they are fewer than asked for."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._batch_size = min(size, len(self.labels))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._labels) // self._batch_size
+        return len(self.labels) // self.batch_size
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch from step ``first`` on; torch's default generator is left as it was found."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._labels))
+        order = self._order(np.random.default_rng([self._seed, epoch]))
         steps = _Steps(self, epoch, order)
         if self._workers == 0:
             for step in range(first, len(self)):
@@ -101,13 +115,28 @@ class TrainLoader:
             generator=torch.Generator().manual_seed(0),
         )
 
+    def _order(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """An epoch's items in order."""
+        count = len(self.labels)
+        if self._sampling == "shuffled":
+            return rng.permutation(count)
+        labels = self.labels.numpy()
+        classes = rng.permutation(np.unique(labels))  # the first ones get what does not divide
+        chosen = []
+        for turn, label in enumerate(classes):
+            rows = np.flatnonzero(labels == label)
+            wanted = count // len(classes) + (turn < count % len(classes))
+            repeats = -(-wanted // len(rows))
+            chosen.append(np.concatenate([rng.permutation(rows) for _ in range(repeats)])[:wanted])
+        return rng.permutation(np.concatenate(chosen))
+
     def batch(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The batch of these rows, augmented by (seed, epoch, step)."""
         seed = np.random.SeedSequence([self._seed, epoch, step]).generate_state(1, np.uint64)[0]
         # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
         torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
         pictures = np.stack([self._picture(int(row)) for row in rows])
-        images, labels = torch.from_numpy(normalize(pictures, self._spec)), self._labels[torch.from_numpy(rows)]
+        images, labels = torch.from_numpy(normalize(pictures, self._spec)), self.labels[torch.from_numpy(rows)]
         if self._mix is None or epoch >= self._mixed_epochs:
             return images, labels
         return self._mix(images, labels)
@@ -129,5 +158,5 @@ class _Steps(TorchDataset[tuple[Tensor, Tensor]]):
         return len(self._loader)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        size = self._loader._batch_size
+        size = self._loader.batch_size
         return self._loader.batch(self._epoch, step, self._order[step * size : (step + 1) * size])

@@ -16,6 +16,7 @@ from edgeopt.config import (
     AugmentConfig,
     CalibrationRecipe,
     CompressConfig,
+    TrainConfig,
     load_calibration,
     load_target,
     origins,
@@ -31,6 +32,7 @@ from edgeopt.stages.export import export
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant, open_variant
 from edgeopt.stages.workspace import Workspace, open_workspace
+from edgeopt.training_tables import selection
 
 VERSION = 1
 _CALIBRATION_BATCH = 16
@@ -241,12 +243,13 @@ def _recipe(job: _Job) -> dict[str, Any]:
     """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
     config = job.teacher.record.get("config", {})
     train = dict(config.get("train") or {})
-    names = ("augment", "flip", "batch_size", "seed", "precision", "memory_format")
+    names = ("augment", "flip", "sampling", "batch_size", "seed", "precision", "memory_format")
     alike = {name: train[name] for name in names if name in train}
-    return {
-        **alike,
-        "augmentation": validate(AugmentConfig, config.get("augment") or {}, where="the original's record"),
-    }
+    if alike.get("batch_size") == "auto":
+        alike["batch_size"] = job.teacher.record["metrics"]["training"]["batch_size"]
+    where = "the original's record"
+    alike["select"] = selection(validate(TrainConfig, train, where=where))
+    return {**alike, "augmentation": validate(AugmentConfig, config.get("augment") or {}, where=where)}
 
 
 def _inputs(job: _Job, source: Variant) -> dict[str, str]:

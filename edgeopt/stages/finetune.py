@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgeopt.data.ingest import ingest
 from edgeopt.data.manifest_source import is_manifest
 from edgeopt.data.preview import write_preview
 from edgeopt.data.torchvision_source import is_reference
-from edgeopt.errors import ConfigError, RunError
+from edgeopt.errors import ConfigError, ModelError, RunError
 from edgeopt.files import sha256
 from edgeopt.models import Created
 from edgeopt.models.builders import require_known, split_name
@@ -24,6 +25,8 @@ from edgeopt.run import Run, check_name, stage_key
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace, open_workspace
+from edgeopt.train.losses import takes_soft_targets
+from edgeopt.train.optimizer import require_known_optimizer
 
 VERSION = 1
 NAME = "float"
@@ -48,7 +51,8 @@ def finetune(
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = _data_config(data), augment or AugmentConfig()
-    require_compatible(train, augment)
+    require_compatible(train, augment, soft_targets=takes_soft_targets(train.loss))
+    require_known_optimizer(train.optimizer)
     _check_model(model)
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
@@ -63,7 +67,7 @@ def finetune(
         stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force, resumes=True)
         if stage.done:
             return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
-        created = _create(opened.dataset, data, model)
+        created = _create(opened.dataset, data, model, regularization(model, train))
         _say_weights(created, console)
         spec = _spec(created, data)
         plan = TrainingPlan.for_finetuning(train, augment)
@@ -226,15 +230,40 @@ def _inputs(run: Run, model: ModelConfig) -> dict[str, str]:
     return inputs
 
 
-def _create(dataset: Dataset, data: DataConfig, model: ModelConfig) -> Created:
-    return models.create(
-        model.name,
-        num_classes=len(dataset.classes),
-        arguments=model.arguments,
-        pretrained=model.pretrained,
-        weights=Path(model.weights) if model.weights else None,
-        image_size=data.image_size,
-    )
+#: What the constructors of each source call dropout before the classifier and stochastic depth.
+_DROPOUT = {"timm": "drop_rate", "torchvision": "dropout", "attr": "dropout"}
+_DROP_PATH = {"timm": "drop_path_rate", "torchvision": "stochastic_depth_prob", "attr": "drop_path"}
+
+
+def regularization(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
+    """The constructor's arguments that ``train.dropout`` and ``train.drop_path`` stand for."""
+    source, _ = split_name(model.name)
+    stated = {_DROPOUT[source]: train.dropout, _DROP_PATH[source]: train.drop_path}
+    if twice := [name for name, value in stated.items() if value is not None and name in model.arguments]:
+        raise ConfigError(
+            f"{twice[0]} is in model.arguments and in train too", fix="leave it out of model.arguments, or out of train"
+        )
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def _create(
+    dataset: Dataset, data: DataConfig, model: ModelConfig, regularization: Mapping[str, float] | None = None
+) -> Created:
+    try:
+        return models.create(
+            model.name,
+            num_classes=len(dataset.classes),
+            arguments={**model.arguments, **(regularization or {})},
+            pretrained=model.pretrained,
+            weights=Path(model.weights) if model.weights else None,
+            image_size=data.image_size,
+        )
+    except ModelError as error:
+        refused = [name for name in regularization or {} if f"unexpected keyword argument '{name}'" in error.message]
+        if not refused:
+            raise
+        key = "train.drop_path" if refused[0] in _DROP_PATH.values() else "train.dropout"
+        raise ModelError(f"{model.name} has no {refused[0]}", fix=f"leave {key} out, or take another model") from error
 
 
 def _spec(created: Created, data: DataConfig) -> PreprocessSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,15 +16,21 @@ from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized,
 from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
+from edgeopt.files import read_json, write_json
 from edgeopt.metrics import top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
+from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
-from edgeopt.train.loop import LoopConfig, TrainResult, train
-from edgeopt.train.objectives import CrossEntropy, Distillation, Objective
-from edgeopt.training_tables import Preset
+from edgeopt.train.loop import LoopConfig, TrainResult, train, training_device
+from edgeopt.train.losses import make_loss, takes_soft_targets
+from edgeopt.train.lr_range import STEPS, find_lr
+from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
+from edgeopt.train.probe import candidates
+from edgeopt.training_tables import Preset, selection, smoothing
 
+_LR_BEFORE_TEST = 1e-3
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
 _SCALE_LR = 10.0  # quantizer scales learn this many times as fast as weights: a step of lr moves them by a fraction lr
 
@@ -34,13 +41,19 @@ class TrainingPlan:
 
     title: str
     loop: LoopConfig
+    loss: str = "cross_entropy"
+    loss_arguments: dict[str, Any] = field(default_factory=dict)
     label_smoothing: float = 0.0
+    l1: float = 0.0
+    freeze_batchnorm: bool = False
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
     temperature: float = 3.0
     distill_weight: float = 0.9
     augment: Preset = "default"
     flip: bool = True
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)  # single values in place of the preset's
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = 32
+    range_test: bool = False  # finds loop.lr
     workers: int = 0
     epoch_share: float = 1.0  # of an epoch's steps that are taken: a training may be shorter than one epoch
 
@@ -49,7 +62,13 @@ class TrainingPlan:
         """As the recipe's ``[train]`` and ``[augment]`` say."""
         loop = LoopConfig(
             epochs=config.epochs,
-            lr=config.lr,
+            lr=_LR_BEFORE_TEST if config.lr == "auto" else config.lr,
+            optimizer=config.optimizer,
+            momentum=config.momentum,
+            schedule=config.schedule,
+            lr_decay=config.lr_decay,
+            lr_step_epochs=config.lr_step_epochs,
+            lr_patience=config.lr_patience,
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
             warmup_epochs=config.warmup_epochs,
@@ -59,15 +78,22 @@ class TrainingPlan:
             seed=config.seed,
             precision=config.precision,
             memory_format=config.memory_format,
+            select=selection(config),
         )
         return cls(
             "fine-tuning",
             loop,
-            label_smoothing=config.label_smoothing,
+            loss=config.loss,
+            loss_arguments=dict(config.loss_arguments),
+            label_smoothing=smoothing(config, soft_targets=takes_soft_targets(config.loss)),
+            l1=config.l1,
+            freeze_batchnorm=config.batchnorm == "frozen",
+            sampling=config.sampling,
             augment=config.augment,
             flip=config.flip,
             augmentation=augment or AugmentConfig(),
             batch_size=config.batch_size,
+            range_test=config.lr == "auto",
             workers=config.workers,
         )
 
@@ -100,49 +126,43 @@ class TrainingPlan:
         seed: int | None = None,
         precision: Literal["auto", "fp32", "bf16"] | None = None,
         memory_format: Literal["auto", "channels_last", "contiguous"] | None = None,
+        select: Literal["top1", "recall"] = "top1",
         **batches: Any,
     ) -> TrainingPlan:
-        """This plan with augmentation, ``batch_size``, seed and way of computing of another training."""
+        """This plan with augmentation, batches, seed, selection and way of computing of another training."""
         loop = replace(
             self.loop,
             seed=self.loop.seed if seed is None else seed,
             precision=precision or self.loop.precision,
             memory_format=memory_format or self.loop.memory_format,
+            select=select,
         )
         return replace(self, loop=loop, **batches)
 
     def gradient_batches(self, workspace: Workspace, spec: PreprocessSpec) -> Iterator[tuple[Tensor, Tensor]]:
         """A few unaugmented training batches, the same at every call."""
-        loader = replace(self, augment="none", augmentation=AugmentConfig())._loader(workspace, spec, workspace.console)
+        plain = replace(self, augment="none", augmentation=AugmentConfig())
+        loader = plain.loader(workspace, spec, workspace.console, batch_size=_size(self))
         return islice(loader(0), _GRADIENT_BATCHES)
 
-    def _loader(self, workspace: Workspace, spec: PreprocessSpec, console: Console) -> TrainLoader:
+    def loader(self, workspace: Workspace, spec: PreprocessSpec, console: Console, *, batch_size: int) -> TrainLoader:
+        """The run's train pictures in batches."""
         with console.task("decoding train") as progress:
             return TrainLoader(
                 workspace.dataset,
                 workspace.dataset.of("train"),
                 spec,
-                batch_size=self.batch_size,
+                batch_size=batch_size,
                 augment=self.augment,
                 flip=self.flip,
                 changes=self.augmentation,
                 epochs=self.loop.epochs,
+                sampling=self.sampling,
                 seed=self.loop.seed,
                 workers=self.workers,
                 max_pixels=workspace.data.max_pixels,
                 progress=progress,
             )
-
-
-class _FrozenBatchNorm:
-    """The objective with BatchNorm's statistics left alone: int8 ranges were set for them."""
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        freeze_batchnorm_statistics(model)
-        return self._objective(model, images, targets)
 
 
 def fit(
@@ -161,17 +181,20 @@ def fit(
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
-    objective: Objective = CrossEntropy(plan.label_smoothing)
-    if teacher is not None:
-        objective = Distillation(teacher, temperature=plan.temperature, weight=plan.distill_weight)
+    objective = _objective(plan, model, workspace, teacher)
     groups = []
     if is_quantized(model):
-        objective = _FrozenBatchNorm(objective)
         groups = [{"params": quantizer_parameters(model), "lr": plan.loop.lr * _SCALE_LR, "weight_decay": 0.0}]
-    loader = plan._loader(workspace, spec, console)
+    loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
+    if plan.batch_size == "auto":
+        loader.batch_size = _found_batch_size(model, loader, objective, plan, folder=folder, console=console)
+    if plan.range_test:
+        lr = _found_lr(model, loader, objective, plan, folder=folder, console=console)
+        plan = replace(plan, loop=replace(plan.loop, lr=lr))
     validate = evaluator(workspace.prepared("val", spec), spec)
     steps = max(1, round(len(loader) * plan.epoch_share))
-    with console.task(plan.title) as progress:
+    frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
+    with console.task(plan.title) as progress, frozen:
         result = train(
             model,
             batches=lambda epoch, first: islice(loader(epoch, first), steps - first),
@@ -184,7 +207,90 @@ def fit(
             say=console.say,
             extra_groups=groups,
         )
-    return {**evaluate_val(model, workspace, spec), "training": _figures(result)}
+    chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr}
+    return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}
+
+
+def _size(plan: TrainingPlan) -> int:
+    """The batch size, or what to begin with until it is found."""
+    return SMALLEST if plan.batch_size == "auto" else plan.batch_size
+
+
+def _found_batch_size(
+    model: nn.Module, loader: TrainLoader, objective: Objective, plan: TrainingPlan, *, folder: Path, console: Console
+) -> int:
+    """By the probe, or what the probe of this training found before it was interrupted: a probe's times vary."""
+    path = folder / "batch_size.json"
+    if not path.is_file():
+        with console.task("finding the batch size"):
+            images, targets = next(iter(loader(0)))
+            device = training_device()
+            (choice, *_) = candidates(plan.loop.precision, device, plan.loop.memory_format)
+            found = find_batch_size(
+                model, images, targets, objective, choice, pictures=len(loader.labels), device=device
+            )
+        write_json(path, found.to_json())
+    size = int(read_json(path)["size"])
+    console.say(f"batch size: {size} (batch_size.json)")
+    return size
+
+
+def _found_lr(
+    model: nn.Module, loader: TrainLoader, objective: Objective, plan: TrainingPlan, *, folder: Path, console: Console
+) -> float:
+    """By the range test, or what it found before this training was interrupted."""
+    path = folder / "lr_range.json"
+    if not path.is_file():
+        with console.task("finding the learning rate"):
+            batches = (batch for epoch in range(STEPS) for batch in loader(epoch))
+            write_json(path, find_lr(model, batches, objective, plan.loop, device=training_device()).to_json())
+    lr = float(read_json(path)["lr"])
+    console.say(f"learning rate: {lr:.2g} (lr_range.json)")
+    return lr
+
+
+def _objective(plan: TrainingPlan, model: nn.Module, workspace: Workspace, teacher: nn.Module | None) -> Objective:
+    """What this training minimizes."""
+    objective: Objective
+    if teacher is not None:
+        objective = Distillation(teacher, temperature=plan.temperature, weight=plan.distill_weight)
+    else:
+        labels = [item.label for item in workspace.dataset.of("train")]
+        counts = [labels.count(label) for label in range(len(workspace.dataset.classes))]
+        loss = make_loss(
+            plan.loss, class_counts=counts, label_smoothing=plan.label_smoothing, arguments=plan.loss_arguments
+        )
+        objective = Classification(loss)
+    if plan.l1:
+        objective = WithL1(objective, plan.l1)
+    if plan.freeze_batchnorm or is_quantized(model):  # whose int8 ranges were set for these statistics
+        objective = _FrozenBatchNorm(objective)
+    return objective
+
+
+class _FrozenBatchNorm:
+    """The objective with BatchNorm's statistics left alone."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        freeze_batchnorm_statistics(model)
+        return self._objective(model, images, targets)
+
+
+@contextmanager
+def fixed_batchnorms(model: nn.Module) -> Iterator[None]:
+    """No gain and bias of a BatchNorm is trained while the block runs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    fixed = [parameter for module in norms for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
 
 
 def _figures(result: TrainResult) -> dict[str, Any]:
@@ -195,6 +301,7 @@ def _figures(result: TrainResult) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 1),
         "precision": result.precision,
         "memory_format": result.memory_format,
+        "gradient_parts": result.gradient_parts,
         "announced_seconds": result.estimate_seconds,
     }
 

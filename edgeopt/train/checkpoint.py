@@ -45,19 +45,46 @@ def clear(folder: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, flat: ``<parameter index>.<name>``."""
+    """The optimizer's state, flat: ``<parameter index>.<name>``, numbers as ``<...>:<type>`` of one value.
+
+    Some of timm's count steps in their groups: what is one there is ``group<index>.<name>``.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    flat = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    for index, group in enumerate(optimizer.param_groups):
+        flat |= {f"group{index}.{name}": value for name, value in group.items() if name not in _OF_THE_LOOP}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    for key, value in flat.items():
+        if _is_number(value):
+            tensors[f"{key}:{type(value).__name__}"] = torch.tensor(value, dtype=_TYPES[type(value).__name__][1])
+    return tensors
+
+
+_OF_THE_LOOP = ("lr", "initial_lr")
+_TYPES: dict[str, tuple[Any, torch.dtype]] = {
+    "bool": (bool, torch.bool), "int": (int, torch.int64), "float": (float, torch.float64),
+}  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return type(value).__name__ in _TYPES
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` gave, in each parameter's own memory format; groups stay as they are."""
+    """Put back what :func:`optimizer_tensors` gave, in each parameter's own memory format and place."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, value in tensors.items():
+    for key, stored in tensors.items():
         index, _, name = key.partition(".")
+        name, _, kind = name.partition(":")
+        value: Any = _TYPES[kind][0](stored.item()) if kind else stored
+        if index.startswith("group"):
+            optimizer.param_groups[int(index.removeprefix("group"))][name] = value
+            continue
         parameter = parameters[int(index)]
-        if name != "step":  # which AdamW keeps on the CPU
+        if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step":
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        elif isinstance(value, Tensor) and name != "step":  # which AdamW keeps on the CPU
+            value = value.to(parameter.device)
         optimizer.state[parameter][name] = value
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeopt.training_tables import Schedule
+
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How to train. ``lr`` is the head's; ``patience`` counts epochs without a better validation.
 
     ``ema_decay`` is a ceiling: short runs average over fewer steps; 0 switches averaging off. ``clip_grad`` bounds the
-    gradient's norm; 0 does not. ``keep_initial`` lets the weights training starts from win (for models that are good
-    already). A checkpoint is due ``checkpoint_seconds`` after the last.
+    gradient's norm; 0 does not. ``optimizer``, and ``schedule`` with what follows it, are those of
+    :mod:`edgeopt.train.optimizer`. ``keep_initial`` lets the weights training starts from win (for models that are good
+    already). ``select`` names the figure of val that picks the best epoch. A checkpoint is due ``checkpoint_seconds``
+    after the last.
     """
 
     epochs: int
@@ -27,7 +31,14 @@ class LoopConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    optimizer: str = "adamw"
+    momentum: float | None = None
+    schedule: Schedule = "cosine"
+    lr_decay: float | None = None
+    lr_step_epochs: float | None = None
+    lr_patience: int | None = None
     keep_initial: bool = False
+    select: Literal["top1", "recall"] = "top1"
     checkpoint_seconds: float = 30.0
 
 
@@ -36,7 +47,8 @@ class TrainResult:
     """``best_epoch`` counts from 1 (0: the initial weights); ``epochs`` were run in all, resumed ones included.
 
     ``seconds`` is the whole of training and validation; ``images_per_second`` that of training steps alone, batches
-    included; ``estimate_seconds`` what was announced, or None when training only resumed.
+    included; ``gradient_parts`` is in how many parts batches were taken at last, for want of memory;
+    ``estimate_seconds`` what was announced, or None when training only resumed.
     """
 
     best_top1: float
@@ -44,6 +56,7 @@ class TrainResult:
     epochs: int
     seconds: float
     images_per_second: float
+    gradient_parts: int
     precision: str
     memory_format: str
     estimate_seconds: float | None

@@ -40,13 +40,20 @@ def logits(model: nn.Module, picture_set: PictureSet, spec: PreprocessSpec, batc
 def evaluator(
     picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a model to ``{"top1": share 0-1, "loss": mean cross-entropy}`` on ``picture_set``."""
+    """A function from a model to its figures on ``picture_set``.
+
+    ``{"top1": share 0-1, "recall": mean over the classes there of the share found, "loss": mean cross-entropy}``.
+    """
     labels = torch.from_numpy(np.array(picture_set.labels))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         answers: Tensor = torch.from_numpy(logits(model, picture_set, spec, batch))
+        right = (answers.argmax(dim=1) == labels).float()
         return {
-            "top1": float((answers.argmax(dim=1) == labels).float().mean()),
+            "top1": float(right.mean()),
+            "recall": float(
+                torch.stack([right[labels == label].mean() for label in sorted(set(labels.tolist()))]).mean()
+            ),
             "loss": float(nn.functional.cross_entropy(answers.double(), labels)),
         }
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,17 @@ from edgeopt.train.allocator import keep_memory
 from edgeopt.train.config import LoopConfig, TrainResult
 from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal
+from edgeopt.train.memory import is_out_of_memory, release
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
-from edgeopt.train.probe import LAYOUTS, candidates, probe, running
+from edgeopt.train.probe import LAYOUTS, ProbeResult, candidates, probe, running
 from edgeopt.train.state import Best, State, Store, Tensors
 
 __all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Result = TypeVar("Result")
 
 
 def train(
@@ -46,16 +48,16 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
-    ``batches(epoch, first)`` gives the epoch's pairs of float32 images (N, 3, height, width) and int64 classes (N,)
-    from step ``first`` on, ``steps_per_epoch`` of them from step 0; ``evaluate(model)`` gives at least ``top1`` (0-1)
-    and ``loss`` on val and decides, on averaged weights, which epoch is best. ``folder`` receives ``checkpoints/``,
-    ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the same training, that goes on, in fp32 on the
-    same machine to the very same weights. ``progress(done, total)`` counts steps. Raises TrainingError when the loss is
-    not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM, once the step
-    has ended and was saved.
+    ``batches(epoch, first)`` gives the epoch's pairs of float32 images (N, 3, height, width) and targets, as the
+    objective wants them, from step ``first`` on, ``steps_per_epoch`` of them from step 0; ``evaluate(model)`` gives at
+    least ``top1`` (0-1), ``loss`` and what ``config.select`` names on val and decides, on averaged weights, which epoch
+    is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
+    same training, that goes on, in fp32 on the same machine to the very same weights. ``progress(done, total)`` counts
+    steps. Raises TrainingError when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT or
+    SIGTERM, once the step has ended and was saved.
     """
     keep_memory()
-    device, origin = _device(), next(model.parameters()).device
+    device, origin = training_device(), next(model.parameters()).device
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         loop = _Loop(
             model.to(device),
@@ -72,10 +74,8 @@ def train(
         )
         try:
             result = loop.run()
-        except torch.cuda.OutOfMemoryError as error:
-            raise _out_of_memory(error) from None
         except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise _out_of_memory(error) from None
         finally:
@@ -132,6 +132,7 @@ class _Loop:
             epochs=state.epoch,
             seconds=state.seconds,
             images_per_second=state.images / state.step_seconds if state.step_seconds else 0.0,
+            gradient_parts=state.parts,
             precision=state.choice.precision,
             memory_format=state.choice.memory_format,
             estimate_seconds=state.estimate_seconds,
@@ -144,18 +145,24 @@ class _Loop:
         evaluation_seconds = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
         choices = candidates(config.precision, self.device, config.memory_format)
-        state = State(choices[0])
+        state = self.state = State(choices[0])
         if config.keep_initial or not config.epochs:
-            state.best = Best(0, initial["top1"], initial["loss"], _copy(self.model))
+            state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))
         if not config.epochs:
             return state
         loading: list[float] = []
         examples = list(_timed(self.batches(0, 0), loading, most=3))
         if not examples:
             raise TrainingError("there are no batches to train on", fix="add pictures to train")
-        images, targets = (tensor.to(self.device) for tensor in examples[0])
-        found = probe(self.model, images, targets, self.objective, choices)
-        step = found.step_seconds + statistics.median(loading)
+        images, targets = examples[0]
+
+        def measure() -> ProbeResult:
+            part = slice(0, -(-len(images) // state.parts))
+            device = self.device
+            return probe(self.model, images[part].to(device), targets[part].to(device), self.objective, choices)
+
+        found = self._within_memory(len(images), measure)
+        step = found.step_seconds * state.parts + statistics.median(loading)
         state.choice = found.best
         state.estimate_seconds = config.epochs * (self.steps_per_epoch * step + evaluation_seconds)
         journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": statistics.median(loading)})
@@ -172,13 +179,7 @@ class _Loop:
         self.layout = LAYOUTS[self.state.choice.memory_format]
         self.model.to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-        self.optimizer = make_optimizer(
-            self.model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-            extra_groups=self.extra_groups,
-        )
+        self.optimizer = make_optimizer(self.model, config, extra_groups=self.extra_groups)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _epoch(self, journal: Journal) -> None:
@@ -187,8 +188,6 @@ class _Loop:
         self.model.train()
         before = state.epoch * self.steps_per_epoch
         for batch in self.batches(state.epoch, first):
-            # Seeded anew, so that a step is the same whether or not the process was killed before it.
-            torch.manual_seed(self.config.seed * 1_000_003 + before + state.step)
             state.loss_sum += self._step(before + state.step, *batch)
             state.step += 1
             images += len(batch[1])
@@ -201,9 +200,13 @@ class _Loop:
         mean_loss = state.loss_sum / state.step
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         state.idle_epochs += 1
-        if state.best.beaten_by(found["top1"], found["loss"]):
-            state.best = Best(state.epoch, found["top1"], found["loss"], _copy(judged))
+        score = found[self.config.select]
+        if state.best.beaten_by(score, found["loss"]):
+            state.best = Best(state.epoch, score, found["top1"], found["loss"], _copy(judged))
             state.idle_epochs = 0
+        # When no patience is stated, the rate drops before training ends for want of it.
+        elif state.idle_epochs % (self.config.lr_patience or max(1, min(3, self.config.patience - 1))) == 0:
+            state.lr_drops += 1
         state.images += images
         state.step_seconds += trained
         state.seconds += time.perf_counter() - start
@@ -245,18 +248,15 @@ class _Loop:
             steps=config.epochs * self.steps_per_epoch,
             warmup_steps=round(config.warmup_epochs * self.steps_per_epoch),
             min_ratio=config.min_lr_ratio,
+            kind=config.schedule,
+            steps_per_epoch=self.steps_per_epoch,
+            decay=config.lr_decay,
+            step_epochs=config.lr_step_epochs,
+            drops=self.state.lr_drops,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        with running(self.state.choice, self.device):
-            loss = self.objective(
-                self.model, images.to(self.device, memory_format=self.layout), targets.to(self.device)
-            )
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged(step, f"the loss became {value}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = self._within_memory(len(images), lambda: self._gradients(step, images, targets))
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_grad or math.inf)
         if not math.isfinite(norm.item()):
             raise self._diverged(step, "a gradient is not finite")
@@ -264,6 +264,39 @@ class _Loop:
         if self.ema is not None:
             self.ema.update(self.model, step=step + 1)
         return value
+
+    def _gradients(self, step: int, images: Tensor, targets: Tensor) -> float:
+        """The batch's loss, its gradients left in the parameters; added up over parts when it is too much at once."""
+        # Seeded anew, so that a step is the same whether or not the process was killed before it.
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        parts = zip(images.chunk(self.state.parts), targets.chunk(self.state.parts), strict=True)
+        for some, wanted in parts:
+            with running(self.state.choice, self.device):
+                loss = self.objective(
+                    self.model, some.to(self.device, memory_format=self.layout), wanted.to(self.device)
+                )
+            loss = loss * (len(some) / len(images))
+            value += loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(step, f"the loss became {value}")
+            loss.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _within_memory(self, pictures: int, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives; when memory runs out, done again with batches in twice as many parts."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or pictures // (2 * self.state.parts) < 2:
+                    raise
+            self.state.parts *= 2
+            self.model.zero_grad(set_to_none=True)
+            release()
+            at_once = -(-pictures // self.state.parts)
+            self.say(f"memory ran out: {at_once} pictures at a time from now on, added up to batches of {pictures}")
 
     def _diverged(self, step: int, what: str) -> TrainingError:
         return TrainingError(
@@ -298,7 +331,7 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def _device() -> torch.device:
+def training_device() -> torch.device:
     """The device accelerate picks: CUDA, XPU or MPS where there is one, unless ACCELERATE_USE_CPU says no.
 
     Its Accelerator is not used: the precision it is given holds for the whole process, and one process trains often.
@@ -330,4 +363,7 @@ def _duration(seconds: float) -> str:
 
 
 def _out_of_memory(error: RuntimeError) -> TrainingError:
-    return TrainingError(f"training ran out of memory ({str(error).splitlines()[0]})", fix="halve train.batch_size")
+    return TrainingError(
+        f"training ran out of memory ({str(error).splitlines()[0]})",
+        fix="lower --image-size, take a smaller model, or lower train.batch_size",
+    )

@@ -14,29 +14,31 @@ from edgeopt.train import checkpoint
 from edgeopt.train.probe import Choice
 
 Tensors = Mapping[str, Tensor]
-_SCHEMA = 2
+_SCHEMA = 3
 _BEST, _LAST = "best.safetensors", "last.safetensors"
 
 
 @dataclass
 class Best:
-    """The epoch that validated best (0: the initial weights), and its weights on the CPU."""
+    """The epoch that validated best by ``score`` (0: the initial weights), and its weights on the CPU."""
 
     epoch: int = 0
+    score: float = -1.0
     top1: float = -1.0
     loss: float = math.inf
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def beaten_by(self, top1: float, loss: float) -> bool:
-        """Whether another epoch is better: by top-1, then by loss."""
-        return (top1, -loss) > (self.top1, -self.loss)
+    def beaten_by(self, score: float, loss: float) -> bool:
+        """Whether another epoch is better: by its score, then by loss."""
+        return (score, -loss) > (self.score, -self.loss)
 
 
 @dataclass
 class State:
     """Epochs done, the last of them without improvement; pictures trained on; seconds of all and of steps alone.
 
-    ``step`` steps of the epoch after those are done too, with losses that add up to ``loss_sum``.
+    ``step`` steps of the epoch after those are done too, with losses that add up to ``loss_sum``. ``lr_drops`` is how
+    often a plateau lowered the learning rate, ``parts`` in how many parts a batch is taken to fit into memory.
     """
 
     choice: Choice
@@ -44,6 +46,8 @@ class State:
     step: int = 0
     loss_sum: float = 0.0
     idle_epochs: int = 0
+    lr_drops: int = 0
+    parts: int = 1
     images: int = 0
     seconds: float = 0.0
     step_seconds: float = 0.0
@@ -65,7 +69,7 @@ class Store:
         """Write the state and ``parts`` (name -> tensors); killed in between, the older ``last`` finds a valid best."""
         best = state.best
         if best.weights:
-            judged = {"epoch": best.epoch, "top1": best.top1, "loss": best.loss}
+            judged = {"epoch": best.epoch, "score": best.score, "top1": best.top1, "loss": best.loss}
             checkpoint.save(self._folder / _BEST, best.weights, judged)
         record = {item.name: getattr(state, item.name) for item in fields(state) if item.name not in ("best", "choice")}
         record |= {"schema": _SCHEMA, "identity": self._identity, "finished": finished, "choice": asdict(state.choice)}
