@@ -62,7 +62,7 @@ _KEYS = {
 @click.option("--l1", type=float, help="L1, but for norms and biases. [default: 0]")
 @click.option("--dropout", type=float, help="Dropout before the classifier. [default: the model's own]")
 @click.option("--drop-path", type=float, help="Share of residual branches dropped. [default: the model's own]")
-@click.option("--batchnorm", type=click.Choice(["trained", "frozen"]), help="[default: trained]")
+@click.option("--batchnorm", type=click.Choice(["trained", "frozen"]), help="frozen: as it came. [default: trained]")
 @click.option("--ema-decay", type=float, help="Of the weights' moving average, 0 for none. [default: 0.99]")
 @click.option("--clip-grad", type=float, help="Largest norm of the gradient, 0 for any. [default: 1]")
 @click.option("--augment", type=click.Choice(PRESETS), help="Augmentation preset. [default: default]")

@@ -68,7 +68,7 @@ def require_known_optimizer(name: str) -> None:
     if name not in known:
         raise ConfigError(
             f'unknown optimizer "{name}"{did_you_mean(name, known)}',
-            fix=f"use adamw, adam, sgd, momentum, rmsprop, or another of timm's: {', '.join(known)}",
+            fix="use adamw, adam, sgd, momentum, rmsprop, or another of timm.optim.list_optimizers()",
         )
 
 
