@@ -28,7 +28,6 @@ from test_predict import CLASSES, SPEC, MeanColour
 from edgeopt import picture_files
 from edgeopt.config import DataConfig
 from edgeopt.console import Silent
-from edgeopt.data import ingest as ingest_module
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
 from edgeopt.data.threads import in_threads
@@ -546,18 +545,6 @@ def test_a_picture_in_many_classes_is_set_aside_everywhere(root: Path) -> None:
     assert len(found) == 6
     assert found["class 0/copy 2.png"] == "the same picture has another label: class 1/copy 0.png"
     assert found["class 1/copy 2.png"] == "the same picture has another label: class 0/copy 0.png"
-
-
-def test_many_copies_take_no_more_time_than_many_pictures() -> None:
-    found = [
-        ingest_module._Checked(ingest_module.Found(f"{name}/{index}.png", name, None), "0", "the same pixels")
-        for name in "ab"
-        for index in range(20_000)
-    ]
-    start = time.monotonic()
-    kept, aside = ingest_module._without_conflicts(found)
-    assert (len(kept), len(aside)) == (0, 40_000)
-    assert time.monotonic() - start < 2  # looking for each one's twin from the start took twenty
 
 
 @linux_only

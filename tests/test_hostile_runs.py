@@ -79,9 +79,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_a_whole_run_is_read_by_every_verb(run: Path, picture: Path) -> None:
-    for verb in ("show", "report", "measure", "eval", "predict", "build", "rm"):
+    for verb in ("show", "report", "measure", "eval", "predict", "build", "bench", "rm"):
         assert hostile.outcome(verb, run, picture) == "done", verb
-    assert hostile.outcome("bench", run, picture).startswith(("nothing is timed here", f"{run} has no variant"))
 
 
 @pytest.mark.parametrize("name", hostile.RECORDS)
@@ -404,8 +403,7 @@ def test_verbs_take_trust_engine(verb: str, run: Path, picture: Path) -> None:
         edit(run / "device" / key / "build.json", machine="0" * 12)
     (run / "device" / INT8 / "accuracy.json").unlink()
     assert "no engine that runs on this machine" in hostile.outcome(verb, run, picture)
-    heard = hostile.outcome(verb, run, picture, "--trust-engine")
-    assert heard == "done" or heard.startswith("nothing is timed here")
+    assert hostile.outcome(verb, run, picture, "--trust-engine") == "done"
 
 
 def test_an_engine_of_a_backend_that_is_not_here_is_left_out(run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from edgeopt.config import validate
 from edgeopt.errors import ConfigError, TrainingError
 from edgeopt.stages.compress import _recipe
 from edgeopt.stages.training import TrainingPlan
-from edgeopt.train import checkpoint, loop
+from edgeopt.train import checkpoint, loop, probe
 from edgeopt.train.batch_size import find_batch_size
 from edgeopt.train.config import LoopConfig
 from edgeopt.train.lr_range import find_lr
@@ -236,12 +235,17 @@ def test_memory_that_runs_out_later_repeats_only_that_step(tmp_path: Path) -> No
 # --- what is found ------------------------------------------------------------------------------------------------
 
 
-def test_the_batch_size_is_the_smallest_with_nearly_the_best_throughput_that_fits() -> None:
+def test_the_batch_size_is_the_smallest_with_nearly_the_best_throughput_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]  # other work on the machine must not decide what is found here
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
     def sleeping(seconds: float, each: float, largest: int = 10_000) -> Any:
         def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
             if len(images) > largest:
                 raise RuntimeError("can't allocate memory")
-            time.sleep(seconds + each * len(images))
+            clock[0] += seconds + each * len(images)
             return CrossEntropy()(model, images, targets)
 
         return objective

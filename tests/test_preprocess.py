@@ -335,6 +335,12 @@ def test_a_jpeg_kept_whole_while_it_is_decoded_must_fit_whole(tmp_path: Path) ->
     assert open_picture(tmp_path / "x.jpg", max_pixels=120_000, draft=(100, 75)).size == (100, 75)
     with pytest.raises(DataError, match="400x300 pixels are more than"):
         open_picture(tmp_path / "x.jpg", max_pixels=119_999, draft=(100, 75))
+    interleaved = encoded(RGB.resize((400, 300)), "JPEG")
+    scan = interleaved.index(b"\xff\xda")
+    one_colour_first = interleaved[:scan] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + interleaved[scan + 14 :]
+    (tmp_path / "x.jpg").write_bytes(one_colour_first)
+    with pytest.raises(DataError, match="400x300 pixels are more than"):
+        open_picture(tmp_path / "x.jpg", max_pixels=119_999, draft=(100, 75))
 
 
 def test_crop_takes_the_centre_at_the_stated_fraction() -> None:

@@ -9,6 +9,7 @@ exit code is then 1. ``--json FILE`` takes the figures.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -80,13 +81,13 @@ def fuzz(name: str, *, cases: int, seed: int, found: Path, folder: Path) -> Outc
     target, rng, outcome = opened(name, folder), random.Random(seed), Outcome()
     seeds = [*target.seeds(), *(path.read_bytes() for path in target.corpus())]
     began = time.monotonic()
-    for number in range(cases):
-        data = rng.choice(seeds)
-        tried(target.case, data[: target.prefix] + mutated(data[target.prefix :], target.kind, rng), outcome, found)
-        if number % 10_000 == 9_999:
-            print(
-                f"{name}: {number + 1} of {cases}, {time.monotonic() - began:.0f} s, {peak_mib():.0f} MiB", flush=True
-            )
+    with contextlib.suppress(KeyboardInterrupt):  # what was done by then counts
+        for number in range(cases):
+            data = rng.choice(seeds)
+            tried(target.case, data[: target.prefix] + mutated(data[target.prefix :], target.kind, rng), outcome, found)
+            if number % 10_000 == 9_999:
+                passed = time.monotonic() - began
+                print(f"{name}: {number + 1} of {cases}, {passed:.0f} s, {peak_mib():.0f} MiB", flush=True)
     outcome.seconds = time.monotonic() - began
     return outcome
 
