@@ -189,6 +189,7 @@ class BuildRecord(Record):
     backend: Name
     profile: Target
     engine: Inside | None = None
+    onnx_sha256: Hash | None = None
     size_bytes: Count | None = None
     runs_here: bool | None = None
     reason: Text | None = None

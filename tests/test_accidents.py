@@ -20,6 +20,8 @@ from conftest import paint_folder
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt import run as run_module
 from edgeopt.errors import RunError
+from edgeopt.files import sha256
+from edgeopt.stages.engines import left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ModelConfig(name="test_resnet", pretrained=False)
@@ -241,6 +243,24 @@ def test_a_file_deleted_or_edited_by_hand_is_named_and_made_again_on_request(
     again(own, True)
     assert file.is_file()
     again(own, False)
+
+
+def test_engines_of_a_variant_that_was_made_again_are_not_used(own: Run, photos: Path) -> None:
+    """Trained again, the original is another model: its old engines and int8 variants would be measured against it."""
+    api.finetune(DataConfig(path=str(photos), image_size=32), MODEL, TRAIN, run=own.path, force=True)
+    # The same seed on the same machine gives the same weights, and then nothing is outdated.
+    assert not left_out(own)
+    weights = own.path / "host/float/model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    record = json.loads((own.path / "host/float/stage.json").read_text())
+    record["outputs"]["model"]["sha256"] = sha256(weights)
+    (own.path / "host/float/stage.json").write_text(json.dumps(record))
+    assert own.outdated(own.variant("int8-u8a7w"))
+    assert left_out(own)["pytorch/float"] == "its variant was made again since"
+    export = json.loads((own.path / "host/int8-u8a7w/export/parity.json").read_text())
+    export["outputs"]["onnx"]["sha256"] = "0" * 64
+    (own.path / "host/int8-u8a7w/export/parity.json").write_text(json.dumps(export))
+    assert left_out(own)["onnxruntime/int8-u8a7w"] == "its variant was made again since"
 
 
 # -- signals -------------------------------------------------------------------------------------------------------

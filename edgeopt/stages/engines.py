@@ -94,7 +94,7 @@ class Engine:
         parity = self.record.get("parity") or {}
         if not parity.get("ok", True):
             return f"it does not answer as trained: {parity['message']}"
-        return self._foreign() or self._unavailable()
+        return self._outdated() or self._foreign() or self._unavailable()
 
     def open(self, *, threads: int = 0) -> Session:
         """A session; raises BackendError with the command that rebuilds an engine that does not fit this machine."""
@@ -103,6 +103,17 @@ class Engine:
             trust = "; or, if you trust who built it, give --trust-engine" if self._foreign() else ""
             raise BackendError(f"{self.key} cannot run here: {reason}", fix=self._rebuild() + trust)
         return self.backend.open(self.path, self.target, precision=self.precision, threads=threads)
+
+    def _outdated(self) -> str:
+        """Why it is not its variant's engine any more; empty when it is, or where that cannot be told."""
+        if self.record["backend"] == "pytorch":
+            made = self.run.variants().get(self.variant, {}).get("outputs", {}).get("model")
+            same = made is None or made["sha256"] in {one["sha256"] for one in self.record["outputs"].values()}
+        else:
+            export = self.run.exports().get(self.variant)
+            stated = self.record.get("onnx_sha256")
+            same = not export or not stated or stated in {one["sha256"] for one in export["outputs"].values()}
+        return "" if same else "its variant was made again since"
 
     def _foreign(self) -> str:
         """Why an engine built elsewhere is not opened; empty when it is from here, or trusted."""
