@@ -11,7 +11,7 @@ from typing import Any
 from edgeopt import environment, records
 from edgeopt.backends.base import Backend, Session
 from edgeopt.config import Target, validate
-from edgeopt.errors import BackendError, MissingStageError, did_you_mean
+from edgeopt.errors import BackendError, MissingStageError, RunError, did_you_mean
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import backends, load_backend
 from edgeopt.run import Run
@@ -110,9 +110,12 @@ class Engine:
             made = self.run.variants().get(self.variant, {}).get("outputs", {}).get("model")
             same = made is None or made["sha256"] in {one["sha256"] for one in self.record["outputs"].values()}
         else:
-            export = self.run.exports().get(self.variant)
-            stated = self.record.get("onnx_sha256")
-            same = not export or not stated or stated in {one["sha256"] for one in export["outputs"].values()}
+            stated, path = self.record.get("onnx_sha256"), self.run.path / "host" / self.variant / "export/parity.json"
+            try:
+                export = records.read(records.ExportRecord, path) if stated and path.is_file() else None
+            except RunError:  # a damaged export stops a build, not the engines that are there
+                export = None
+            same = export is None or stated in {one["sha256"] for one in export["outputs"].values()}
         return "" if same else "its variant was made again since"
 
     def _foreign(self) -> str:
