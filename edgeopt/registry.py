@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgeopt.errors import ConfigError, did_you_mean
@@ -55,23 +56,29 @@ def load(reference: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def import_users_module(name: str) -> ModuleType:
+    """The module of the user's own called ``name``; those in the current folder are found as by ``python -m``."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
 def load_users_own(reference: str, *, kind: str) -> Any:
     """The callable ``module:attr`` names, where modules in the current folder are found as by ``python -m``.
 
     Raises ConfigError when it cannot be imported or is none.
     """
     module, _, attribute = reference.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        value = getattr(import_module(module), attribute, None)
+        value = getattr(import_users_module(module), attribute, None)
     except ImportError as error:
         raise ConfigError(
             f"cannot import {module} for the {kind} {reference}: {error}",
             fix=f"start edgeopt in the folder that holds {module}, or install it and what it imports",
         ) from error
-    finally:
-        sys.path.remove(here)
     if not callable(value):
         raise ConfigError(f"{reference} is not a callable", fix=f"name a class or function of {module}")
     return value

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from edgeopt.errors import ModelError, did_you_mean
 from edgeopt.models.architecture import Architecture, Scalar, Source, parse
 from edgeopt.models.weights import fit_state
+from edgeopt.registry import import_users_module
 
 #: Their second outputs and input transform are not those of a classifier; timm has both without.
 _AUXILIARY = frozenset({"googlenet", "inception_v3"})
@@ -131,17 +129,13 @@ def build(architecture: Architecture) -> nn.Module:
 def _import_attribute(reference: str) -> Any:
     """The object ``module:attr`` names; modules in the current folder are found as by ``python -m``."""
     module_name, _, attribute = reference.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        value: Any = import_module(module_name)
+        value: Any = import_users_module(module_name)
     except ImportError as error:
         raise ModelError(
             f"cannot import {module_name} for model {reference}: {error}",
             fix=f"start edgeopt in the folder that holds {module_name}, or install it and what it imports",
         ) from error
-    finally:
-        sys.path.remove(here)
     for part in attribute.split("."):
         value = getattr(value, part, None)
     if not callable(value):

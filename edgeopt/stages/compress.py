@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
-from edgeopt.run import Run, stage_key
+from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import SCHEMES, get_scheme
 from edgeopt.stages.export import export
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
@@ -114,15 +114,9 @@ def _origin_of_schemes(job: _Job) -> str:
     return "target" if job.targets else "this machine's CPU, and TensorRT"
 
 
-def _pruned(job: _Job, fraction: float) -> Variant:
-    inputs = _inputs(job, job.teacher)
-    config = {
-        **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
-        **job.config.model_dump(include={"temperature", "distill_weight"}),
-        "round_to": job.round_to,
-    }
-    name = f"{job.teacher.name}-prune{round(fraction * 100):02d}"
-    stage = job.run.stage(
+def _stage(job: _Job, name: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Stage:
+    """The folder of one pass: its training resumes, and it is replaced once its parent was made again."""
+    return job.run.stage(
         "host",
         name,
         record="stage.json",
@@ -131,6 +125,17 @@ def _pruned(job: _Job, fraction: float) -> Variant:
         resumes=True,
         outdated=job.run.outdated,
     )
+
+
+def _pruned(job: _Job, fraction: float) -> Variant:
+    inputs = _inputs(job, job.teacher)
+    config = {
+        **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
+        **job.config.model_dump(include={"temperature", "distill_weight"}),
+        "round_to": job.round_to,
+    }
+    name = f"{job.teacher.name}-prune{round(fraction * 100):02d}"
+    stage = _stage(job, name, inputs, config)
     if stage.done:
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = job.teacher.preprocess
@@ -192,15 +197,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
     }
     suffix = source.name.removeprefix(job.teacher.name)
     name = f"int8-{scheme}{job.teacher.name.removeprefix('float')}{suffix}"
-    stage = job.run.stage(
-        "host",
-        name,
-        record="stage.json",
-        key=stage_key(inputs=inputs, config=config, version=VERSION),
-        force=job.force,
-        resumes=True,
-        outdated=job.run.outdated,
-    )
+    stage = _stage(job, name, inputs, config)
     if stage.done:
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = source.preprocess

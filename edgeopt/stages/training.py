@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -255,8 +256,8 @@ def _objective(plan: TrainingPlan, model: nn.Module, workspace: Workspace, teach
     if teacher is not None:
         objective = Distillation(teacher, temperature=plan.temperature, weight=plan.distill_weight)
     else:
-        labels = [item.label for item in workspace.dataset.of("train")]
-        counts = [labels.count(label) for label in range(len(workspace.dataset.classes))]
+        found = Counter(item.label for item in workspace.dataset.of("train"))
+        counts = [found[label] for label in range(len(workspace.dataset.classes))]
         loss = make_loss(
             plan.loss, class_counts=counts, label_smoothing=plan.label_smoothing, arguments=plan.loss_arguments
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeopt.report.headline import champion
 from edgeopt.report.model import EngineRow, Report
 from edgeopt.report.page import fragment
 from edgeopt.report.svg import Scale
@@ -13,8 +14,6 @@ SIDE, LEFT, TOP, BOTTOM, RIGHT = 300, 44, 12, 40, 12
 
 def render(report: Report) -> str:
     """Two diagrams of the original (or the first engine measured) and the best engine, and a table of all."""
-    from edgeopt.report.headline import champion
-
     measured = [row for row in report.rows if row.ece is not None]
     if not measured:
         return ""
