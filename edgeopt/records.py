@@ -373,6 +373,30 @@ class GradCamRecord(Record):
     pictures: Annotated[list[Map], Field(max_length=1000)]
 
 
+class LogLine(_Part):
+    """A line of ``log.jsonl``; those that end an epoch have all of these."""
+
+    epoch: Count | None = None
+    train_loss: Annotated[float, Field(ge=-1e12, le=1e12)] | None = None
+    val_top1: Share | None = None
+
+
+class LrRangeRecord(Record):
+    """``lr_range.json``: the smoothed loss at each learning rate tried."""
+
+    fix: ClassVar[str] = "delete it: the report then goes without"
+
+    lr: Positive
+    rates: Annotated[list[Positive], Field(min_length=2, max_length=10_000)]
+    smoothed: Annotated[list[Annotated[float, Field(ge=-1e12, le=1e12)]], Field(min_length=2, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _a_loss_for_every_rate(self) -> LrRangeRecord:
+        if len(self.rates) != len(self.smoothed):
+            raise ValueError("it has not one loss for each rate")
+        return self
+
+
 class SplitRecord(Record):
     """``data/split.json``, as far as a report needs it; training reads it with a stricter eye."""
 

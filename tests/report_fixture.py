@@ -42,6 +42,7 @@ ENGINES: tuple[tuple[str, str, str, str | None, float, int, int, int], ...] = (
 def write_run(path: Path, *, labels: list[str] = LABELS, pictures: int = 360, load: float = 0.0) -> Path:
     """Write the records of a run with the engines of ``ENGINES`` and one that has no engine here."""
     _write_host(path, labels, pictures)
+    plant_training(path)
     rng = np.random.default_rng(0)
     truth = np.arange(pictures) % len(labels)
     original: list[int] | None = None
@@ -177,3 +178,13 @@ def with_budget(path: Path, key: str, **budget: float) -> None:
 
 
 __all__ = ["CREATED", "ENGINES", "LABELS", "MACHINE", "edit", "replace", "with_budget", "write_run"]
+
+
+def plant_training(run: Path, *, epochs: int = 3) -> None:
+    """A log and a range test for the float variant, as training leaves them."""
+    lines = [{"event": "initial", "val_top1": 0.1, "val_loss": 2.3}]
+    lines += [{"epoch": e, "lr": 1e-3, "train_loss": 2.0 / e, "val_top1": 0.9 + e / 100} for e in range(1, epochs + 1)]
+    (run / "host" / "float" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rates, smoothed = [10.0**-e for e in (6, 4, 2, 1)], [2.3, 2.2, 1.0, 9.0]
+    tested = {"schema": 1, "lr": 1e-3, "rates": rates, "losses": smoothed, "smoothed": smoothed}
+    (run / "host" / "float" / "lr_range.json").write_text(json.dumps(tested))

@@ -31,12 +31,14 @@ from edgeopt.bench import EngineSpec
 from edgeopt.console import Silent
 from edgeopt.errors import BackendError, ModelError, RunError
 from edgeopt.files import read_json, read_npy, sha256, write_atomically, write_json
+from edgeopt.models import create
 from edgeopt.registry import BACKENDS
 from edgeopt.run import Run
 from edgeopt.sets import open_set
 from edgeopt.stages.bench import bench
 from edgeopt.stages.engines import engines, left_out, pick_engine
 from edgeopt.stages.predict import predict
+from edgeopt.stages.variants import commit_variant, open_variant
 
 SETS = f"data/sets/{SPEC.key}"
 
@@ -390,6 +392,32 @@ def test_native_code_of_another_host_is_opened_only_when_trusted(
     assert not loaded
     assert len(predict(Run.open(run), [str(picture)], engine=INT8, trust_engine=True)[0]) == 1
     assert loaded
+
+
+def test_code_a_run_names_is_run_only_where_the_run_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strangers_net.py").write_text(
+        "from pathlib import Path\n"
+        "from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Sequential\n"
+        "Path('it-ran').touch()\n"
+        "def build(num_classes):\n"
+        "    return Sequential(Conv2d(3, 4, 3), AdaptiveAvgPool2d(1), Flatten(), Linear(4, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    created = create("strangers_net:build", num_classes=3, image_size=16)
+    made = Run.create(tmp_path / "run", data_root="photos", data={}, fingerprint="a" * 64)
+    with made.lock():
+        stage = made.stage("host", "float", record="stage.json", key="b" * 64)
+        told: dict[str, Any] = {"config": {}, "origin": {}, "inputs": {}, "metrics": {}}
+        commit_variant(stage, created.model, created.architecture, SPEC, parent=None, stage_name="finetune", **told)
+    (tmp_path / "it-ran").unlink()
+    del sys.modules["strangers_net"]
+    edit(made.path / "run.json", host="0" * 12)
+    with pytest.raises(ModelError, match="strangers_net:build is Python code outside edgeopt"):
+        open_variant(Run.open(made.path), "float").load()
+    assert not (tmp_path / "it-ran").exists()
+    edit(made.path / "run.json", host=environment.host_id())
+    open_variant(Run.open(made.path), "float").load()
+    assert (tmp_path / "it-ran").exists()
 
 
 def test_data_of_another_host_but_the_same_kind_of_machine_is_opened(run: Path, picture: Path) -> None:

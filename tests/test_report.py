@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_fixture import ENGINES, MACHINE, edit, with_budget, write_run
+from report_fixture import ENGINES, MACHINE, edit, plant_training, with_budget, write_run
 
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, UndecidedError, UnstableError
@@ -450,6 +450,45 @@ def test_labels_and_names_from_strangers_are_text(tmp_path: Path) -> None:
     assert html.count("<script>") == 1  # our own
     assert 'onload="' not in html
     assert "&lt;script&gt;alert(1)" in html
+
+
+def test_training_curves_and_the_range_test_are_drawn(own_run: Path) -> None:
+    (training,) = assemble(own_run).trainings
+    assert training.variant == "float"
+    assert training.epochs == ((1, 2.0, 0.91), (2, 1.0, 0.92), (3, 2.0 / 3, 0.93))
+    assert training.lr_test is not None
+    assert training.lr_test.curve[0] == (1e-6, 2.3)
+    page = write_report(own_run).html.read_text()
+    section = page.partition('<section id="training"')[2].partition("</section>")[0]
+    titles = re.findall("<figcaption>(.*?)</figcaption>", section)
+    assert titles == ["float: val top-1, %", "float: train loss", "float: range test of the learning rate"]
+    lines = [points.split() for points in re.findall('<polyline[^>]*points="([^"]*)"', section)]
+    assert [len(line) for line in lines] == [3, 3, 4]
+    heights = [float(point.partition(",")[2]) for point in lines[0]]
+    assert heights == sorted(heights, reverse=True)  # accuracy rose, and pixels count from the top
+
+
+def test_one_epoch_is_no_curve(own_run: Path) -> None:
+    plant_training(own_run, epochs=1)
+    (own_run / "host" / "float" / "lr_range.json").unlink()
+    assert 'id="training"' not in write_report(own_run).html.read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("log.jsonl", "no json\n"),
+        ("log.jsonl", '{"epoch": 1, "train_loss": 1.0, "val_top1": "<b>"}\n'),
+        ("log.jsonl", '{"epoch": 1e400, "train_loss": 1.0, "val_top1": 1}\n'),
+        ("lr_range.json", '{"schema": 1, "lr": 1e-3, "rates": [1e-3, 1e-2], "smoothed": [1.0]}'),
+        ("lr_range.json", '{"schema": 1, "lr": 1e-3, "rates": [0, 1e-2], "smoothed": [1.0, 2.0]}'),
+    ],
+)
+def test_a_damaged_training_log_is_said_and_the_rest_shown(own_run: Path, file: str, content: str) -> None:
+    (own_run / "host" / "float" / file).write_text(content)
+    page = write_report(own_run).html.read_text()
+    assert f"{file} is damaged" in page
+    assert 'id="engines"' in page
 
 
 def test_many_classes_become_lists_not_a_million_cells(tmp_path: Path) -> None:

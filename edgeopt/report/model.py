@@ -24,6 +24,26 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class LrTest:
+    """The range test: ``curve`` holds (learning rate, smoothed loss), ``lr`` is the rate that was taken."""
+
+    lr: float
+    curve: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a variant was trained: (epoch from 1, mean train loss, val top-1 0-1) of each epoch; ``damaged`` says why
+    there is nothing to show."""
+
+    variant: str
+    epochs: tuple[tuple[float, float, float], ...] = ()
+    best_epoch: int | None = None
+    lr_test: LrTest | None = None
+    damaged: str = ""
+
+
+@dataclass(frozen=True)
 class EngineRow:
     """One engine, as in ``report.json``. What was not measured is None, never estimated.
 
@@ -161,6 +181,7 @@ class Report:
     commands: tuple[str, ...]
     created: str
     budget: tuple[BudgetLine, ...] = ()
+    trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:

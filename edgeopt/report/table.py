@@ -15,6 +15,7 @@ from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import confusion_matrix, ratio_interval
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
+from edgeopt.report.trainings import trainings
 from edgeopt.run import Run, now
 
 Record = Mapping[str, Any]
@@ -45,6 +46,7 @@ def assemble(run_path: Path) -> Report:
         machines=machines,
         commands=_commands(run),
         created=now(),
+        trainings=trainings(run),
     )
 
 

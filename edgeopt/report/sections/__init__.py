@@ -12,6 +12,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "mistakes": ("Worst mistakes", "edgeopt.report.sections.mistakes:render"),
     "confidence": ("Confidence", "edgeopt.report.sections.confidence:render"),
     "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
+    "training": ("Training", "edgeopt.report.sections.training:render"),
     "compression": ("Compression", "edgeopt.report.sections.compression:render"),
     "environment": ("Environment", "edgeopt.report.sections.environment:render"),
     "commands": ("Commands", "edgeopt.report.sections.commands:render"),
