@@ -7,6 +7,7 @@ import platform
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ import tiny_onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import environment
-from edgeopt.backends import capability, device_memory, trt_common, trt_table
+from edgeopt.backends import capability, device_memory, openvino_passes, trt_common, trt_table
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult
 from edgeopt.backends.onnx_reader import read_onnx
@@ -264,6 +265,45 @@ def test_strided_pointwise_convolutions_answer_the_same_on_two_threads(channels:
             answers += [session.infer(pictures) for _ in range(20)]
     for answer in answers[1:]:
         np.testing.assert_array_equal(answer, answers[0])
+
+
+def int8_gemm(second: str) -> Any:
+    """(N, 48) in int8 to 10 classes; ``second`` is what is added: a bias, another branch of (N, 10), or nothing."""
+    import openvino
+    import openvino.opset13 as ops
+
+    rng = np.random.default_rng(0)
+    x = ops.parameter([-1, 48], np.float32, name="input")
+    bounds = [np.float32(bound) for bound in (0.0, 2.55, 0.0, 2.55)]
+    quantized = ops.fake_quantize(x, *bounds, levels=256)
+    codes = ops.constant(rng.integers(-63, 64, (10, 48)).astype(np.int8))
+    scale = ops.constant(rng.uniform(0.001, 0.01, (10, 1)).astype(np.float32))
+    answer = ops.matmul(quantized, ops.multiply(ops.convert(codes, "f32"), scale), False, True)
+    answer.set_friendly_name("classifier")
+    if second == "bias":
+        answer = ops.add(answer, ops.constant(rng.normal(size=10).astype(np.float32)))
+    elif second == "branch":
+        answer = ops.add(answer, ops.reduce_sum(x, 1, keep_dims=True))
+    answer.set_friendly_name("last")
+    answer.output(0).set_names({"logits"})
+    return openvino.Model([answer], [x])
+
+
+@pytest.mark.parametrize("second", ["bias", "branch", "nothing"])
+def test_an_int8_classifier_is_a_convolution_and_answers_the_same(second: str) -> None:
+    """oneDNN's int8 gemm on AVX2 takes four times what a float one does: see backends/openvino_passes.py."""
+    import openvino
+
+    asked, prepared = int8_gemm(second), int8_gemm(second)
+    openvino_passes.prepare(prepared)
+    kinds = [node.get_type_name() for node in prepared.get_ordered_ops()]
+    assert kinds.count("Convolution") == 1
+    assert "MatMul" not in kinds
+    assert prepared.output(0).get_names() == {"logits"}
+    pictures = np.random.default_rng(1).uniform(0, 2.55, (3, 48)).astype(np.float32)
+    wanted, found = (openvino.Core().compile_model(model, "CPU")(pictures)[0] for model in (asked, prepared))
+    assert np.abs(wanted).max() > 1
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_file_gives_the_same_openvino_engine(tmp_path: Path) -> None:
