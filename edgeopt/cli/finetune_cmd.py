@@ -9,7 +9,7 @@ import click
 
 from edgeopt.cli.common import OrAuto, Terminal, emit, force_option, output_options, picture_options, settings
 from edgeopt.config import Recipe, validate
-from edgeopt.training_tables import PRESETS, SCHEDULES
+from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
 _KEYS = {
@@ -21,7 +21,8 @@ _KEYS = {
         name: f"train.{name}"
         for name in (
             "epochs", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
-            "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay", "clip_grad", "augment", "flip",
+            "head_epochs", "unfreeze", "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay",
+            "clip_grad", "augment", "flip",
         )
     },
 }  # fmt: skip
@@ -50,6 +51,12 @@ _KEYS = {
 )
 @click.option(
     "--schedule", type=click.Choice(SCHEDULES), help="What the learning rate does after warm-up. [default: cosine]"
+)
+@click.option("--head-epochs", type=float, help="Train the head alone first; may have decimals. [default: 0]")
+@click.option(
+    "--unfreeze",
+    type=click.Choice(UNFREEZE),
+    help="Layers under the head: all at once, gradually from the head down, or none. [default: all]",
 )
 @click.option("--loss", help="cross_entropy, weighted (by class), focal, or module:attr. [default: cross_entropy]")
 @click.option(

@@ -73,6 +73,8 @@ class TrainingPlan:
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
             warmup_epochs=config.warmup_epochs,
+            head_epochs=config.head_epochs,
+            unfreeze=config.unfreeze,
             ema_decay=config.ema_decay,
             patience=config.patience,
             clip_grad=config.clip_grad,

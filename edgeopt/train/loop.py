@@ -18,12 +18,13 @@ from edgeopt.errors import TrainingError
 from edgeopt.train import checkpoint
 from edgeopt.train.allocator import keep_memory
 from edgeopt.train.config import LoopConfig, TrainResult
+from edgeopt.train.freezing import Freezing
 from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal
 from edgeopt.train.memory import is_out_of_memory, release
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
-from edgeopt.train.probe import LAYOUTS, ProbeResult, candidates, probe, running
+from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe, running
 from edgeopt.train.state import Best, State, Store, Tensors
 
 __all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
@@ -79,6 +80,7 @@ def train(
                 raise
             raise _out_of_memory(error) from None
         finally:
+            loop.freezing.release()
             model.to(origin).to(memory_format=torch.contiguous_format).eval()
     return result
 
@@ -106,6 +108,7 @@ class _Loop:
         self.progress = progress or (lambda done, total: None)
         self.say = say or (lambda text: None)
         self.extra_groups = extra_groups
+        self.freezing = Freezing(model, config, steps_per_epoch=steps_per_epoch)
         self.store = Store(folder, self._identity())
 
     def run(self) -> TrainResult:
@@ -154,23 +157,33 @@ class _Loop:
         examples = list(_timed(self.batches(0, 0), loading, most=3))
         if not examples:
             raise TrainingError("there are no batches to train on", fix="add pictures to train")
-        images, targets = examples[0]
-
-        def measure() -> ProbeResult:
-            part = slice(0, -(-len(images) // state.parts))
-            device = self.device
-            return probe(self.model, images[part].to(device), targets[part].to(device), self.objective, choices)
-
-        found = self._within_memory(len(images), measure)
-        step = found.step_seconds * state.parts + statistics.median(loading)
+        found, step = self._measure(*examples[0], choices)
+        step += statistics.median(loading)
         state.choice = found.best
         state.estimate_seconds = config.epochs * (self.steps_per_epoch * step + evaluation_seconds)
         journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": statistics.median(loading)})
         self.say(
             f"training will take about {_duration(state.estimate_seconds)}: {config.epochs} epochs at "
-            f"{len(images) / step:.0f} pictures/s ({found.best.precision}, {found.best.memory_format})"
+            f"{len(examples[0][0]) / step:.0f} pictures/s ({found.best.precision}, {found.best.memory_format})"
         )
         return state
+
+    def _measure(self, images: Tensor, targets: Tensor, choices: Sequence[Choice]) -> tuple[ProbeResult, float]:
+        """Which choice is fastest for the layers trained at last, and seconds of a mean step with it."""
+        freezing, steps = self.freezing, self.config.epochs * self.steps_per_epoch
+
+        def steps_at(position: int, choices: Sequence[Choice]) -> ProbeResult:
+            part = slice(0, -(-len(images) // self.state.parts))
+            some, wanted = images[part].to(self.device), targets[part].to(self.device)
+            freezing.apply(position)
+            return probe(self.model, some, wanted, self.objective, choices)
+
+        found = self._within_memory(len(images), lambda: steps_at(steps, choices))
+        step = found.step_seconds
+        if freezing.changes:
+            alone = steps_at(0, [found.best]).step_seconds
+            step = alone + freezing.share() * (step - alone)
+        return found, step * self.state.parts
 
     def _prepare(self) -> None:
         from timm.utils import ModelEmaV3
@@ -179,6 +192,7 @@ class _Loop:
         self.layout = LAYOUTS[self.state.choice.memory_format]
         self.model.to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.freezing.release()  # the optimizer knows every layer, frozen or not, so that its state keeps its shape
         self.optimizer = make_optimizer(self.model, config, extra_groups=self.extra_groups)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -256,6 +270,7 @@ class _Loop:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        self.freezing.apply(step)
         value = self._within_memory(len(images), lambda: self._gradients(step, images, targets))
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_grad or math.inf)
         if not math.isfinite(norm.item()):
