@@ -20,6 +20,20 @@ Unfreeze = Literal["all", "gradual", "none"]
 UNFREEZE: tuple[Unfreeze, ...] = get_args(Unfreeze)
 
 
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(time: str) -> int:
+    """Seconds in a time such as ``90s``, ``20m``, ``1h30m``; raises ValueError for anything else."""
+    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?", time)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(found.groups(), _UNITS.values(), strict=True)) if found else 0
+    )
+    if seconds == 0:
+        raise ValueError("no time; write 20m, 1h30m or 90s")
+    return seconds
+
+
 class Strict(BaseModel):
     """Frozen; unknown keys are errors, and so are NaN and infinity, which no record could hold."""
 
@@ -81,6 +95,7 @@ class TrainConfig(Strict):
     """
 
     epochs: int = Field(20, ge=1, le=10_000)
+    time: str | None = None  # as 20m, 1h30m, 90s: bounds training, and the schedule fits what the epochs leave of it
     batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
     optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
     momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one
@@ -122,6 +137,13 @@ class TrainConfig(Strict):
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ValueError(f'{reason[0].lower()}{reason[1:]}, or "auto"') from None
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
 
     @field_validator("loss")
     @classmethod
@@ -203,6 +225,8 @@ def _against_schedule(train: TrainConfig) -> list[str]:
             found.append(f"train.{name}: the schedule {train.schedule} has none; it belongs to {', '.join(schedules)}")
     if train.schedule == "plateau" and (train.lr_patience or 1) >= train.patience:
         found.append("train.lr_patience: training would end (train.patience) before the rate drops; make it smaller")
+    if train.schedule == "plateau" and train.time is not None:
+        found.append("train.time: the schedule plateau waits for val, so no time can be planned for; take another")
     if train.momentum is not None and train.optimizer in ("adam", "adamw"):
         found.append(f"train.momentum: {train.optimizer} has none; leave it out, or take sgd, momentum or rmsprop")
     if train.momentum == 0 and train.optimizer in ("sgd", "nesterov"):

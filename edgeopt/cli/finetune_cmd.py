@@ -20,7 +20,7 @@ _KEYS = {
     **{
         name: f"train.{name}"
         for name in (
-            "epochs", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
+            "epochs", "time", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
             "head_epochs", "unfreeze", "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay",
             "clip_grad", "augment", "flip",
         )
@@ -42,6 +42,7 @@ _KEYS = {
     "--resize", type=click.Choice(["crop", "squash", "letterbox"]), help="How a picture is made square. [default: crop]"
 )
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
+@click.option("--time", help="Bound the training, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]")
 @click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")
 @click.option("--lr", type=OrAuto(float), help="Learning rate of the head; auto: by a range test. [default: 0.001]")
 @click.option(

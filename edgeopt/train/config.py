@@ -16,11 +16,13 @@ class LoopConfig:
     gradient's norm; 0 does not. ``optimizer``, and ``schedule`` with what follows it, are those of
     :mod:`edgeopt.train.optimizer`; ``head_epochs``, which may have decimals, and ``unfreeze`` those of
     :mod:`edgeopt.train.freezing`. ``keep_initial`` lets the weights training starts from win (for models that are good
-    already). ``select`` names the figure of val that picks the best epoch. A checkpoint is due ``checkpoint_seconds``
-    after the last.
+    already). ``time_seconds`` bounds the training: the schedule and the phases of freezing then go by the clock where
+    that is ahead of the steps, and ``epochs`` are the most there are. ``select`` names the figure of val that picks the
+    best epoch. A checkpoint is due ``checkpoint_seconds`` after the last.
     """
 
     epochs: int
+    time_seconds: float | None = None
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 0.9

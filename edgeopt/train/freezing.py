@@ -85,15 +85,16 @@ class Freezing:
             return self.layers
         return open_layers(step, self._config, layers=self.layers, steps_per_epoch=self._steps_per_epoch)
 
-    def apply(self, step: int) -> None:
-        """Have the model in training mode frozen as it is at ``step``."""
-        if not self._active:
-            return
+    def apply(self, step: int) -> int:
+        """Have the model in training mode frozen as it is at ``step``; how many layers are trained."""
         opened = self.open(step)
+        if not self._active:
+            return opened
         for parameter, depth in self._parameters:
             parameter.requires_grad_(depth < opened)
         for norm, depth in self._norms:
             norm.train(depth < opened)
+        return opened
 
     def share(self) -> float:
         """Of the layers under the head, how many are trained in the mean over all steps (0-1)."""
