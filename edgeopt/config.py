@@ -145,6 +145,12 @@ class ModelConfig(Strict):
     pretrained: bool = True
     weights: str | None = None
 
+    @property
+    def random_weights(self) -> bool:
+        """Whether it starts from random numbers because that was stated; ``module:attr`` models may load their own."""
+        own_code = ":" in self.name and not self.name.startswith(("timm:", "torchvision:"))
+        return not self.pretrained and self.weights is None and not own_code
+
 
 class CompressConfig(Strict):
     """Compression. ``prune`` is the fraction of the MACs removed."""
@@ -233,9 +239,11 @@ def listed(problems: Sequence[str], *, where: str) -> str:
     return f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in lines)
 
 
-def require_compatible(train: TrainConfig, augment: AugmentConfig, *, soft_targets: bool | None = None) -> None:
+def require_compatible(
+    train: TrainConfig, augment: AugmentConfig, model: ModelConfig, *, soft_targets: bool | None = None
+) -> None:
     """Raises ConfigError with everything in these tables that contradicts itself; see :func:`contradictions`."""
-    if problems := contradictions(train, augment, soft_targets=soft_targets):
+    if problems := contradictions(train, augment, soft_targets=soft_targets, random_weights=model.random_weights):
         raise ConfigError(listed(problems, where="training"), fix="leave one side of each out")
 
 
@@ -243,7 +251,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
     try:
         train = TrainConfig.model_validate(values.get("train", {}))
-        return contradictions(train, AugmentConfig.model_validate(values.get("augment", {})))
+        model = ModelConfig.model_validate(values.get("model", {}))
+        augment = AugmentConfig.model_validate(values.get("augment", {}))
+        return contradictions(train, augment, random_weights=model.random_weights)
     except ValidationError:
         return []
 

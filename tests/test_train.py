@@ -90,7 +90,9 @@ def test_it_learns_logs_and_leaves_the_model_as_it_came(tmp_path: Path) -> None:
     model, said, steps = tiny(), [], []
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    result = run(model, tmp_path, epochs=8, say=said.append, progress=lambda done, total: steps.append((done, total)))
+    result = run(
+        model, tmp_path, epochs=8, say=said.append, progress=lambda done, total, note: steps.append((done, total))
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert result.best_top1 > 0.9
     assert validate(model)["top1"] == result.best_top1

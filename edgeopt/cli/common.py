@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeopt.console import Progress
+from edgeopt.console import NotedProgress, duration
 from edgeopt.errors import ConfigError
 from edgeopt.files import printable
 from edgeopt.run import Run
@@ -38,10 +38,10 @@ class Terminal:
             click.echo(printable(text, keep="\n"), err=True)
 
     @contextmanager
-    def task(self, title: str) -> Iterator[Progress]:
+    def task(self, title: str) -> Iterator[NotedProgress]:
         """Progress for work of over two seconds; shorter work leaves no trace."""
         if self.quiet:
-            yield lambda done, total: None
+            yield lambda done, total, note="": None
         elif sys.stderr.isatty():
             with _bar(title) as progress:
                 yield progress
@@ -51,19 +51,22 @@ class Terminal:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Progress]:
+def _bar(title: str) -> Iterator[NotedProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
 
 
 @contextmanager
-def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Iterator[Progress]:
+def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Iterator[NotedProgress]:
     """A line when work passes two seconds, then one in ten seconds for work that counts."""
     started = time.monotonic()
     last = [started + silent_s - every_s]
@@ -72,12 +75,14 @@ def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Itera
         last[0] = time.monotonic()
         click.echo(f"{title}...", err=True)
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         if now - last[0] >= every_s:
             timer.cancel()
             last[0] = now
-            click.echo(f"{title}: {done}/{total} ({now - started:.0f} s)", err=True)
+            left = f", about {duration((now - started) * (total - done) / done)} left" if 0 < done < total else ""
+            words = f"{title}: {done}/{total} ({now - started:.0f} s{left})"
+            click.echo(words + (f", {note}" if note else ""), err=True)
 
     timer = Timer(silent_s, announce)
     timer.daemon = True

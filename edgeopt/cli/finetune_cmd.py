@@ -9,7 +9,7 @@ import click
 
 from edgeopt.cli.common import OrAuto, Terminal, emit, force_option, output_options, picture_options, settings
 from edgeopt.config import Recipe, validate
-from edgeopt.training_tables import PRESETS, SCHEDULES
+from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
 _KEYS = {
@@ -20,8 +20,9 @@ _KEYS = {
     **{
         name: f"train.{name}"
         for name in (
-            "epochs", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
-            "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay", "clip_grad", "augment", "flip",
+            "epochs", "time", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
+            "head_epochs", "unfreeze", "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay",
+            "clip_grad", "augment", "flip",
         )
     },
 }  # fmt: skip
@@ -41,6 +42,7 @@ _KEYS = {
     "--resize", type=click.Choice(["crop", "squash", "letterbox"]), help="How a picture is made square. [default: crop]"
 )
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
+@click.option("--time", help="Bound the training, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]")
 @click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")
 @click.option("--lr", type=OrAuto(float), help="Learning rate of the head; auto: by a range test. [default: 0.001]")
 @click.option(
@@ -50,6 +52,12 @@ _KEYS = {
 )
 @click.option(
     "--schedule", type=click.Choice(SCHEDULES), help="What the learning rate does after warm-up. [default: cosine]"
+)
+@click.option("--head-epochs", type=float, help="Train the head alone first; may have decimals. [default: 0]")
+@click.option(
+    "--unfreeze",
+    type=click.Choice(UNFREEZE),
+    help="Layers under the head: all at once, gradually from the head down, or none. [default: all]",
 )
 @click.option("--loss", help="cross_entropy, weighted (by class), focal, or module:attr. [default: cross_entropy]")
 @click.option(

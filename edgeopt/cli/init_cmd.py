@@ -26,10 +26,12 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`
 
 [train]
 epochs = 20
+# time = "20m"                           # the most training may take; epochs are a bound then too
 # lr = 0.001                             # "auto": by a range test
 # batch_size = 32                        # "auto": by a probe
 # optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", or another of timm's
 # schedule = "cosine"                    # "step", "one_cycle", "exponential", "plateau"
+# head_epochs = 2                        # the head alone first; unfreeze = "gradual" or "none" for what follows
 # loss = "cross_entropy"                 # "weighted" or "focal" where classes are rare, or "module:attr"
 # dropout = 0.2                          # also drop_path, weight_decay, l1, label_smoothing, clip_grad, ema_decay
 # augment = "default"                    # "none", "light", "default" or "heavy"

@@ -77,7 +77,8 @@ class TrainLoader:
         self._augment = make_augment(augment, spec, flip=flip, changes=changes)
         chosen = augmentation(augment, changes, flip=flip)
         self._mix = make_mix(chosen, len(dataset.classes))
-        self._mixed_epochs = epochs - math.ceil(epochs * (chosen.unmixed or 0.0) - 1e-9)
+        self._unmixed = chosen.unmixed or 0.0
+        self.epochs = epochs
         self.batch_size = batch_size
         self._seed = seed
         self._sampling = sampling
@@ -137,7 +138,7 @@ class TrainLoader:
         torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
         pictures = np.stack([self._picture(int(row)) for row in rows])
         images, labels = torch.from_numpy(normalize(pictures, self._spec)), self.labels[torch.from_numpy(rows)]
-        if self._mix is None or epoch >= self._mixed_epochs:
+        if self._mix is None or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
             return images, labels
         return self._mix(images, labels)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.loader import TrainLoader
@@ -54,16 +55,27 @@ def write_preview(
         )
         with torch.random.fork_rng(devices=[]):
             images, _ = loader.batch(epoch, 0, rows)
-        pixels = images.permute(0, 2, 3, 1).numpy() * np.asarray(spec.std, np.float32) + np.asarray(
-            spec.mean, np.float32
-        )
-        column: UInt8 = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-        return column
+        return denormalized(images, spec)
 
     columns = [made("none", AugmentConfig(), 0)]
     columns += [made(augment, changes, epoch) for epoch in range(min(EPOCHS, epochs))]
     grid = _grid(columns)
     write_atomically(path, lambda temporary: Image.fromarray(grid).save(temporary, format="PNG"))
+
+
+def denormalized(images: Tensor, spec: PreprocessSpec) -> UInt8:
+    """uint8 (N, height, width, 3) of float32 images (N, 3, height, width) that ``spec`` normalized."""
+    pixels = images.permute(0, 2, 3, 1).numpy() * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)
+    column: UInt8 = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    return column
+
+
+def batch_grid(images: Tensor, spec: PreprocessSpec) -> UInt8:
+    """The first pictures of a batch as the network sees them, up to 4 x 4: uint8 (height, width, 3)."""
+    columns = min(4, len(images))
+    rows = min(4, len(images) // columns)
+    pixels = denormalized(images[: rows * columns], spec)
+    return _grid([pixels[column::columns] for column in range(columns)])
 
 
 def _of_every_class(items: Sequence[Item]) -> list[Item]:

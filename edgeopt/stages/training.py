@@ -17,6 +17,7 @@ from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized,
 from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
+from edgeopt.data.preview import batch_grid
 from edgeopt.files import read_json, write_json
 from edgeopt.metrics import top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
@@ -29,7 +30,7 @@ from edgeopt.train.losses import make_loss, takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
 from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
 from edgeopt.train.probe import candidates
-from edgeopt.training_tables import Preset, selection, smoothing
+from edgeopt.training_tables import Preset, seconds_of, selection, smoothing
 
 _LR_BEFORE_TEST = 1e-3
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
@@ -63,6 +64,7 @@ class TrainingPlan:
         """As the recipe's ``[train]`` and ``[augment]`` say."""
         loop = LoopConfig(
             epochs=config.epochs,
+            time_seconds=None if config.time is None else seconds_of(config.time),
             lr=_LR_BEFORE_TEST if config.lr == "auto" else config.lr,
             optimizer=config.optimizer,
             momentum=config.momentum,
@@ -73,6 +75,8 @@ class TrainingPlan:
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
             warmup_epochs=config.warmup_epochs,
+            head_epochs=config.head_epochs,
+            unfreeze=config.unfreeze,
             ema_decay=config.ema_decay,
             patience=config.patience,
             clip_grad=config.clip_grad,
@@ -207,6 +211,8 @@ def fit(
             progress=progress,
             say=console.say,
             extra_groups=groups,
+            planned=lambda epochs: setattr(loader, "epochs", epochs),
+            draw=lambda images: batch_grid(images, spec),
         )
     chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr}
     return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeopt.training_tables import Schedule
+from edgeopt.training_tables import Schedule, Unfreeze
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,15 @@ class LoopConfig:
 
     ``ema_decay`` is a ceiling: short runs average over fewer steps; 0 switches averaging off. ``clip_grad`` bounds the
     gradient's norm; 0 does not. ``optimizer``, and ``schedule`` with what follows it, are those of
-    :mod:`edgeopt.train.optimizer`. ``keep_initial`` lets the weights training starts from win (for models that are good
-    already). ``select`` names the figure of val that picks the best epoch. A checkpoint is due ``checkpoint_seconds``
-    after the last.
+    :mod:`edgeopt.train.optimizer`; ``head_epochs``, which may have decimals, and ``unfreeze`` those of
+    :mod:`edgeopt.train.freezing`. ``keep_initial`` lets the weights training starts from win (for models that are good
+    already). ``time_seconds`` bounds the training: the schedule and the phases of freezing then go by the clock where
+    that is ahead of the steps, and ``epochs`` are the most there are. ``select`` names the figure of val that picks the
+    best epoch. A checkpoint is due ``checkpoint_seconds`` after the last.
     """
 
     epochs: int
+    time_seconds: float | None = None
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 0.9
@@ -37,6 +40,8 @@ class LoopConfig:
     lr_decay: float | None = None
     lr_step_epochs: float | None = None
     lr_patience: int | None = None
+    head_epochs: float = 0.0
+    unfreeze: Unfreeze = "all"
     keep_initial: bool = False
     select: Literal["top1", "recall"] = "top1"
     checkpoint_seconds: float = 30.0

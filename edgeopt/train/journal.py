@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edgeopt.files import write_text
 
 
@@ -28,12 +31,16 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(dict(record)) + "\n")
 
-    def write_epoch(self, record: Mapping[str, Any]) -> None:
-        """Append an epoch's line and its points on the curves."""
+    def write_epoch(self, record: Mapping[str, Any], curves: Mapping[str, float]) -> None:
+        """Append an epoch's line and its points on the curves; ``curves`` are more of these for TensorBoard alone."""
         self.write(record)
-        for name, value in record.items():
+        for name, value in {**record, **curves}.items():
             if name != "epoch":
                 self._board.add_scalar(name, value, record["epoch"])
+
+    def write_picture(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """Show uint8 (height, width, 3) in TensorBoard."""
+        self._board.add_image(name, pixels, 0, dataformats="HWC")
 
     def __enter__(self) -> Journal:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,23 +12,28 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgeopt.console import Progress
+from edgeopt.console import NotedProgress, duration
 from edgeopt.errors import TrainingError
+from edgeopt.preprocess import UInt8
 from edgeopt.train import checkpoint
 from edgeopt.train.allocator import keep_memory
+from edgeopt.train.clock import Clock
 from edgeopt.train.config import LoopConfig, TrainResult
+from edgeopt.train.forecast import Forecast, first_batch, measure
+from edgeopt.train.freezing import Freezing
 from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal
 from edgeopt.train.memory import is_out_of_memory, release
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
-from edgeopt.train.probe import LAYOUTS, ProbeResult, candidates, probe, running
+from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe, running
 from edgeopt.train.state import Best, State, Store, Tensors
 
 __all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Draw = Callable[[Tensor], UInt8]
 Result = TypeVar("Result")
 
 
@@ -42,9 +46,11 @@ def train(
     objective: Objective,
     config: LoopConfig,
     folder: Path,
-    progress: Progress | None = None,
+    progress: NotedProgress | None = None,
     say: Callable[[str], None] | None = None,
     extra_groups: Sequence[Mapping[str, Any]] = (),
+    planned: Callable[[int], None] | None = None,
+    draw: Draw | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
@@ -52,9 +58,11 @@ def train(
     objective wants them, from step ``first`` on, ``steps_per_epoch`` of them from step 0; ``evaluate(model)`` gives at
     least ``top1`` (0-1), ``loss`` and what ``config.select`` names on val and decides, on averaged weights, which epoch
     is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
-    same training, that goes on, in fp32 on the same machine to the very same weights. ``progress(done, total)`` counts
-    steps. Raises TrainingError when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT or
-    SIGTERM, once the step has ended and was saved.
+    same training, that goes on, in fp32 on the same machine to the very same weights, unless the time is bounded.
+    ``progress(done, total, note)`` counts steps. ``planned`` is told for how many epochs there is time; ``draw`` makes
+    of the first batch's images a picture for TensorBoard, uint8 (height, width, 3). Raises TrainingError when the loss
+    is not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM, once the step has ended and was
+    saved.
     """
     keep_memory()
     device, origin = training_device(), next(model.parameters()).device
@@ -68,9 +76,11 @@ def train(
             objective=objective,
             config=config,
             folder=folder,
-            progress=progress,
-            say=say,
+            progress=progress or (lambda done, total, note="": None),
+            say=say or (lambda text: None),
             extra_groups=extra_groups,
+            planned=planned or (lambda epochs: None),
+            draw=draw,
         )
         try:
             result = loop.run()
@@ -79,6 +89,7 @@ def train(
                 raise
             raise _out_of_memory(error) from None
         finally:
+            loop.freezing.release()
             model.to(origin).to(memory_format=torch.contiguous_format).eval()
     return result
 
@@ -97,15 +108,20 @@ class _Loop:
         objective: Objective,
         config: LoopConfig,
         folder: Path,
-        progress: Progress | None,
-        say: Callable[[str], None] | None,
+        progress: NotedProgress,
+        say: Callable[[str], None],
         extra_groups: Sequence[Mapping[str, Any]],
+        planned: Callable[[int], None],
+        draw: Draw | None,
     ) -> None:
         self.model, self.device, self.batches, self.objective = model, device, batches, objective
         self.evaluate, self.config, self.folder, self.steps_per_epoch = evaluate, config, folder, steps_per_epoch
-        self.progress = progress or (lambda done, total: None)
-        self.say = say or (lambda text: None)
+        self.progress, self.say, self.planned, self.draw = progress, say, planned, draw
         self.extra_groups = extra_groups
+        self.steps = config.epochs * steps_per_epoch
+        self.clock = Clock(config.time_seconds)
+        self.another = 0.0
+        self.freezing = Freezing(model, config, steps_per_epoch=steps_per_epoch)
         self.store = Store(folder, self._identity())
 
     def run(self) -> TrainResult:
@@ -117,13 +133,16 @@ class _Loop:
             self._prepare()
             if stored is not None:
                 self._restore(stored[1])
+                self.clock.add(self.state.elapsed)
                 self.say(f"training goes on: {self._position()} of {self.config.epochs} epochs are done")
+            self.planned(self.state.planned or self.config.epochs)
             self.saved_at = time.monotonic()
             with interruptible(self.say) as self.interruption:
-                while self.state.epoch < self.config.epochs and self.state.idle_epochs < self.config.patience:
+                while self._goes_on():
                     self._epoch(journal)
+                    self._look_up()
                     self._pause()
-            self.store.save(self.state, {}, finished=True)
+            self._save({}, finished=True)
         checkpoint.copy_into(self.model, self.state.best.weights)
         state = self.state
         return TrainResult(
@@ -142,34 +161,39 @@ class _Loop:
         """Judge the initial weights, choose how to run, and say how long it will take."""
         config, start = self.config, time.perf_counter()
         initial = self.evaluate(self.model.eval())
-        evaluation_seconds = time.perf_counter() - start
+        evaluated = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
         choices = candidates(config.precision, self.device, config.memory_format)
-        state = self.state = State(choices[0])
+        state = self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
             state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))
         if not config.epochs:
             return state
-        loading: list[float] = []
-        examples = list(_timed(self.batches(0, 0), loading, most=3))
-        if not examples:
-            raise TrainingError("there are no batches to train on", fix="add pictures to train")
-        images, targets = examples[0]
+        (images, targets), loading_seconds = first_batch(self.batches(0, 0))
+        if self.draw is not None:
+            journal.write_picture("augmented", self.draw(images))
 
-        def measure() -> ProbeResult:
+        def timed(choices: Sequence[Choice]) -> ProbeResult:
             part = slice(0, -(-len(images) // state.parts))
-            device = self.device
-            return probe(self.model, images[part].to(device), targets[part].to(device), self.objective, choices)
+            some, wanted = images[part].to(self.device), targets[part].to(self.device)
+            return probe(self.model, some, wanted, self.objective, choices)
 
-        found = self._within_memory(len(images), measure)
-        step = found.step_seconds * state.parts + statistics.median(loading)
-        state.choice = found.best
-        state.estimate_seconds = config.epochs * (self.steps_per_epoch * step + evaluation_seconds)
-        journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": statistics.median(loading)})
-        self.say(
-            f"training will take about {_duration(state.estimate_seconds)}: {config.epochs} epochs at "
-            f"{len(images) / step:.0f} pictures/s ({found.best.precision}, {found.best.memory_format})"
+        found, step_seconds = self._within_memory(
+            len(images), lambda: measure(timed, choices, self.freezing, steps=self.steps)
         )
+        forecast = Forecast(
+            found.best,
+            len(images),
+            step_seconds * state.parts + loading_seconds,
+            state.evaluation_seconds,
+            config.epochs,
+            self.steps_per_epoch,
+        )
+        state.choice, left = found.best, self.clock.left
+        state.estimate_seconds = min(forecast.seconds, left)
+        state.planned = max(1, math.ceil(forecast.fitting(left)))
+        journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": loading_seconds})
+        self.say(forecast.words(config.time_seconds, left))
         return state
 
     def _prepare(self) -> None:
@@ -179,24 +203,40 @@ class _Loop:
         self.layout = LAYOUTS[self.state.choice.memory_format]
         self.model.to(memory_format=self.layout)
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        self.freezing.release()  # the optimizer knows every layer, frozen or not, so that its state keeps its shape
         self.optimizer = make_optimizer(self.model, config, extra_groups=self.extra_groups)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _goes_on(self) -> bool:
+        state, config = self.state, self.config
+        return state.epoch < config.epochs and state.idle_epochs < config.patience and not state.over
 
     def _epoch(self, journal: Journal) -> None:
         """Train and judge one epoch, or what is left of one that was interrupted."""
         state, start, first, images = self.state, time.perf_counter(), self.state.step, 0
         self.model.train()
-        before = state.epoch * self.steps_per_epoch
+        self._look_up()
         for batch in self.batches(state.epoch, first):
-            state.loss_sum += self._step(before + state.step, *batch)
+            begun = time.perf_counter()
+            state.loss_sum += self._step(state.epoch * self.steps_per_epoch + state.step, *batch)
             state.step += 1
             images += len(batch[1])
-            self.progress(before + state.step, self.config.epochs * self.steps_per_epoch)
+            self.another = time.perf_counter() - begun
+            self._look_up()
+            self.progress(self.due, self.steps, self._note())
+            if state.over:
+                break
             if state.step < self.steps_per_epoch:
                 self._pause()
         trained = time.perf_counter() - start
+        self._judge(journal, start=start, trained=trained, images=images)
+
+    def _judge(self, journal: Journal, *, start: float, trained: float, images: int) -> None:
+        """Validate what an epoch made, and record it."""
+        state = self.state
         judged: nn.Module = self.ema.module if self.ema is not None else self.model
         found = self.evaluate(judged.eval())
+        state.evaluation_seconds = time.perf_counter() - start - trained
         mean_loss = state.loss_sum / state.step
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         state.idle_epochs += 1
@@ -209,7 +249,8 @@ class _Loop:
             state.lr_drops += 1
         state.images += images
         state.step_seconds += trained
-        state.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        state.seconds += seconds
         journal.write_epoch(
             {
                 "epoch": state.epoch,
@@ -217,23 +258,52 @@ class _Loop:
                 "train_loss": mean_loss,
                 **{f"val_{name}": value for name, value in found.items()},
                 "images_per_second": images / trained,
-                "seconds": time.perf_counter() - start,
-            }
+                "seconds": seconds,
+            },
+            self._curves(),
         )
+        left = min(self.clock.left, (self.config.epochs - state.epoch) * seconds)
         self.say(
             f"epoch {state.epoch}/{self.config.epochs}: loss {mean_loss:.3f}, "
             f"val top-1 {100 * found['top1']:.2f} % (best {100 * state.best.top1:.2f} %, epoch {state.best.epoch})"
+            + (f", about {duration(left)} left" if left > 0 and self._goes_on() else "")
         )
 
+    def _curves(self) -> dict[str, float]:
+        """For TensorBoard alone: the learning rate by layers, 0 the head's, and how many layers are trained."""
+        rates = {group["initial_lr"]: group["lr"] for group in self.optimizer.param_groups}
+        curves = {f"lr/{number:02d}": rates[initial] for number, initial in enumerate(sorted(rates, reverse=True))}
+        return curves | ({"open_layers": self.opened} if self.freezing.changes else {})
+
+    def _note(self) -> str:
+        state = self.state
+        loss = f"loss {state.loss_sum / max(1, state.step):.3f}" if state.step else ""
+        return loss + (f", val top-1 {100 * state.best.top1:.1f} %" if state.best.epoch else "")
+
+    def _look_up(self) -> None:
+        """Between two steps: what is due now. ``due`` is the step whose learning rate and layers are, by the clock.
+
+        Without the time for another step like the last one, and a validation, training is over.
+        """
+        state = self.state
+        done, needed = state.epoch * self.steps_per_epoch + state.step, state.evaluation_seconds + self.another
+        self.due = max(done, int(self.clock.share(needed) * self.steps))
+        self.stopping = self.interruption.requested
+        self.saving = self.stopping or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+        state.over = state.over or self.clock.left <= needed
+
     def _pause(self) -> None:
-        """Between two steps: save when it is time to, and stop when that was asked for."""
-        due = time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
-        if due or self.interruption.requested:
-            self.store.save(self.state, self._parts(), finished=False)
+        """Save when it is time to, and stop when that was asked for."""
+        if self.saving:
+            self._save(self._parts(), finished=False)
             self.saved_at = time.monotonic()
-        if self.interruption.requested:
+        if self.stopping:
             self.say(f"stopped: {self._position()} of {self.config.epochs} epochs are done and saved")
             raise KeyboardInterrupt
+
+    def _save(self, parts: Mapping[str, Tensors], *, finished: bool) -> None:
+        self.state.elapsed = self.clock.elapsed
+        self.store.save(self.state, parts, finished=finished)
 
     def _position(self) -> str:
         """Epochs done, with a decimal for a part of one."""
@@ -244,8 +314,8 @@ class _Loop:
         """One step of the optimizer; the loss."""
         config = self.config
         factor = schedule(
-            step,
-            steps=config.epochs * self.steps_per_epoch,
+            self.due,
+            steps=self.steps,
             warmup_steps=round(config.warmup_epochs * self.steps_per_epoch),
             min_ratio=config.min_lr_ratio,
             kind=config.schedule,
@@ -256,6 +326,7 @@ class _Loop:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        self.opened = self.freezing.apply(self.due)
         value = self._within_memory(len(images), lambda: self._gradients(step, images, targets))
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_grad or math.inf)
         if not math.isfinite(norm.item()):
@@ -340,26 +411,6 @@ def training_device() -> torch.device:
 
     device: torch.device = PartialState().device
     return device
-
-
-def _timed(
-    batches: Iterable[tuple[Tensor, Tensor]], seconds: list[float], *, most: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """The first batches, and in ``seconds`` how long each took to come."""
-    source = iter(batches)
-    while len(seconds) < most:
-        start = time.perf_counter()
-        batch = next(source, None)
-        if batch is None:
-            return
-        seconds.append(time.perf_counter() - start)
-        yield batch
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _out_of_memory(error: RuntimeError) -> TrainingError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TrainingError
 from edgeopt.train.config import LoopConfig
+from edgeopt.train.freezing import Freezing
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer
 
@@ -58,6 +59,7 @@ def find_lr(
     device = device or torch.device("cpu")
     trial = copy.deepcopy(model).to(device).train()
     optimizer = make_optimizer(trial, config, lr=1.0)
+    Freezing(trial, config, steps_per_epoch=1).apply(config.epochs)  # as most of the training is, or all of it
     rates: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []

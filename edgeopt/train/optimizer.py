@@ -11,9 +11,8 @@ from torch import nn
 
 from edgeopt.errors import ConfigError, TrainingError, did_you_mean
 from edgeopt.train.config import LoopConfig
+from edgeopt.train.freezing import depths
 from edgeopt.training_tables import Schedule
-
-_PARAMETERS_PER_LAYER = 12  # timm's own grouping of models that do not say what their layers are
 
 
 def make_optimizer(
@@ -134,15 +133,4 @@ def _layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     """Parameter name -> learning rate over the head's, by depth."""
     if layer_decay == 1.0:
         return {}
-    if hasattr(model, "group_matcher"):
-        from timm.optim import param_groups_layer_decay
-
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        groups = param_groups_layer_decay(model, layer_decay=layer_decay)
-        return {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
-    # Other models: their parameters in order, a dozen to a layer; the last linear layer is the head.
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    head = {name for name, _ in model.named_parameters() if linears and name.startswith(f"{linears[-1]}.")}
-    trunk = [name for name, _ in model.named_parameters() if name not in head]
-    layers = math.ceil(len(trunk) / _PARAMETERS_PER_LAYER)
-    return {name: layer_decay ** (layers - index // _PARAMETERS_PER_LAYER) for index, name in enumerate(trunk)}
+    return {name: layer_decay**depth for name, depth in depths(model).items()}

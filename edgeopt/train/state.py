@@ -14,7 +14,7 @@ from edgeopt.train import checkpoint
 from edgeopt.train.probe import Choice
 
 Tensors = Mapping[str, Tensor]
-_SCHEMA = 3
+_SCHEMA = 4
 _BEST, _LAST = "best.safetensors", "last.safetensors"
 
 
@@ -39,6 +39,8 @@ class State:
 
     ``step`` steps of the epoch after those are done too, with losses that add up to ``loss_sum``. ``lr_drops`` is how
     often a plateau lowered the learning rate, ``parts`` in how many parts a batch is taken to fit into memory.
+    ``elapsed`` is every second of this training, ``evaluation_seconds`` what the last validation took, ``planned`` the
+    epochs that were thought to fit into its time, and ``over`` says that this time is over.
     """
 
     choice: Choice
@@ -52,6 +54,10 @@ class State:
     seconds: float = 0.0
     step_seconds: float = 0.0
     estimate_seconds: float | None = None
+    elapsed: float = 0.0
+    evaluation_seconds: float = 0.0
+    planned: int | None = None
+    over: bool = False
     best: Best = field(default_factory=Best)
 
 
