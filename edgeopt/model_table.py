@@ -73,14 +73,19 @@ _ROWS = (
     ModelRow("resnet50", "ResNet", 25.6, 4089, 224, "easy", _RELU),
     ModelRow("resnext50_32x4d", "ResNeXt", 25.0, 4230, 224, "easy", "grouped convolutions and ReLU"),
     ModelRow("vgg16_bn", "VGG", 138.4, 15470, 224, "easy", "no residuals; large, prune it"),
+    ModelRow("inception_v3", "Inception", 23.8, 5713, 299, "easy", "parallel convolutions and ReLU; from 75 px on"),
     ModelRow("regnetx_004", "RegNet", 5.2, 398, 224, "easy", "grouped convolutions and ReLU"),
     ModelRow("regnety_004", "RegNet", 4.3, 402, 224, "fair", "grouped convolutions, squeeze-and-excitation"),
     ModelRow("ghostnet_100", "GhostNet", 5.2, 141, 224, "fair", "many small depthwise layers and concatenations"),
     ModelRow("efficientnet_b0", "EfficientNet", 5.3, 386, 224, "hard", _SWISH_SE),
     ModelRow("efficientnetv2_rw_t", "EfficientNetV2", 13.6, 1913, 224, "hard", _SWISH_SE),
     ModelRow("convnext_tiny", "ConvNeXt", 28.6, 4456, 224, "fair", _NORM),
-    ModelRow("deit_tiny_patch16_224", "DeiT", 5.7, 1254, 224, "hard", _NORM),
+    ModelRow("vit_tiny_patch16_224", "ViT", 5.7, 1254, 224, "hard", _NORM + ", and products of activations"),
+    ModelRow("deit_tiny_patch16_224", "DeiT", 5.7, 1254, 224, "hard", _NORM + ", and products of activations"),
     ModelRow("mobilevit_s", "MobileViT", 5.6, 2001, 256, "hard", "swish; " + _NORM),
+    ModelRow("levit_128s", "LeViT", 7.8, 305, 224, "hard", "hard-swish; softmax and products of activations in float"),
+    ModelRow("coatnet_nano_rw_224", "CoAtNet", 15.1, 2383, 224, "hard", "swish; " + _NORM),
+    ModelRow("maxvit_nano_rw_256", "MaxViT", 15.5, 4417, 256, "hard", "swish; windows; " + _NORM),
 )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def test_every_family_is_measured_and_reaches_what_the_test_asks_of_it() -> None
     assert list(MEASURED["families"]) == [family.key for family in FAMILIES]
     for family in FAMILIES:
         row = MEASURED["families"][family.key]
-        assert (row["model"], row["image_size"], row["arguments"]) == (family.model, family.image_size, family.arguments)
+        stated = (row["model"], row["image_size"], row["arguments"])
+        assert stated == (family.model, family.image_size, family.arguments)
         assert row["parity_ok"]
         assert row["int8_share"] >= family.share
         assert row["int8_share_macs"] >= family.share_macs

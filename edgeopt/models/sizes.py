@@ -48,7 +48,7 @@ def nearest_size(architecture: Architecture) -> int | None:
     if architecture.source == "attr":
         return None  # building it runs code of the user's
     wanted, native = architecture.input_size[-1], native_size(architecture)[0]
-    candidates = {*range(_STEP, 2 * max(wanted, native), _STEP), native} - {wanted}
+    candidates: set[int] = {*range(_STEP, 2 * max(wanted, native), _STEP), native} - {wanted}
     for size in sorted(candidates, key=lambda side: (abs(side - wanted), side))[:_TRIES]:
         stated = {**architecture.arguments, **size_arguments(architecture.source, architecture.name, size)}
         resized = architecture.model_copy(update={"arguments": stated, "input_size": (3, size, size)})
