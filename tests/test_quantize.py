@@ -182,6 +182,41 @@ def test_open_convolutions_are_closed_on_request() -> None:
     assert torch.equal(again(calibration()[0]), closed(calibration()[0]))
 
 
+class Capped(nn.Module):
+    """Convolutions before a ReLU6, before a swish, and one that the next convolution and an addition both read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Conv2d(width, 4, 3, padding=1) for width in (3, 4, 4, 4))
+        self.norm, self.cap = nn.BatchNorm2d(4), nn.ReLU6()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.cap(self.norm(self.first(x))))
+        x = x + nn.functional.silu(self.fourth(nn.functional.silu(self.third(x))))
+        x = nn.functional.layer_norm(x, x.shape[1:])
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def test_int8_outputs_are_fused_by_onnx_runtime_behind_a_relu6_and_before_a_residual(tmp_path: Path) -> None:
+    """Two quantizers in a row, or a second reader in float, left such convolutions in float."""
+    from edgeopt.backends.onnxruntime import _audit
+    from edgeopt.export.qdq import export_qdq
+
+    torch.manual_seed(0)
+    scheme = get_scheme("u8a7w")
+    model = quantize(Capped().eval(), calibration(), scheme=scheme, int8_outputs=True)
+    names = dict(named_quantizers(model))
+    assert not any(name.startswith("post_hooks.norm/") for name in names), "the one behind the ReLU6 is enough"
+    export_qdq(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), scheme=scheme)
+    report = _audit(tmp_path / "model.onnx", "CPUExecutionProvider", (3, 32, 32))
+    assert (report.int8_layers, report.compute_layers) == (5, 5), report.float_layers
+    again = rebuild_quantized(Capped().eval(), quantizer_config(model), scheme, calibration()[0][:1])
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(calibration()[0]), model(calibration()[0]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, given, output_options, picture_options
+from edgeopt.cli.common import (
+    Terminal,
+    as_settings,
+    emit,
+    force_option,
+    given,
+    model_argument_option,
+    output_options,
+    picture_options,
+    settings,
+)
 from edgeopt.config import Recipe, validate
 
 
@@ -18,6 +28,7 @@ from edgeopt.config import Recipe, validate
     required=True,
     help="Its trained weights: .safetensors, or a .pth state dict.",
 )
+@model_argument_option
 @click.option("--data", required=True, help="The pictures it was trained on, as for finetune.")
 @click.option("--image-size", type=int, help="Input height and width it was trained with. [default: the model's own]")
 @click.option(
@@ -40,6 +51,7 @@ def command(
     exclude: str | None,
     group_near: bool,
     seed: int | None,
+    model_arguments: tuple[str, ...],
     run_path: Path | None,
     force: bool,
     as_json: bool,
@@ -61,7 +73,11 @@ def command(
                 exclude=exclude,
                 group_near=group_near or None,
             ),
-            "model": {"name": name, "weights": str(weights)},
+            "model": {
+                "name": name,
+                "weights": str(weights),
+                **settings({}, as_settings(model_arguments)).get("model", {}),
+            },
         },
         where="adopt options",
     )

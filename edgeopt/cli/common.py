@@ -133,6 +133,26 @@ def picture_options(function: Function) -> Function:
     return max_pixels_option(function)
 
 
+model_argument_option = click.option(
+    "--model-arg",
+    "model_arguments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument of the model's constructor, as in depths=[1,1,3,1]; may be repeated.",
+)
+
+
+def as_settings(model_arguments: Sequence[str]) -> list[str]:
+    """The texts of ``--model-arg`` as :func:`settings` takes them; raises ConfigError for those without =."""
+    for text in model_arguments:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ConfigError(
+                f'--model-arg {text} is not "key=value"', fix="write it so: --model-arg drop_path_rate=0.1"
+            )
+    return [f"model.arguments.{text}" for text in model_arguments]
+
+
 data_option = click.option(
     "--data", type=str, help="Where the pictures are now, when they moved since the run was made."
 )

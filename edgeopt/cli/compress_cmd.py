@@ -30,6 +30,12 @@ from edgeopt.config import CompressConfig, validate
 )
 @click.option("--epochs", type=int, help="Epochs of quantization-aware training. [default: 5]")
 @click.option("--recovery-epochs", type=int, help="Epochs of distilled training after pruning. [default: 10]")
+@click.option(
+    "--int8-outputs/--float-outputs",
+    "int8_outputs",
+    default=None,
+    help="Of convolutions before swish, GELU and the like. [default: int8 where ONNX Runtime is a target]",
+)
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
 @run_option
 @data_option
@@ -44,6 +50,7 @@ def command(
     importance: str | None,
     epochs: int | None,
     recovery_epochs: int | None,
+    int8_outputs: bool | None,
     variant: str | None,
     run_path: Path | None,
     data: str | None,
@@ -66,6 +73,7 @@ def command(
                 importance=importance,
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
+                int8_outputs=int8_outputs,
             ),
         },
         where="compress options",

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from edgeopt.cli.common import OrAuto, Terminal, emit, force_option, output_options, picture_options, settings
+from edgeopt.cli.common import (
+    OrAuto,
+    Terminal,
+    as_settings,
+    emit,
+    force_option,
+    model_argument_option,
+    output_options,
+    picture_options,
+    settings,
+)
 from edgeopt.config import Recipe, validate
 from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
@@ -31,6 +41,7 @@ _KEYS = {
 @click.command("finetune")
 @click.argument("path", metavar="DATA")
 @click.option("--model", "name", help="Model name, as in `edgeopt models`. [default: tf_efficientnet_lite0]")
+@model_argument_option
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from this weights file instead of pretrained ones."
 )
@@ -100,6 +111,7 @@ def command(
     group_near: bool,
     seed: int | None,
     others: tuple[str, ...],
+    model_arguments: tuple[str, ...],
     run_path: Path | None,
     force: bool,
     as_json: bool,
@@ -112,7 +124,10 @@ def command(
     with the columns path and label (and split, group, weight), or torchvision:NAME.
     """
     stated = {_KEYS[name]: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    values = settings({**stated, "data.seed": seed, "train.seed": seed, "data.group_near": group_near or None}, others)
+    values = settings(
+        {**stated, "data.seed": seed, "train.seed": seed, "data.group_near": group_near or None},
+        [*as_settings(model_arguments), *others],
+    )
     recipe = validate(Recipe, values, where="finetune options")
     from edgeopt.stages.finetune import augment_preview, finetune
 

@@ -21,7 +21,8 @@ path = "photos"                          # one subfolder a class; or train/val/t
 # group_near = true                      # keep near duplicates in one split
 
 [model]
-name = "tf_efficientnet_lite0"           # see `edgeopt models`
+name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAME; module:attr of your own
+# arguments.drop_path_rate = 0.1         # of its constructor; also lists, as in arguments.depths = [1, 1, 3, 1]
 # weights = "backbone.safetensors"       # default: pretrained weights
 
 [train]

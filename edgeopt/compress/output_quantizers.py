@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from edgeopt.compress.quantizers import Quantizer, activation_quantizer
 from edgeopt.schemes import Scheme
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-# What the lowering folds into the convolution, so that the quantizer still stands right behind it.
-_ABSORBED = frozenset({"batch_norm", "relu", "relu_"})
+# What the lowering folds into the convolution, so that the quantizer still stands right behind it. One before a ReLU6
+# would make two in a row, which ONNX Runtime merges into a scale that the next layer's bias was not made for.
+_ABSORBED = frozenset({"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_"})
 # Below this the activation gives exactly zero, and codes spent there would be wasted.
 _ZERO_BELOW = {"hardswish": -3.0, "hardswish_": -3.0}
 
@@ -21,9 +22,11 @@ _ZERO_BELOW = {"hardswish": -3.0, "hardswish_": -3.0}
 def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequence[Tensor], scheme: Scheme) -> None:
     """Add a quantizer to ``model`` (in place) behind every int8 convolution whose output stays float.
 
-    They are those before a HardSwish, SiLU, GELU or LayerNorm. ``graph`` is NNCF's graph of the float model,
-    ``storage`` the hook storage of the quantized one; ranges are the smallest and largest values over ``batches``.
+    They are those before a HardSwish, SiLU, GELU or LayerNorm, and those that a residual addition reads in float too.
+    ``graph`` is NNCF's graph of the float model, ``storage`` the hook storage of the quantized one; ranges are the
+    smallest and largest values over ``batches``.
     """
+    _close_for_every_reader(graph, storage)
     places = _open_places(graph, storage)
     recorders = {name: _Recorder() for name in places}
     handles = [storage.register_post_function_hook(name, 0, recorder) for name, recorder in recorders.items()]
@@ -61,12 +64,7 @@ class _Recorder(nn.Module):
 def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
     """Operations (``blocks/0/bn1/batch_norm/0``) that need a quantizer behind them -> the end of useful values."""
     places: dict[str, float | None] = {}
-    for node in graph.get_all_nodes():
-        if node.node_type not in _CONVOLUTIONS or not _has(storage.pre_hooks, node, 1):
-            continue
-        last, following = node, graph.get_next_nodes(node)
-        while len(following) == 1 and following[0].node_type in _ABSORBED and not _has(storage.post_hooks, last, 0):
-            last, following = following[0], graph.get_next_nodes(following[0])
+    for last in _ends_of_convolutions(graph, storage):
         ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(last)]
         closed = _has(storage.post_hooks, last, 0) or any(_has(storage.pre_hooks, *port) for port in ports)
         if not closed and ports and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
@@ -74,5 +72,34 @@ def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
     return places
 
 
+def _close_for_every_reader(graph: Any, storage: Any) -> None:
+    """Move quantizers that one of several readers has behind the convolution: a residual addition read it in float."""
+    hooks = dict(storage.named_hooks(remove_duplicate=False))
+    for last in _ends_of_convolutions(graph, storage):
+        ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(last)]
+        quantized = [_key(*port) for port in ports if _has(storage.pre_hooks, *port)]
+        outer = any(reader.node_type == "nncf_model_output" for reader, _ in ports)
+        if outer or _has(storage.post_hooks, last, 0) or not 0 < len(quantized) < len(ports):
+            continue
+        storage.register_post_function_hook(last.node_name, 0, hooks[f"pre_hooks.{quantized[0]}.0"])
+        for key in quantized:
+            storage.delete_hook(f"pre_hooks.{key}.0")
+
+
+def _ends_of_convolutions(graph: Any, storage: Any) -> Iterator[Any]:
+    """The last operation that the lowering folds into each convolution with int8 weights: itself, or its activation."""
+    for node in graph.get_all_nodes():
+        if node.node_type not in _CONVOLUTIONS or not _has(storage.pre_hooks, node, 1):
+            continue
+        last, following = node, graph.get_next_nodes(node)
+        while len(following) == 1 and following[0].node_type in _ABSORBED and not _has(storage.post_hooks, last, 0):
+            last, following = following[0], graph.get_next_nodes(following[0])
+        yield last
+
+
 def _has(hooks: nn.ModuleDict, node: Any, port: int) -> bool:
-    return f"{node.node_name.replace('.', ':')}__{port}" in hooks
+    return _key(node, port) in hooks
+
+
+def _key(node: Any, port: int) -> str:
+    return f"{node.node_name.replace('.', ':')}__{port}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeopt.errors import ModelError
 from edgeopt.files import write_bytes
 from edgeopt.model_table import ModelRow, known_models
-from edgeopt.models.architecture import Architecture, Scalar
+from edgeopt.models.architecture import Architecture, Argument
 from edgeopt.models.builders import (
     Created,
     build,
@@ -25,6 +25,7 @@ from edgeopt.models.builders import (
 )
 from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 from edgeopt.models.pretrained import pretrained_model
+from edgeopt.models.sizes import require_classifier
 from edgeopt.models.weights import read_state
 
 __all__ = [
@@ -52,7 +53,7 @@ def create(
     name: str,
     *,
     num_classes: int,
-    arguments: Mapping[str, Scalar] | None = None,
+    arguments: Mapping[str, Argument] | None = None,
     pretrained: bool = True,
     weights: Path | None = None,
     image_size: int | None = None,
@@ -69,11 +70,17 @@ def create(
     source, bare = split_name(name)
     values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
     architecture = describe(source, bare, values, image_size)
+    created = _created(architecture, pretrained and source != "attr", weights)
+    require_classifier(created.model, architecture)
+    return created
+
+
+def _created(architecture: Architecture, pretrained: bool, weights: Path | None) -> Created:
     if weights is not None:
         model = build(architecture)
         dropped = fit(model, read_state(weights), architecture, str(weights), keep_head=False)
         return _with_silent_head(Created(model.eval(), architecture, f"file {weights.name}", dropped))
-    if not pretrained or source == "attr":
+    if not pretrained:
         return Created(build(architecture).eval(), architecture, RANDOM)
     return _with_silent_head(pretrained_model(architecture))
 
@@ -96,7 +103,7 @@ def adopt(
     weights: Path,
     *,
     num_classes: int,
-    arguments: Mapping[str, Scalar] | None = None,
+    arguments: Mapping[str, Argument] | None = None,
     image_size: int | None = None,
 ) -> Created:
     """A model trained elsewhere, with every key of the state dict in ``weights`` in its place, classifier included.
@@ -110,6 +117,7 @@ def adopt(
     state = read_state(weights)
     model = build(architecture)
     fit(model, state, architecture, str(weights), keep_head=True)
+    require_classifier(model, architecture)
     return Created(model.eval(), architecture, f"file {weights.name}")
 
 
@@ -131,6 +139,8 @@ def rebuild(architecture: Architecture, *, allow_code: bool = False) -> nn.Modul
 
 def _rebuilt(architecture: Architecture) -> nn.Module:
     model = build(architecture).eval()
+    if architecture.source == "attr":
+        require_classifier(model, architecture)  # the user's code may have changed since
     example = torch.zeros(1, *architecture.input_size)
     if architecture.pruning:
         from edgeopt.compress.prune import replay

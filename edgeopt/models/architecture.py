@@ -15,7 +15,15 @@ from edgeopt.files import write_text
 from edgeopt.schemes import SCHEMES
 
 Source: TypeAlias = Literal["timm", "torchvision", "attr"]
-Scalar: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr | None
+#: What a constructor may be given: plain values, and numbers for each stage as in depths=[2, 2, 6, 2].
+Argument: TypeAlias = (
+    StrictBool
+    | StrictInt
+    | StrictFloat
+    | StrictStr
+    | Annotated[list[StrictInt | StrictFloat], Field(min_length=1, max_length=64)]
+    | None
+)
 MAX_CLASSES = 100_000
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARGUMENT = 65_536
@@ -43,7 +51,7 @@ class Architecture(BaseModel):
     schema_: Literal[1] = Field(1, alias="schema")
     source: Source
     name: StrictStr
-    arguments: dict[StrictStr, Scalar]
+    arguments: dict[StrictStr, Argument]
     pruning: list[Any] = Field([], max_length=10_000)
     quantizers: dict[str, Any] | None = None
     scheme: StrictStr | None = None
@@ -55,7 +63,7 @@ class Architecture(BaseModel):
 
     @validator("arguments")
     @classmethod
-    def _plain_arguments(cls, arguments: dict[str, Scalar]) -> dict[str, Scalar]:
+    def _plain_arguments(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
         for key, value in arguments.items():
             _check_argument(key, value)
         return arguments
@@ -96,7 +104,9 @@ class Architecture(BaseModel):
     @property
     def num_classes(self) -> int:
         """How many logits the model gives."""
-        return int(self.arguments["num_classes"] or 0)
+        classes = self.arguments["num_classes"]
+        assert isinstance(classes, int)  # checked when it was made
+        return classes
 
     @property
     def full_name(self) -> str:
@@ -169,15 +179,16 @@ def _check_cut(cut: Any) -> None:
         raise ValueError(f"the channels cut from {cut[0]} are not channel numbers")
 
 
-def _check_argument(key: str, value: Scalar) -> None:
+def _check_argument(key: str, value: Argument) -> None:
     if not key.isidentifier() or len(key) > 64:
         raise ValueError(f"{key[:64]!r} is not an argument's name")
     if key in _LOADING:
         raise ValueError(f"argument {key} is refused: it would read files or the network")
     if isinstance(value, str) and not _TEXT.fullmatch(value):
         raise ValueError(f"argument {key} is refused: {value[:64]!r} is not a plain word")
+    numbers = value if isinstance(value, list) else [value]
     # NaN compares false, and so is refused too.
-    if isinstance(value, (int, float)) and not abs(value) <= _limit(key):
+    if not all(abs(number) <= _limit(key) for number in numbers if isinstance(number, (int, float))):
         raise ValueError(f"argument {key} is refused: {value!r} is out of bounds")
     if key == "num_classes" and not (type(value) is int and 1 <= value <= MAX_CLASSES):
         raise ValueError(f"num_classes must be an integer from 1 to {MAX_CLASSES}, not {value!r}")

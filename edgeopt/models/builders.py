@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ModelError, did_you_mean
-from edgeopt.models.architecture import Architecture, Scalar, Source, parse
+from edgeopt.models.architecture import Architecture, Argument, Source, parse
+from edgeopt.models.arguments import refusal, require_taken
 from edgeopt.models.weights import fit_state
 from edgeopt.registry import import_users_module
 
-#: Their second outputs and input transform are not those of a classifier; timm has both without.
-_AUXILIARY = frozenset({"googlenet", "inception_v3"})
+#: torchvision's models with second outputs for training, and the keys of those in a checkpoint: they are left out, as
+#: is their own transform of the input. What that does to ImageNet's normalization is mean and deviation 0.5.
+_AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+_WITHOUT_AUXILIARY: dict[str, Argument] = {"aux_logits": False, "transform_input": False, "init_weights": True}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,7 +55,7 @@ def require_known(source: Source, name: str) -> None:
             return
         known, kind = timm.list_models(), "timm model"
     elif source == "torchvision":
-        known, kind = _torchvision_names(), "torchvision classification model"
+        known, kind = torchvision_names(), "torchvision classification model"
         if name in known:
             return
     else:
@@ -61,28 +63,30 @@ def require_known(source: Source, name: str) -> None:
     raise ModelError(f'unknown {kind} "{name}"{did_you_mean(name, known)}', fix="edgeopt models lists some of them")
 
 
-def _torchvision_names() -> list[str]:
+def torchvision_names() -> list[str]:
+    """torchvision's classifiers that give one tensor of logits."""
     from torchvision import models
 
-    return [name for name in models.list_models(module=models) if name not in _AUXILIARY]
+    return list(models.list_models(module=models))
 
 
-def describe(source: Source, name: str, arguments: Mapping[str, Scalar], image_size: int | None) -> Architecture:
+def describe(source: Source, name: str, arguments: Mapping[str, Argument], image_size: int | None) -> Architecture:
     """The architecture of a name the user gave, with the input size the model was made for."""
     values = {"source": source, "name": name, "arguments": dict(arguments)}
     draft = parse(values, where=f"model {name}")
     require_known(source, name)
     channels = draft.arguments.get("in_chans", 3) if source == "timm" else 3
-    size = (image_size, image_size) if image_size else _native_size(draft)
+    size = (image_size, image_size) if image_size else native_size(draft)
     return parse({**values, "input_size": (channels, *size)}, where=f"model {name}")
 
 
-def _native_size(architecture: Architecture) -> tuple[int, int]:
+def native_size(architecture: Architecture) -> tuple[int, int]:
+    """(height, width) in pixels that the model's default weights were trained at."""
     height, width = named_preprocess(architecture)["size"]
     return int(height), int(width)
 
 
-def size_arguments(source: Source, name: str, image_size: int | None) -> dict[str, Scalar]:
+def size_arguments(source: Source, name: str, image_size: int | None) -> dict[str, Argument]:
     """What a constructor must be told about the picture's size: transformers with position embeddings need it."""
     if image_size is None:
         return {}
@@ -109,20 +113,18 @@ def build(architecture: Architecture) -> nn.Module:
         elif architecture.source == "torchvision":
             from torchvision import models
 
-            model = models.get_model(architecture.name, weights=None, **arguments)
+            fixed = _WITHOUT_AUXILIARY if architecture.name in _AUXILIARY else {}
+            model = models.get_model(architecture.name, weights=None, **fixed, **arguments)
+            require_taken(architecture, model)
         else:
             model = _import_attribute(architecture.name)(**arguments)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, AssertionError, MemoryError) as error:
-        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise refusal(architecture, error) from error
+    if not isinstance(model, nn.Module):
         raise ModelError(
-            f"{architecture.full_name} cannot be built with {arguments}: {line}",
-            fix="correct its code, or model.arguments in the recipe: it is called with both num_classes and these"
-            if architecture.source == "attr"
-            else "correct --image-size, or model.arguments in the recipe: they go to its constructor",
-        ) from error
-    if architecture.source == "attr":
-        _require_classifier(model, architecture)
-    assert isinstance(model, nn.Module)
+            f"{architecture.name} returned {type(model).__name__}, not a torch module",
+            fix="return a torch.nn.Module that turns pictures (N, C, H, W) into logits (N, classes)",
+        )
     return model
 
 
@@ -146,24 +148,6 @@ def _import_attribute(reference: str) -> Any:
     return value
 
 
-def _require_classifier(model: Any, architecture: Architecture) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"{architecture.name} returned {type(model).__name__}, not a torch module",
-            fix="return a torch.nn.Module that turns pictures (N, C, H, W) into logits (N, classes)",
-        )
-    was_training = model.training
-    with torch.no_grad():
-        logits = model.eval()(torch.zeros(1, *architecture.input_size))
-    model.train(was_training)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, architecture.num_classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(
-            f"{architecture.name} gives {shape} for one picture, not logits (1, {architecture.num_classes})",
-            fix="return one tensor of logits; edgeopt is for single-label classification",
-        )
-
-
 def heads_of(model: nn.Module, num_classes: int) -> tuple[str, ...]:
     """The classifier modules: as timm states them, else the last layer with ``num_classes`` outputs."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -181,9 +165,10 @@ def fit(
     model: nn.Module, state: Mapping[str, Tensor], architecture: Architecture, origin: str, *, keep_head: bool
 ) -> tuple[str, ...]:
     """``state`` into ``model``; returns the classifier keys left out. Raises as ``weights.fit_state``."""
+    unused = _AUXILIARY.get(architecture.name, ()) if architecture.source == "torchvision" else ()
     return fit_state(
         model,
-        dict(state),
+        {key: value for key, value in state.items() if not key.startswith(unused)},
         heads=heads_of(model, architecture.num_classes),
         origin=origin,
         model_name=architecture.full_name,
@@ -220,8 +205,8 @@ def named_preprocess(architecture: Architecture) -> dict[str, Any]:
             "size": (crop, crop),
             "crop_pct": crop / resize,
             "interpolation": str(preset.interpolation.value),
-            "mean": tuple(preset.mean),
-            "std": tuple(preset.std),
+            "mean": (0.5, 0.5, 0.5) if architecture.name in _AUXILIARY else tuple(preset.mean),
+            "std": (0.5, 0.5, 0.5) if architecture.name in _AUXILIARY else tuple(preset.std),
         }
     return {
         "size": (224, 224),

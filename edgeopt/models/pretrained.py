@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -46,21 +45,20 @@ def _from_timm_hub(architecture: Architecture) -> Created:
 
     cfg = timm_cfg(architecture.name)
     repository, url = cfg.get("hf_hub_id"), cfg.get("url")
-    overlay: dict[str, Any] | None = None
     if repository:
-        from huggingface_hub import constants, try_to_load_from_cache
+        from huggingface_hub import constants
 
-        cached = try_to_load_from_cache(repository, "model.safetensors")
-        overlay = {"file": cached} if isinstance(cached, str) else None
         address, copied = constants.ENDPOINT, _copy_of_hub(repository)
-        if overlay is None and constants.HF_HUB_OFFLINE:
-            raise offline_error(architecture.name, "HF_HUB_OFFLINE forbids to ask for them", copied)
     elif url:
         address, copied = url, _copy_of_torch(url)
     else:
         raise offline_error(architecture.name, "timm has none for it")
-    if overlay is None and not (url and not repository and _cached_by_torch(url)):
-        require_reachable(address, model_name=architecture.name, copied=copied)
+    cached = cached_weights(architecture)
+    overlay: dict[str, Any] | None = {"file": str(cached)} if repository and cached else None
+    if cached is None:
+        if repository and constants.HF_HUB_OFFLINE:
+            raise offline_error(architecture.name, "HF_HUB_OFFLINE forbids to ask for them", copied)
+        require_reachable(address, model_name=architecture.full_name, copied=copied)
     try:
         model = timm.create_model(
             architecture.name, pretrained=True, pretrained_cfg_overlay=overlay, **architecture.arguments
@@ -79,7 +77,7 @@ def _from_torchvision(architecture: Architecture) -> Created:
 
     weights = models.get_model_weights(architecture.name).DEFAULT
     copied = _copy_of_torch(weights.url)
-    if not _cached_by_torch(weights.url):
+    if cached_weights(architecture) is None:
         require_reachable(weights.url, model_name=architecture.full_name, copied=copied)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
@@ -90,8 +88,25 @@ def _from_torchvision(architecture: Architecture) -> Created:
     return Created(model.eval(), architecture, f"torchvision {weights}", dropped)
 
 
-def _cached_by_torch(url: str) -> bool:
-    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]).is_file()
+def cached_weights(architecture: Architecture) -> Path | None:
+    """The file of its pretrained weights that the hub's client or torch keeps on this machine, if there is one."""
+    if architecture.source == "torchvision":
+        from torchvision import models
+
+        return _cached_by_torch(models.get_model_weights(architecture.name).DEFAULT.url)
+    cfg = timm_cfg(architecture.name) if architecture.source == "timm" else {}
+    repository, url = cfg.get("hf_hub_id"), cfg.get("url")
+    if repository:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(repository, "model.safetensors")
+        return Path(cached) if isinstance(cached, str) else None
+    return _cached_by_torch(url) if url else None
+
+
+def _cached_by_torch(url: str) -> Path | None:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return path if path.is_file() else None
 
 
 def _copy_of_torch(url: str) -> str:
