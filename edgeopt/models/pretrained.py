@@ -54,7 +54,7 @@ def _from_timm_hub(architecture: Architecture) -> Created:
     else:
         raise offline_error(architecture.name, "timm has none for it")
     cached = cached_weights(architecture)
-    overlay: dict[str, Any] | None = {"file": str(cached)} if repository and cached else None
+    overlay = {"file": str(cached)} if repository and cached else None
     if cached is None:
         if repository and constants.HF_HUB_OFFLINE:
             raise offline_error(architecture.name, "HF_HUB_OFFLINE forbids to ask for them", copied)
