@@ -160,6 +160,7 @@ class CompressConfig(Strict):
     recovery_lr: float = Field(1e-3, gt=0, le=10)
     temperature: float = Field(3.0, gt=0)
     distill_weight: float = Field(0.9, ge=0, le=1)
+    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
 
     @field_validator("schemes")
     @classmethod
@@ -167,6 +168,13 @@ class CompressConfig(Strict):
         for name in value:
             Target._known_scheme(name)
         return value
+
+
+class EnsembleConfig(Strict):
+    """Several variants that answer together; without ``members``, the models of the folds."""
+
+    vote: Literal["soft", "hard", "weighted", "stacking", "soup"] = "soft"
+    members: tuple[str, ...] = ()
 
 
 class BenchConfig(Strict):
@@ -185,6 +193,7 @@ class Recipe(Strict):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
+    ensemble: EnsembleConfig | None = None
     compress: CompressConfig = CompressConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
@@ -243,9 +252,29 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
     try:
         train = TrainConfig.model_validate(values.get("train", {}))
-        return contradictions(train, AugmentConfig.model_validate(values.get("augment", {})))
+        found = contradictions(train, AugmentConfig.model_validate(values.get("augment", {})))
+        wanted = values.get("ensemble")
+        return [
+            *found,
+            *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
+        ]
     except ValidationError:
         return []
+
+
+def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
+    if wanted.members:
+        return []
+    if train.folds is None:
+        return ["ensemble.members: one model is trained, and an ensemble needs two; set train.folds, or name variants"]
+    if wanted.vote == "stacking":
+        return [
+            "ensemble.vote: stacking learns from pictures no member was trained on, and every one was in the training "
+            "of all folds but one; name cross-validated variants in ensemble.members"
+        ]
+    if wanted.vote == "soup" and train.keep == "soup":
+        return ["ensemble.vote: train.keep makes the soup of the folds already; leave one of them out"]
+    return []
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

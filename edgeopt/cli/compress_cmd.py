@@ -30,6 +30,7 @@ from edgeopt.config import CompressConfig, validate
 )
 @click.option("--epochs", type=int, help="Epochs of quantization-aware training. [default: 5]")
 @click.option("--recovery-epochs", type=int, help="Epochs of distilled training after pruning. [default: 10]")
+@click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
 @run_option
 @data_option
@@ -44,6 +45,7 @@ def command(
     importance: str | None,
     epochs: int | None,
     recovery_epochs: int | None,
+    teacher: str | None,
     variant: str | None,
     run_path: Path | None,
     data: str | None,
@@ -66,6 +68,7 @@ def command(
                 importance=importance,
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
+                teacher=teacher,
             ),
         },
         where="compress options",
