@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.build import build
     from edgeopt.stages.check import check
     from edgeopt.stages.compress import compress
+    from edgeopt.stages.ensemble import ensemble
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
     from edgeopt.stages.predict import predict
@@ -23,6 +24,7 @@ _WHERE = {
     "check": "stages.check",
     "compress": "stages.compress",
     "demo": "pipeline",
+    "ensemble": "stages.ensemble",
     "evaluate": "stages.bench",
     "export": "stages.export",
     "finetune": "stages.finetune",
@@ -39,6 +41,7 @@ __all__ = [
     "check",
     "compress",
     "demo",
+    "ensemble",
     "evaluate",
     "export",
     "finetune",

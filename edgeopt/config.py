@@ -178,6 +178,7 @@ class CompressConfig(Strict):
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     temperature: float = Field(3.0, gt=0)
     distill_weight: float = Field(0.9, ge=0, le=1)
+    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
 
     @field_validator("schemes")
     @classmethod
@@ -185,6 +186,13 @@ class CompressConfig(Strict):
         for name in value:
             Target._known_scheme(name)
         return value
+
+
+class EnsembleConfig(Strict):
+    """Several variants that answer together; without ``members``, the models of the folds."""
+
+    vote: Literal["soft", "hard", "weighted", "stacking", "soup"] = "soft"
+    members: tuple[str, ...] = ()
 
 
 class BenchConfig(Strict):
@@ -203,6 +211,7 @@ class Recipe(Strict):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
+    ensemble: EnsembleConfig | None = None
     compress: CompressConfig = CompressConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
@@ -265,9 +274,28 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         train = TrainConfig.model_validate(values.get("train", {}))
         model = ModelConfig.model_validate(values.get("model", {}))
         augment = AugmentConfig.model_validate(values.get("augment", {}))
-        return contradictions(train, augment, random_weights=model.random_weights)
+        wanted = values.get("ensemble")
+        return [
+            *contradictions(train, augment, random_weights=model.random_weights),
+            *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
+        ]
     except ValidationError:
         return []
+
+
+def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
+    if wanted.members:
+        return []
+    if train.folds is None:
+        return ["ensemble.members: one model is trained, and an ensemble needs two; set train.folds, or name variants"]
+    if wanted.vote == "stacking":
+        return [
+            "ensemble.vote: stacking learns from pictures no member was trained on, and every one was in the training "
+            "of all folds but one; name cross-validated variants in ensemble.members"
+        ]
+    if wanted.vote == "soup" and train.keep == "soup":
+        return ["ensemble.vote: train.keep makes the soup of the folds already; leave one of them out"]
+    return []
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

@@ -65,6 +65,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_npy(path: Path, array: Any) -> Path:
+    """Write ``array`` as ``.npy``, atomically; its path."""
+    import numpy as np
+
+    write_atomically(path, lambda temporary: np.save(temporary, array, allow_pickle=False))
+    return path
+
+
 def make_folder(path: Path) -> Path:
     """``path``, made with its parents when it is not there; raises RunError when it cannot be."""
     try:

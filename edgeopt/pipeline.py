@@ -22,6 +22,7 @@ class Journey:
     force: bool
     console: Console
     run: Run | None = None
+    teacher: str | None = None  # the ensemble that was made, unless it is a soup
 
     @property
     def opened(self) -> Run:
@@ -49,6 +50,17 @@ def _finetune(journey: Journey) -> None:
     journey.console.say(trained.summary())
 
 
+def _ensemble(journey: Journey) -> None:
+    wanted = journey.recipe.ensemble
+    if wanted is None:
+        return
+    from edgeopt.stages.ensemble import ensemble
+
+    made = ensemble(journey.opened, wanted.members, vote=wanted.vote, force=journey.force, console=journey.console)
+    journey.console.say(made.summary())
+    journey.teacher = made.name if wanted.vote != "soup" else None
+
+
 def _compress(journey: Journey) -> None:
     config = journey.recipe.compress
     if config.int8 or config.prune:
@@ -63,6 +75,8 @@ def _compress_unpruned(journey: Journey) -> None:
 def _compress_as(journey: Journey, config: CompressConfig) -> None:
     from edgeopt.stages.compress import compress
 
+    if config.teacher is None:
+        config = config.model_copy(update={"teacher": journey.teacher})
     targets = journey.recipe.targets
     for variant in compress(journey.opened, config, targets=targets, force=journey.force, console=journey.console):
         journey.console.say(variant.summary())
@@ -88,7 +102,7 @@ def _bench(journey: Journey) -> None:
 
 
 Step = Callable[[Journey], None]
-STEPS: tuple[Step, ...] = (_finetune, _compress, _build, _bench)
+STEPS: tuple[Step, ...] = (_finetune, _ensemble, _compress, _build, _bench)
 DEMO_STEPS: tuple[Step, ...] = (_finetune, _compress_unpruned, _compress, _build, _bench)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from edgeopt.backends.base import Session
 from edgeopt.errors import DataError
 from edgeopt.evaluate import checked_logits
 from edgeopt.files import printable
-from edgeopt.metrics import softmax
+from edgeopt.metrics import Float, softmax
 from edgeopt.picture_files import as_utf8, contents, pillow_quiet
 from edgeopt.preprocess import PreprocessSpec, UInt8, load_picture, normalize
 
@@ -63,6 +63,31 @@ def predict(
     honest (:func:`edgeopt.probability.fit_temperature`). Raises DataError when they name no picture,
     or when ``classes`` does not fit the engine.
     """
+    return classify(
+        lambda pictures: session.infer(normalize(pictures[spec], spec)),
+        paths,
+        [spec],
+        classes,
+        top=top,
+        batch=batch,
+        temperature=temperature,
+    )
+
+
+def classify(
+    answer: Callable[[Mapping[PreprocessSpec, UInt8]], Float],
+    paths: Sequence[str],
+    specs: Sequence[PreprocessSpec],
+    classes: Sequence[str],
+    *,
+    top: int = 5,
+    batch: int = 8,
+    temperature: float = 1.0,
+) -> tuple[list[Prediction], list[str]]:
+    """As :func:`predict`, from any function of pictures uint8 (N, height, width, 3) by preprocessing to logits.
+
+    Every one of ``specs`` gets the same pictures, as it prepares them.
+    """
     if top < 1 or batch < 1:
         raise DataError(f"top and batch must be at least 1, got {top} and {batch}", fix="ask for --top 1 or more")
     files, failures = expand(paths)
@@ -71,8 +96,8 @@ def predict(
             f"no picture in {', '.join(map(str, paths)) or 'an empty list'}", fix="name a picture or a folder"
         )
     found: list[Prediction] = []
-    for names, pictures in _batches(files, spec, batch, failures):
-        logits = checked_logits(session.infer(normalize(pictures, spec)), len(pictures))
+    for names, pictures in _batches(files, specs, batch, failures):
+        logits = checked_logits(answer(pictures), len(names))
         if logits.shape[1] != len(classes):
             raise DataError(
                 f"the engine has {logits.shape[1]} classes, the run names {len(classes)}",
@@ -117,22 +142,23 @@ def _add_folder(folder: str, files: dict[str, None], failures: list[str]) -> Non
 
 
 def _batches(
-    files: Sequence[str], spec: PreprocessSpec, size: int, failures: list[str]
-) -> Iterator[tuple[list[str], UInt8]]:
-    """(names, uint8 (<= size, height, width, 3)) of the readable pictures; the others' reasons go to ``failures``."""
+    files: Sequence[str], specs: Sequence[PreprocessSpec], size: int, failures: list[str]
+) -> Iterator[tuple[list[str], dict[PreprocessSpec, UInt8]]]:
+    """(names, uint8 (<= size, height, width, 3) by spec) of those readable; others' reasons go to ``failures``."""
     names: list[str] = []
-    pictures: list[UInt8] = []
+    pictures: dict[PreprocessSpec, list[UInt8]] = {spec: [] for spec in specs}
     for file in files:
         try:
             with pillow_quiet():
-                picture = load_picture(Path(file), spec)
+                loaded = {spec: load_picture(Path(file), spec) for spec in pictures}
         except DataError as error:
             failures.append(error.message)
             continue
         names.append(file)
-        pictures.append(picture)
+        for spec, picture in loaded.items():
+            pictures[spec].append(picture)
         if len(names) == size:
-            yield names, np.stack(pictures)
-            names, pictures = [], []
+            yield names, {spec: np.stack(some) for spec, some in pictures.items()}
+            names, pictures = [], {spec: [] for spec in pictures}
     if names:
-        yield names, np.stack(pictures)
+        yield names, {spec: np.stack(some) for spec, some in pictures.items()}

@@ -132,6 +132,45 @@ class StageRecord(Record):
     config: dict[Text, Any] | None = None
 
 
+class EnsembleRecord(Record):
+    """``host/<name>/ensemble.json``: variants that answer together, and how."""
+
+    fix: ClassVar[str] = "get the run again from its source, or remove the ensemble with edgeopt rm"
+
+    class Member(_Part):
+        """A variant of the run, as it was."""
+
+        variant: Name
+        model_sha256: Hash
+        temperature: Temperature
+        val_top1: Share | None = None
+
+    class Metrics(_Part):
+        """Of its answers on val."""
+
+        val_top1: Share | None = None
+        temperature: Temperature | None = None
+
+    created: Text
+    key: Text
+    outputs: dict[Text, Output]
+    vote: Literal["soft", "hard", "weighted", "stacking"]
+    members: Annotated[list[Member], Field(min_length=2, max_length=1000)]
+    weights: Annotated[list[Share], Field(max_length=1000)] | None = None
+    metrics: Metrics
+    best_member: Name
+    versions: dict[Text, Text] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> EnsembleRecord:
+        names = [member.variant for member in self.members]
+        if self.best_member not in names:
+            raise ValueError("its best member is none of its members")
+        if (self.vote == "weighted") != (self.weights is not None) or len(self.weights or names) != len(names):
+            raise ValueError("its weights do not fit its members")
+        return self
+
+
 def _what_a_build_needs(outputs: dict[str, Output]) -> dict[str, Output]:
     if not {"onnx", "logits"} <= set(outputs):
         raise ValueError("the ONNX and the model's answers are needed")
@@ -406,6 +445,23 @@ class SplitRecord(Record):
     items: list[Annotated[tuple[Text, Count, Text, Literal["train", "val", "test"]], Field(strict=False)]]
 
 
+class OutOfFoldRecord(Record):
+    """``out_of_fold.json``: of which picture, with which label and in which fold, each row of the array beside is."""
+
+    fix: ClassVar[str] = "train again: edgeopt finetune DATA --folds K --force"
+    limit: ClassVar[int] = 256 * 2**20  # a line a picture
+
+    paths: list[Text]
+    labels: list[Count]
+    folds: list[Count]
+
+    @model_validator(mode="after")
+    def _fit(self) -> OutOfFoldRecord:
+        if not len(self.paths) == len(self.labels) == len(self.folds):
+            raise ValueError("its columns differ in length")
+        return self
+
+
 class SetRecord(Record):
     """``data/sets/<key>/<name>.json``."""
 
@@ -421,6 +477,7 @@ class SetRecord(Record):
 #: What a stage's commit record must hold, by the record's file name.
 COMMITS: Mapping[str, type[Record]] = {
     "stage.json": StageRecord,
+    "ensemble.json": EnsembleRecord,
     "parity.json": ExportRecord,
     "build.json": BuildRecord,
 }

@@ -266,10 +266,18 @@ class Run:
             raise RunError(error.message, fix=f"get the run again from its source, or: edgeopt rm {shlex.quote(name)}")
         return found
 
+    def ensembles(self) -> dict[str, dict[str, Any]]:
+        """Committed ensembles by name, oldest first; a damaged record is a RunError that says how to be rid of it."""
+        found, damaged = self._records("host/*/ensemble.json", records.EnsembleRecord)
+        for name, error in damaged.items():
+            raise RunError(error.message, fix=f"get the run again from its source, or: edgeopt rm {shlex.quote(name)}")
+        return found
+
     def half_made(self) -> list[str]:
         """Variants whose making was interrupted; the command that was making one goes on with it."""
         pending = [path.parent for path in self._glob("host/*/pending.json")]
-        return [folder.name for folder in pending if not (folder / "stage.json").is_file()]
+        made = ("stage.json", "ensemble.json")
+        return [folder.name for folder in pending if not any((folder / name).is_file() for name in made)]
 
     def exports(self) -> dict[str, dict[str, Any]]:
         """Committed exports by variant name."""
@@ -288,15 +296,26 @@ class Run:
         """The record of one variant; raises MissingStageError naming what there is."""
         found = self.variants()
         if name not in found:
+            ensembles = self.ensembles()
+            if name in ensembles:
+                raise RunError(
+                    f"{name} is an ensemble: several models that vote, with no weights of its own",
+                    fix=f"compress --teacher {name} teaches one model what it knows; edgeopt ensemble --vote soup "
+                    "makes one model of several",
+                )
             raise MissingStageError(
-                f'{self.path} has no variant "{name}"{did_you_mean(name, found)}',
+                f'{self.path} has no variant "{name}"{did_you_mean(name, [*found, *ensembles])}',
                 fix=f"use one of {', '.join(found) or '(none yet)'}",
             )
         return found[name]
 
     def original(self) -> str:
-        """The float model everything is compared with: the variant with no parent that was made last."""
-        roots = [name for name, record in self.variants().items() if record.get("parent") is None]
+        """The float model everything is compared with: the variant with no parent that was made last.
+
+        Models of single folds are steps on the way to the one that is kept.
+        """
+        variants = self.variants()
+        roots = [name for name, one in variants.items() if one.get("parent") is None and not one.get("fold")]
         if not roots:
             raise MissingStageError(f"{self.path} has no trained model yet", fix="make one with: edgeopt finetune DATA")
         return roots[-1]
@@ -312,11 +331,18 @@ class Run:
         return variant
 
     def outdated(self, record: Mapping[str, Any]) -> bool:
-        """Whether the parent of the variant ``record`` describes was made again since, with other weights."""
+        """Whether what ``record`` describes stands on others made again since: a variant's parent, or its members."""
+        if members := record.get("members"):
+            return any(self._weights_of(one["variant"]) != one["model_sha256"] for one in members)
         inputs, parent = record.get("inputs"), self.variants().get(str(record.get("parent")))
         if not isinstance(inputs, Mapping) or parent is None:
             return False
         return bool(inputs.get("source") != self.stated(parent, "model")[1])
+
+    def _weights_of(self, variant: str) -> str | None:
+        """SHA-256 of a variant's weights; None when there is no such variant."""
+        record = self.variants().get(variant)
+        return None if record is None else self.stated(record, "model")[1]
 
     def next_command(self) -> str:
         """What a newcomer would type next."""
@@ -335,11 +361,20 @@ class Run:
 
         A variant whose making was interrupted, or whose record is damaged, can be removed too.
         """
-        damaged = self._records("host/*/stage.json", records.StageRecord)[1]
-        if variant in damaged or (variant not in self.variants() and variant in self.half_made()):
+        damaged = {
+            **self._records("host/*/stage.json", records.StageRecord)[1],
+            **self._records("host/*/ensemble.json", records.EnsembleRecord)[1],
+        }
+        ensembles = {} if damaged else self.ensembles()
+        whole = variant in damaged or variant in ensembles
+        if whole or (variant not in self.variants() and variant in self.half_made()):
             discard(self.path / "host" / variant)
             return [f"host/{variant}"]
         self.variant(variant)
+        if votes := [name for name, one in ensembles.items() if variant in [m["variant"] for m in one["members"]]]:
+            raise RunError(
+                f"{variant} is a member of {', '.join(votes)}", fix=f"remove that first: edgeopt rm {votes[0]}"
+            )
         children = [name for name, record in self.variants().items() if record.get("parent") == variant]
         if children:
             raise RunError(

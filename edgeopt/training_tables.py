@@ -123,6 +123,8 @@ class TrainConfig(Strict):
     ema_decay: float = Field(0.99, ge=0, lt=1)  # a ceiling: short runs average over fewer steps; 0 switches EMA off
     patience: int = Field(10, ge=1, le=10_000)
     clip_grad: float = Field(1.0, ge=0)
+    folds: int | None = Field(None, ge=2, le=100)  # cross-validation on train: so many trainings
+    keep: Literal["best", "soup"] | None = None  # of the folds' models: the best on val (None too), or their soup
     seed: Seed = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"  # auto: the faster here, by a speed probe
@@ -185,6 +187,7 @@ def contradictions(
         *_against_loss(train),
         *_against_schedule(train),
         *_against_freezing(train, random_weights=random_weights),
+        *_against_folds(train),
     ]
 
 
@@ -214,6 +217,12 @@ def _against_loss(train: TrainConfig) -> list[str]:
     weighs = train.loss == "weighted" or (train.loss == "focal" and train.loss_arguments.get("balanced", True))
     if train.sampling == "balanced" and weighs:
         return [f"train.sampling: balanced batches and the loss {train.loss} each undo the whole imbalance; keep one"]
+    return []
+
+
+def _against_folds(train: TrainConfig) -> list[str]:
+    if train.keep is not None and train.folds is None:
+        return ["train.keep: says which of the folds' models is kept, and there are none; set train.folds"]
     return []
 
 

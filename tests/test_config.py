@@ -60,10 +60,11 @@ def test_the_commented_recipe_is_valid_and_its_comments_are_the_keys_it_may_have
     recipe = load_recipe(_recipe(tmp_path, RECIPE.format(name="edgeopt.toml")))
     assert recipe.budget.max_drop_points == 1.0
     active = "\n".join(
-        line.removeprefix("# ") if line.startswith("# ") and " = " in line else line
+        line.removeprefix("# ") if line.startswith("# ") and (" = " in line or line.startswith("# [")) else line
         for line in RECIPE.format(name="edgeopt.toml").splitlines()
     )
     assert load_recipe(_recipe(tmp_path, active)).compress.prune == 0.3
+    assert load_recipe(_recipe(tmp_path, active)).ensemble is not None
 
 
 def test_schemes_are_checked_where_they_are_written() -> None:

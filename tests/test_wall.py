@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "config", "console", "environment", "errors", "files", "metrics", "model_table",
     "picture_files", "preprocess", "probability", "records", "registry", "resources", "run", "schemes", "sets",
-    "training_tables",
+    "training_tables", "cross_validation", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "predict", "report"}
@@ -23,6 +23,8 @@ DELIBERATE = {
     ("stages.build", "edgeopt.stages.export"),
     ("stages.bench", "edgeopt.stages.workspace"),
     ("stages.bench", "edgeopt.stages.explain"),
+    ("stages.bench", "edgeopt.stages.voters"),
+    ("stages.predict", "edgeopt.stages.voters"),
 }
 BASE = {"numpy", "PIL", "click", "rich", "pydantic", "jinja2", "tomli", "edgeopt"}
 

@@ -20,6 +20,7 @@ VERBS = {
     "check": ("check", "Find what is wrong with the pictures before training on them."),
     "finetune": ("finetune", "Fine-tune a pretrained model on a folder of labelled pictures."),
     "adopt": ("adopt", "Start from a model you trained elsewhere."),
+    "ensemble": ("ensemble", "Let several trained models answer as one, or make a soup of them."),
     "compress": ("compress", "Prune, distil and quantize the trained model."),
     "export": ("export", "Write the ONNX files that devices build from."),
     "build": ("build", "Build engines for a target and audit what they run in int8."),
@@ -37,7 +38,17 @@ VERBS = {
 }
 
 #: What the host half imports; a device has none of it.
-_TRAINING_PACKAGES = ("torch", "torchvision", "timm", "nncf", "onnx", "onnxscript", "safetensors", "torch_pruning")
+_TRAINING_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "nncf",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "torch_pruning",
+    "sklearn",
+)
 _TRAINING_FIX = 'pip install "edgeopt[train]"'
 
 

@@ -36,6 +36,7 @@ from edgeopt.config import CompressConfig, validate
     default=None,
     help="Of convolutions before swish, GELU and the like. [default: int8 where ONNX Runtime is a target]",
 )
+@click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
 @run_option
 @data_option
@@ -51,6 +52,7 @@ def command(
     epochs: int | None,
     recovery_epochs: int | None,
     int8_outputs: bool | None,
+    teacher: str | None,
     variant: str | None,
     run_path: Path | None,
     data: str | None,
@@ -74,6 +76,7 @@ def command(
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
                 int8_outputs=int8_outputs,
+                teacher=teacher,
             ),
         },
         where="compress options",

@@ -32,7 +32,7 @@ _KEYS = {
         for name in (
             "epochs", "time", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
             "head_epochs", "unfreeze", "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay",
-            "clip_grad", "augment", "flip",
+            "clip_grad", "augment", "flip", "folds", "keep",
         )
     },
 }  # fmt: skip
@@ -92,6 +92,12 @@ _KEYS = {
 )
 @click.option("--mixup", type=float, help="MixUp's alpha, 0 for none; off near the end. [default: the preset's]")
 @click.option("--cutmix", type=float, help="CutMix's alpha, 0 for none; off near the end. [default: the preset's]")
+@click.option("--folds", type=int, metavar="K", help="Cross-validate: K trainings, each judged on a part of train.")
+@click.option(
+    "--keep",
+    type=click.Choice(["best", "soup"]),
+    help="Of the K models: the best on val, or their soup. [default: best]",
+)
 @click.option(
     "--augment-preview",
     "preview",

@@ -35,12 +35,16 @@ epochs = 20
 # head_epochs = 2                        # the head alone first; unfreeze = "gradual" or "none" for what follows
 # loss = "cross_entropy"                 # "weighted" or "focal" where classes are rare, or "module:attr"
 # dropout = 0.2                          # also drop_path, weight_decay, l1, label_smoothing, clip_grad, ema_decay
+# folds = 5                              # cross-validation: 5 trainings; keep = "best" or "soup" of them
 # augment = "default"                    # "none", "light", "default" or "heavy"
 # flip = false                           # where left and right differ, as for digits and text
 
 [augment]                                # single values in place of the preset's
 # rotation = 15                          # degrees; also scale, crop, shift, hue, blur, noise, erase, policy, ...
 # mixup = 0.2                            # alpha; off in the last tenth of the epochs, as is cutmix
+
+# [ensemble]                             # of the folds' models; it then teaches what is compressed
+# vote = "soft"                          # "hard", "weighted", "stacking", or "soup": one model, which is compressed
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training

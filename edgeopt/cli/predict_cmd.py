@@ -13,6 +13,7 @@ from edgeopt.files import printable
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the int8 engine built last]")
+@click.option("--variant", help="Ask a variant in PyTorch, or an ensemble, instead of an engine.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Labels listed for each picture.")
 @trust_option
 @run_option
@@ -20,6 +21,7 @@ from edgeopt.files import printable
 def command(
     images: tuple[str, ...],
     engine: str | None,
+    variant: str | None,
     top: int,
     trust_engine: bool,
     run_path: Path | None,
@@ -31,7 +33,9 @@ def command(
 
     console = Terminal(quiet=quiet)
     run = pick_run(run_path, console)
-    predictions, failures = predict(run, images, engine=engine, top=top, trust_engine=trust_engine, console=console)
+    predictions, failures = predict(
+        run, images, engine=engine, variant=variant, top=top, trust_engine=trust_engine, console=console
+    )
     lines = [f"{printable(item.path)}: {item.label} ({item.probability:.1%})" for item in predictions]
     emit([item.to_json() for item in predictions], as_json=as_json, text="\n".join(lines))
     for failure in failures:

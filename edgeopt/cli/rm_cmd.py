@@ -14,7 +14,7 @@ from edgeopt.cli.common import Terminal, emit, output_options, pick_run, run_opt
 @run_option
 @output_options
 def command(variant: str, run_path: Path | None, as_json: bool, quiet: bool) -> None:
-    """Remove VARIANT with its export, engines and measurements."""
+    """Remove VARIANT, which may be an ensemble, with its export, engines and measurements."""
     run = pick_run(run_path, Terminal(quiet=quiet))
     with run.lock():
         removed = run.remove(variant)

@@ -21,7 +21,8 @@ def command(run_path: Path | None, as_json: bool, quiet: bool) -> None:
     state = {
         "run": str(run.path),
         "variants": variants,
-        "outdated": [name for name, record in variants.items() if run.outdated(record)],
+        "ensembles": run.ensembles(),
+        "outdated": [name for name, record in {**variants, **run.ensembles()}.items() if run.outdated(record)],
         "half_made": run.half_made(),
         "engines": run.engines(),
         "damaged": {key: error.message for key, error in run.damaged_engines().items()},
@@ -35,6 +36,10 @@ def _text(run: Run, state: dict[str, Any]) -> str:
         (name, record.get("parent") or "-", _percent((record.get("metrics") or {}).get("val_top1")), _size(run, record))
         for name, record in state["variants"].items()
     ]
+    variants += [
+        (name, ", ".join(one["variant"] for one in record["members"]), _percent(record["metrics"].get("val_top1")), "-")
+        for name, record in state["ensembles"].items()
+    ]
     engines = [
         (
             name,
@@ -46,7 +51,7 @@ def _text(run: Run, state: dict[str, Any]) -> str:
     ]
     parts = [table(("variant", "parent", "val top-1", "weights"), variants) if variants else "no variants yet"]
     parts += [
-        f"{name}: its parent was made again since; the same compress makes it again" for name in state["outdated"]
+        f"{name}: what it stands on was made again since; the same command makes it again" for name in state["outdated"]
     ]
     parts += [
         f"{name}: half made; the same command goes on, edgeopt rm {name} removes it" for name in state["half_made"]

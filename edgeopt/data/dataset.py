@@ -30,7 +30,8 @@ class Item:
     """One picture: ``path`` is POSIX and relative to the dataset's root; ``sha256`` is of the file's bytes.
 
     Pictures of ``torchvision:`` datasets have no file of their own: their path is ``train/000012`` and their hash is
-    of their pixels. ``weight`` is what the picture counts in training, 1 unless a manifest says otherwise.
+    of their pixels. ``weight`` is what the picture counts in training, 1 unless a manifest says otherwise. ``group`` is
+    equal, and not empty, in pictures that may not be divided: copies of each other, or of one group of a manifest.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Item:
     sha256: str
     split: Split
     weight: float = 1.0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Dataset:
             "classes": list(self.classes),
             "items": [[item.path, item.label, item.sha256, item.split] for item in self.items],
             "weights": {item.path: item.weight for item in self.items if item.weight != 1.0},
+            "groups": {item.path: item.group for item in self.items if item.group},
         }
         write_json(folder / "split.json", record)
 
@@ -149,7 +152,8 @@ class Dataset:
         try:
             classes = tuple(str(name) for name in record["classes"])
             weights = {str(name): _weight(value) for name, value in record.get("weights", {}).items()}
-            items = tuple(_item(row, len(classes), path, weights) for row in record["items"])
+            groups = {str(name): str(group) for name, group in record.get("groups", {}).items()}
+            items = tuple(_item(row, len(classes), path, weights, groups) for row in record["items"])
             root, fingerprint = str(record["root"]), str(record["fingerprint"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
@@ -182,14 +186,14 @@ def _damaged(path: Path, why: str) -> RunError:
     return RunError(f"{path} is damaged ({why})", fix="copy the run again, or start a new one")
 
 
-def _item(row: Any, classes: int, record: Path, weights: Mapping[str, float]) -> Item:
+def _item(row: Any, classes: int, record: Path, weights: Mapping[str, float], groups: Mapping[str, str]) -> Item:
     path, label, digest, split = row
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\0" in path or "\\" in path:
         raise RunError(f"{record} names {path!r}, which is not inside the dataset", fix="do not use this run")
     if type(label) is not int or not 0 <= label < classes or split not in SPLITS or not isinstance(digest, str):
         raise ValueError(f"item {path!r}")
-    return Item(path, label, digest, cast(Split, split), weights.get(path, 1.0))
+    return Item(path, label, digest, cast(Split, split), weights.get(path, 1.0), groups.get(path, ""))
 
 
 def _weight(value: Any) -> float:

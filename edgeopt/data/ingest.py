@@ -152,6 +152,7 @@ def _split(
             groups[item.found.label][belongs[item.pixels]] += 1
     assigned = carve(groups, carved, config.seed)
     labels = {name: index for index, name in enumerate(classes)}
+    sizes = Counter(belongs[item.pixels] for item in checked)
     items = [
         Item(
             path=item.found.path,
@@ -163,6 +164,7 @@ def _split(
                 else item.found.split
             ),
             weight=item.found.weight,
+            group=belongs[item.pixels] if sizes[belongs[item.pixels]] > 1 else "",
         )
         for item in checked
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
 from edgeopt.files import sha256, write_atomically, write_json
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS
-from edgeopt.preprocess import PreprocessSpec, UInt8, prepare
+from edgeopt.preprocess import Float32, PreprocessSpec, UInt8, normalize, prepare
 
 
 def load_item(dataset: Dataset, item: Item, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8:
@@ -22,6 +23,22 @@ def load_item(dataset: Dataset, item: Item, spec: PreprocessSpec, max_pixels: in
     side = 2 * int(max(spec.size) / spec.crop_pct)
     with dataset.open(item, max_pixels=max_pixels, draft=(side, side)) as image:
         return prepare(image, spec)
+
+
+@dataclass(frozen=True)
+class StreamedSet:
+    """Pictures decoded as they are asked for, in the order of ``items``: for what is looked at once."""
+
+    dataset: Dataset
+    items: Sequence[Item]
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def batches(self, spec: PreprocessSpec, size: int) -> Iterator[Float32]:
+        """float32 (<= size, 3, height, width), normalized as ``spec`` says; DataError for a picture that is gone."""
+        for start in range(0, len(self.items), size):
+            some = self.items[start : start + size]
+            loaded = in_threads(lambda item: load_item(self.dataset, item, spec, self.max_pixels), some)
+            yield normalize(np.stack(list(loaded)), spec)
 
 
 def write_set(

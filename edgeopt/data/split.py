@@ -11,6 +11,7 @@ from edgeopt.data.dataset import Item, Split
 from edgeopt.errors import DataError
 
 Key = TypeVar("Key", bound=Hashable)
+Part = TypeVar("Part", bound=Hashable)
 
 
 def shuffled(keys: Sequence[str], seed: int) -> list[str]:
@@ -73,31 +74,45 @@ def _carve_class(
 def _carve_shared(
     groups: Mapping[str, Mapping[str, int]], fractions: Mapping[Split, float], seed: int
 ) -> dict[str, Split]:
-    """A split for each group with pictures of several classes: where, together, its classes lack the most."""
+    """A split for each group with pictures of several classes."""
+    classes_of: Counter[str] = Counter(group for members in groups.values() for group in members)
+    spanning = shuffled([group for group, names in classes_of.items() if names > 1], seed)
+    return deal(groups, spanning, {"train": 1 - sum(fractions.values()), **fractions})
+
+
+def deal(
+    groups: Mapping[str, Mapping[str, int]], order: Sequence[str], shares: Mapping[Part, float], *, even: bool = False
+) -> dict[str, Part]:
+    """A part for each group of ``order``, one after the other: where, together, its classes lack the most.
+
+    ``groups`` is class -> group -> pictures in it, ``shares`` the fraction of every class that a part should have.
+    Where a class could otherwise be left without a picture of some part, that part goes first. ``even`` gives what is
+    equally good to the part that has the fewest pictures in all.
+    """
     classes_of: dict[str, list[str]] = defaultdict(list)
     for name, members in groups.items():
         for group in members:
             classes_of[group].append(name)
-    spanning = shuffled([group for group, names in classes_of.items() if len(names) > 1], seed)
-    shares: dict[Split, float] = {"train": 1 - sum(fractions.values()), **fractions}
     totals = {name: sum(members.values()) for name, members in groups.items()}
-    lacking = {name: {split: totals[name] * share for split, share in shares.items()} for name in groups}
+    lacking = {name: {part: totals[name] * share for part, share in shares.items()} for name in groups}
     empty = {name: set(shares) for name in groups}
     waiting = {name: len(members) for name, members in groups.items()}  # groups of the class still to be assigned
-    assigned: dict[str, Split] = {}
-    for group in spanning:
+    held: Counter[Part] = Counter()
+    assigned: dict[str, Part] = {}
+    for group in order:
         names = classes_of[group]
-        # A class with no more groups than splits without a picture of it needs one for each.
+        # A class with no more groups than parts without a picture of it needs one for each.
         urgent = [empty[name] for name in names if waiting[name] <= len(empty[name])]
 
-        def worth(split: Split, group: str = group, urgent: Sequence[set[Split]] = urgent) -> tuple[int, float]:
-            lacks = (groups[name][group] * lacking[name][split] / totals[name] for name in classes_of[group])
-            return sum(split in splits for splits in urgent), sum(lacks)
+        def worth(part: Part, group: str = group, urgent: Sequence[set[Part]] = urgent) -> tuple[int, float, int]:
+            lacks = sum(groups[name][group] * lacking[name][part] / totals[name] for name in classes_of[group])
+            return sum(part in parts for parts in urgent), lacks, -held[part] if even else 0
 
         chosen = max(shares, key=worth)
         assigned[group] = chosen
         for name in names:
             lacking[name][chosen] -= groups[name][group]
+            held[chosen] += groups[name][group]
             empty[name].discard(chosen)
             waiting[name] -= 1
     return assigned

@@ -15,12 +15,22 @@ from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.bench.result import BenchResult
 from edgeopt.config import SessionOptions, Target, load_target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import EdgeoptError, MissingStageError
+from edgeopt.errors import ConfigError, EdgeoptError, MissingStageError
 from edgeopt.evaluate import evaluate as evaluate_session
+from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, stage_key
 from edgeopt.sets import PictureSet, open_set
 from edgeopt.stages.build import target_folder
-from edgeopt.stages.engines import Engine, engines, labels, left_out, pick_engine, sets_folder, usable_engines
+from edgeopt.stages.engines import (
+    Engine,
+    engines,
+    labels,
+    left_out,
+    pick_engine,
+    require_torch,
+    sets_folder,
+    usable_engines,
+)
 
 ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
 
@@ -91,19 +101,35 @@ def _chosen(run: Run, targets: Sequence[str], trust_engine: bool) -> list[Engine
 
 
 def evaluate(
-    run: Run, key: str | None = None, *, trust_engine: bool = False, console: Console | None = None
+    run: Run,
+    key: str | None = None,
+    *,
+    variant: str | None = None,
+    trust_engine: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Accuracy of one engine (default: the int8 one built last) on the test set, written beside the engine.
 
-    In a run that cannot be written it is only answered. ``trust_engine`` opens an engine that was built on another
-    machine as well.
+    ``variant`` instead names a variant, judged in PyTorch, or an ensemble, whose paired difference to its best member
+    is in the answer. In a run that cannot be written it is only answered. ``trust_engine`` opens an engine that was
+    built on another machine as well.
     """
     console = console or Silent()
+    if variant is not None:
+        if key is not None:
+            raise ConfigError("an engine and a variant are named, and one is judged", fix="leave one of them out")
+        require_torch()
+        if variant in run.ensembles():
+            from edgeopt.stages.voters import evaluate_ensemble
+
+            return evaluate_ensemble(run, variant, console=console)
+        run.variant(variant)
+        key = f"{ORIGINAL_TARGET.name}/{variant}"
     if not os.access(run.path, os.W_OK):
         engine = pick_engine(run, key, trust_engine=trust_engine)
         return {"engine": engine.key, **_accuracy(engine, console, keep=False)}
     with run.lock():
-        _list_pytorch(run)
+        _list_pytorch(run, also=variant)
         engine = pick_engine(run, key, trust_engine=trust_engine)
         record = _accuracy(engine, console)
     return {"engine": engine.key, **record}
@@ -120,13 +146,14 @@ def _original_key(run: Run) -> str:
     return (usable or keys or [f"{ORIGINAL_TARGET.name}/{run.original()}"])[-1]
 
 
-def _list_pytorch(run: Run) -> None:
+def _list_pytorch(run: Run, also: str | None = None) -> None:
     """Where torch is, the original and the simulated int8 variants are engines as well: of the target ``pytorch``."""
     if importlib.util.find_spec("torch") is None:
         return
     for name, record in run.variants().items():
-        if record.get("parent") is not None and record.get("scheme") is None:
-            continue  # a pruned float model is a step on the way, not a result
+        step = record.get("fold") or (record.get("parent") is not None and record.get("scheme") is None)
+        if step and name != also:
+            continue  # a pruned float model, or that of a fold, is a step on the way, not a result
         key = stage_key(
             inputs={"model": run.stated(record, "model")[1], "machine": environment.machine_id()},
             config={},
@@ -155,11 +182,16 @@ def _list_pytorch(run: Run) -> None:
 
 def test_set(engine: Engine) -> PictureSet:
     """The prepared test pictures in the engine's preprocessing, made from the dataset where the host half is."""
-    folder = sets_folder(engine.run, engine.preprocess)
+    return prepared_test(engine.run, engine.preprocess)
+
+
+def prepared_test(run: Run, spec: PreprocessSpec) -> PictureSet:
+    """The test pictures as ``spec`` prepares them, made from the dataset where the host half is."""
+    folder = sets_folder(run, spec)
     if not (folder / "test.json").is_file() and importlib.util.find_spec("torch") is not None:
         from edgeopt.stages.workspace import open_workspace
 
-        return open_workspace(engine.run).prepared("test", engine.preprocess)
+        return open_workspace(run).prepared("test", spec)
     return open_set(folder, "test")
 
 

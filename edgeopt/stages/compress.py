@@ -31,6 +31,7 @@ from edgeopt.schemes import SCHEMES, get_scheme
 from edgeopt.stages.export import export
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant, open_variant
+from edgeopt.stages.voters import require_teacher, teacher_module
 from edgeopt.stages.workspace import Workspace, open_workspace
 from edgeopt.training_tables import selection
 
@@ -45,7 +46,7 @@ class _Job:
 
     workspace: Workspace
     config: CompressConfig
-    teacher: Variant
+    start: Variant
     targets: tuple[str, ...]
     round_to: int
     force: bool
@@ -66,25 +67,28 @@ def compress(
     force: bool = False,
     console: Console | None = None,
 ) -> list[Variant]:
-    """Make the variants ``config`` asks for from ``variant`` (default: the original), which is also the teacher.
+    """Make the variants ``config`` asks for from ``variant`` (default: the original).
 
+    What they learn from is that variant, or ``config.teacher``: another float variant of the run, or an ensemble.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """
     console, config = console or Silent(), config or CompressConfig()
     if not config.int8 and config.prune is None:
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
-    teacher = open_variant(run, variant or run.original())
-    if teacher.architecture.scheme is not None:
-        raise ConfigError(f"{teacher.name} is int8 already", fix="start from a float variant")
+    start = open_variant(run, variant or run.original())
+    if start.architecture.scheme is not None:
+        raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")
+    if config.teacher is not None:
+        require_teacher(run, config.teacher)
     load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)
-    job = _Job(workspace, config, teacher, tuple(targets), round_to, force, console)
+    job = _Job(workspace, config, start, tuple(targets), round_to, force, console)
     with run.lock():
         made = []
-        source = teacher
+        source = start
         if config.prune is not None:
             source = _pruned(job, config.prune)
             made.append(source)
@@ -92,7 +96,7 @@ def compress(
             made += _quantized(job, source, _schemes(config, targets))
         # With int8 on top, the pruned float model is a step on the way; `export --variant` exports it all the same.
         results = [item.name for item in made if item.record.get("scheme") or not config.int8]
-        export(run, variants=[teacher.name, *results], data=data, console=console)
+        export(run, variants=[start.name, *results], data=data, console=console)
     return made
 
 
@@ -139,22 +143,22 @@ def _stage(job: _Job, name: str, inputs: Mapping[str, str], config: Mapping[str,
 
 
 def _pruned(job: _Job, fraction: float) -> Variant:
-    inputs = _inputs(job, job.teacher)
+    inputs = _inputs(job, job.start)
     config = {
         **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
         **job.config.model_dump(include={"temperature", "distill_weight"}),
         "round_to": job.round_to,
     }
-    name = f"{job.teacher.name}-prune{round(fraction * 100):02d}"
+    name = f"{job.start.name}-prune{round(fraction * 100):02d}"
     stage = _stage(job, name, inputs, config)
     if stage.done:
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
-    spec = job.teacher.preprocess
-    teacher = job.teacher.load()
+    spec = job.start.preprocess
+    start = job.start.load()
     plan = TrainingPlan.for_recovery(job.config, **_recipe(job))
     with job.console.task(f"pruning {fraction:.0%} of the MACs"):
         result = prune(
-            teacher,
+            start,
             fraction=fraction,
             example=torch.zeros(1, *spec.input_shape),
             round_to=job.round_to,
@@ -165,18 +169,20 @@ def _pruned(job: _Job, fraction: float) -> Variant:
         f"pruned: {result.macs_before / 1e6:.0f} to {result.macs_after / 1e6:.0f} M MACs, "
         f"{result.parameters_before / 1e6:.2f} to {result.parameters_after / 1e6:.2f} M parameters"
     )
+    teacher = start if job.config.teacher is None else _teacher(job, spec)
     metrics = fit(plan, result.model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
     return commit_variant(
         stage,
         result.model,
-        job.teacher.architecture.pruned(result.history),
+        job.start.architecture.pruned(result.history),
         spec,
-        parent=job.teacher.name,
+        parent=job.start.name,
         stage_name="prune",
         config=config,
         origin={**origins(job.config, config), "round_to": "target" if job.targets else "default"},
         inputs=inputs,
         metrics=metrics,
+        teacher=job.config.teacher or job.start.name,
         pruning={
             "macs_before": result.macs_before,
             "macs_after": result.macs_after,
@@ -207,8 +213,8 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
         "scheme": scheme,
         "int8_outputs": _int8_outputs(job, scheme),
     }
-    suffix = source.name.removeprefix(job.teacher.name)
-    name = f"int8-{scheme}{job.teacher.name.removeprefix('float')}{suffix}"
+    suffix = source.name.removeprefix(job.start.name)
+    name = f"int8-{scheme}{job.start.name.removeprefix('float')}{suffix}"
     stage = _stage(job, name, inputs, config)
     if stage.done:
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
@@ -218,9 +224,8 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
     ptq = evaluate_val(model, job.workspace, spec)
     job.console.say(f"{name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
     plan = TrainingPlan.for_qat(job.config, **_recipe(job), share=_SHORT_QAT if trained else 1.0)
-    metrics = fit(
-        plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher.load()
-    )
+    teacher = _teacher(job, spec)
+    metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
     return commit_variant(
         stage,
         model,
@@ -234,6 +239,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
         metrics={**metrics, "ptq_val_top1": ptq["val_top1"], "ptq_val_loss": ptq["val_loss"]},
         calibration=recipe.model_dump(mode="json", by_alias=True),
         weights_from=trained.name if trained else None,
+        teacher=job.config.teacher or job.start.name,
     )
 
 
@@ -257,12 +263,12 @@ def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRec
 
 def _recipe(job: _Job) -> dict[str, Any]:
     """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
-    config = job.teacher.record.get("config", {})
+    config = job.start.record.get("config", {})
     train = dict(config.get("train") or {})
     names = ("augment", "flip", "sampling", "batch_size", "seed", "precision", "memory_format")
     alike = {name: train[name] for name in names if name in train}
     if alike.get("batch_size") == "auto":
-        alike["batch_size"] = job.teacher.record["metrics"]["training"]["batch_size"]
+        alike["batch_size"] = job.start.record["metrics"]["training"]["batch_size"]
     where = "the original's record"
     alike["select"] = selection(validate(TrainConfig, train, where=where))
     return {**alike, "augmentation": validate(AugmentConfig, config.get("augment") or {}, where=where)}
@@ -272,8 +278,22 @@ def _inputs(job: _Job, source: Variant) -> dict[str, str]:
     return {
         "dataset": str(job.run.info["fingerprint"]),
         "source": _model_hash(source),
-        "teacher": _model_hash(job.teacher),
+        "teacher": _teacher_hash(job),
     }
+
+
+def _teacher(job: _Job, spec: PreprocessSpec) -> nn.Module:
+    """What the student learns from, as a model of pictures prepared for the student."""
+    return teacher_module(job.run, job.config.teacher or job.start.name, spec)
+
+
+def _teacher_hash(job: _Job) -> str:
+    name = job.config.teacher
+    if name is None:
+        return _model_hash(job.start)
+    if name in job.run.ensembles():
+        return str(job.run.ensembles()[name]["key"])  # of its members' weights and how they vote
+    return _model_hash(open_variant(job.run, name))
 
 
 def _model_hash(variant: Variant) -> str:

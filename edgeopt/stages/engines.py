@@ -186,6 +186,12 @@ def _none_usable(run: Run, *, trust_engine: bool) -> MissingStageError:
     )
 
 
+def require_torch() -> None:
+    """That variants can be run here, which are PyTorch models; raises MissingBackendError with what to install."""
+    backend: Backend = load_backend("pytorch")
+    backend.require()
+
+
 def labels(run: Run) -> tuple[str, ...]:
     """The class names, in the order of the logits."""
     return records.read_labels(run.data / "labels.txt")

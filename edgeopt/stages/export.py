@@ -45,7 +45,9 @@ def export(
     """
     console = console or Silent()
     wanted = list(variants) or [
-        name for name, record in run.variants().items() if record.get("parent") is None or record.get("scheme")
+        name
+        for name, record in run.variants().items()
+        if (record.get("parent") is None and not record.get("fold")) or record.get("scheme")
     ]
     workspace = open_workspace(run, data=data, console=console)
     with run.lock():

@@ -19,7 +19,7 @@ from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
 from edgeopt.data.preview import batch_grid
 from edgeopt.files import read_json, write_json
-from edgeopt.metrics import top_k_accuracy
+from edgeopt.metrics import Float, Int64, top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
@@ -316,7 +316,11 @@ def _figures(result: TrainResult) -> dict[str, Any]:
 def evaluate_val(model: nn.Module, workspace: Workspace, spec: PreprocessSpec) -> dict[str, Any]:
     """Figures of ``model`` on val: ``val_top1`` (0-1), ``val_loss`` (mean cross-entropy), and its ``temperature``."""
     pictures = workspace.prepared("val", spec)
-    answers, labels = logits(model, pictures, spec), np.array(pictures.labels, np.int64)
+    return val_figures(logits(model, pictures, spec), np.array(pictures.labels, np.int64))
+
+
+def val_figures(answers: Float, labels: Int64) -> dict[str, Any]:
+    """The same of logits (N, classes) and labels (N,)."""
     return {
         "val_top1": top_k_accuracy(answers, labels),
         "val_loss": calibration(answers, labels).nll,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,9 @@ class Variant:
         metrics = self.record["metrics"]
         words = f"{self.run.path}: {self.name}, val top-1 {metrics['val_top1']:.2%}"
         words += f", {metrics['parameters'] / 1e6:.2f} M parameters, {metrics['macs'] / 1e6:.0f} M MACs"
+        if figures := self.record.get("cross_validation"):
+            words += f"; {len(figures['fold_top1'])} folds: {figures['mean_top1']:.2%} held out"
+            words += f" (standard deviation {100 * figures['spread_top1']:.2f} points)"
         return words + (" (made before, unchanged)" if self.skipped else "")
 
     @property
@@ -76,9 +80,13 @@ def commit_variant(
     origin: Mapping[str, Any],
     inputs: Mapping[str, str],
     metrics: Mapping[str, Any],
+    files: Mapping[str, Path] | None = None,
     **fields: Any,
 ) -> Variant:
-    """Write the model, its architecture, preprocessing and metrics, then the record that makes the variant exist."""
+    """Write the model, its architecture, preprocessing and metrics, then the record that makes the variant exist.
+
+    ``files`` of the stage's folder are listed and hashed among its outputs.
+    """
     models.save(model, architecture, stage.folder)
     write_json(stage.folder / "preprocess.json", spec.to_json())
     figures = {
@@ -93,6 +101,7 @@ def commit_variant(
         "architecture": stage.folder / "architecture.json",
         "preprocess": stage.folder / "preprocess.json",
         "metrics": stage.folder / "metrics.json",
+        **(files or {}),
     }
     record = stage.commit(
         outputs=outputs,

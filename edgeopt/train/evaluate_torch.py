@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgeopt.preprocess import PreprocessSpec
+from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.sets import PictureSet
 
 
-def logits(model: nn.Module, picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64) -> npt.NDArray[np.float32]:
+class Pictures(Protocol):
+    """Pictures in a fixed order: a prepared set, or one that is decoded as it goes."""
+
+    def batches(self, spec: PreprocessSpec, size: int) -> Iterator[Float32]:
+        """float32 (<= size, 3, height, width), normalized as ``spec`` says."""
+
+
+def logits(model: nn.Module, picture_set: Pictures, spec: PreprocessSpec, batch: int = 64) -> npt.NDArray[np.float32]:
     """float32 (N, classes) for every picture in order, in eval mode on the model's device; modes are restored."""
     example = next(model.parameters())
     last = any(
