@@ -122,6 +122,57 @@ def test_models_counts_any_model_by_name_or_pattern() -> None:
     assert 'did you mean "resnet50"' in unknown.stderr
 
 
+def test_arguments_of_the_constructor_reach_the_model_of_a_run_from_flag_recipe_and_api(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """The same narrower network whichever way it is said; the run's files alone rebuild it for resuming and export."""
+    from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+    from edgeopt.config import load_recipe
+
+    run = tmp_path / "run"
+    typed = ["finetune", str(pictures), "--model", "test_resnet", "--no-pretrained", "--image-size", "32"]
+    typed += ["--epochs", "1", "--batch-size", "8", "--run", str(run), "--model-arg", "channels=[8, 16, 16, 24]"]
+    done = edgeopt(*typed, "--set", "model.arguments.layers=[1, 1, 2, 1]", "--quiet")
+    assert done.returncode == 0, done.stderr
+    record = Run.open(run).variant("float")
+    arguments = {"channels": [8, 16, 16, 24], "layers": [1, 1, 2, 1]}
+    assert record["config"]["model"]["arguments"] == arguments
+    assert record["metrics"]["parameters"] < 25_000, "timm's own has 470,000"
+    (tmp_path / "edgeopt.toml").write_text(
+        f'data = {{ path = "{pictures}", image_size = 32 }}\ntrain = {{ epochs = 1, batch_size = 8 }}\n'
+        '[model]\nname = "test_resnet"\npretrained = false\n'
+        "arguments.channels = [8, 16, 16, 24]\narguments.layers = [1, 1, 2, 1]\n"
+    )
+    recipe = load_recipe(tmp_path / "edgeopt.toml")
+    again = api.finetune(recipe.data, recipe.model, recipe.train, run=run)
+    assert again.skipped
+    called = ModelConfig(
+        name="test_resnet", pretrained=False, arguments={key: tuple(v) for key, v in arguments.items()}
+    )
+    train = TrainConfig(epochs=1, batch_size=8)
+    assert api.finetune(DataConfig(path=str(pictures), image_size=32), called, train, run=run).skipped
+    api.compress(run := Run.open(run), CompressConfig(epochs=0, schemes=("u8a8w",)))
+    assert set(run.exports()) == {"float", "int8-u8a8w"}
+    weights = run.output(record, "model")
+    adopted = edgeopt(
+        *("adopt", "--model", "test_resnet", "--weights", str(weights), "--data", str(pictures)),
+        *(
+            "--image-size",
+            "32",
+            "--run",
+            str(tmp_path / "adopted"),
+            "--json",
+            "--model-arg",
+            "channels=[8, 16, 16, 24]",
+        ),
+        *("--model-arg", "layers=[1, 1, 2, 1]"),
+    )
+    assert adopted.returncode == 0, adopted.stderr
+    refused = edgeopt("adopt", "--model", "test_resnet", "--weights", str(weights), "--data", str(pictures))
+    assert refused.returncode == 1
+    assert "check --model and its arguments" in refused.stderr
+
+
 def test_doctor_names_every_backend_and_how_to_get_what_is_missing() -> None:
     findings = {item["name"]: item for item in json.loads(edgeopt("doctor", "--json").stdout)}
     for name in ("cpu", "memory", "training", "backend onnxruntime", "backend openvino", "backend tensorrt"):

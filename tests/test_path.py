@@ -19,6 +19,7 @@ from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
 from edgeopt.stages.build import target_folder
+from edgeopt.stages.compress import wants_int8_outputs
 from edgeopt.stages.engines import pick_engine
 from edgeopt.stages.variants import open_variant
 
@@ -38,6 +39,18 @@ def test_finetune_learns_and_records_what_it_did(path_run: Run) -> None:
     assert {"model", "architecture", "preprocess", "metrics"} <= set(record["outputs"])
     assert (path_run.path / "host/float/log.jsonl").is_file()
     assert list((path_run.path / "host/float/tensorboard").iterdir())
+
+
+def test_int8_outputs_are_for_onnx_runtime_and_on_request(path_run: Run) -> None:
+    """By default the CPU's scheme has them unless all targets are other backends'; TensorRT's never."""
+    variants = path_run.variants()
+    assert variants[f"int8-{_cpu_scheme()}"]["config"]["int8_outputs"] is True
+    assert variants["int8-s8a8w"]["config"]["int8_outputs"] is False
+    found = []
+    for targets, stated in ((("openvino",), None), (("openvino", "onnxruntime"), None), (("openvino",), True)):
+        config = CompressConfig(schemes=("u8a8w",), int8_outputs=stated)
+        found.append(wants_int8_outputs(config, "u8a8w", targets))
+    assert found == [False, True, True]
 
 
 def test_the_same_call_again_makes_nothing_again(path_run: Run, pictures: Path) -> None:

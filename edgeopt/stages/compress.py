@@ -112,14 +112,14 @@ def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SCHEMES if name in wanted)
 
 
-def _int8_outputs(job: _Job, scheme: str) -> bool:
+def wants_int8_outputs(config: CompressConfig, scheme: str, targets: Sequence[str]) -> bool:
     """Whether convolutions before swish, GELU and the like get int8 outputs: ONNX Runtime runs them in float without.
 
     OpenVINO and TensorRT do not need them, and OpenVINO is slower with them (see ``compress.quantize.quantize``).
     """
-    if job.config.int8_outputs is not None:
-        return job.config.int8_outputs
-    backends = {load_target(name).backend for name in job.targets}
+    if config.int8_outputs is not None:
+        return config.int8_outputs
+    backends = {load_target(name).backend for name in targets}
     return not get_scheme(scheme).activation_signed and (not backends or "onnxruntime" in backends)
 
 
@@ -211,7 +211,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
         **job.config.model_dump(include={"epochs", "lr", "temperature", "distill_weight"}),
         "calibration": recipe.model_dump(mode="json", by_alias=True),
         "scheme": scheme,
-        "int8_outputs": _int8_outputs(job, scheme),
+        "int8_outputs": wants_int8_outputs(job.config, scheme, job.targets),
     }
     suffix = source.name.removeprefix(job.start.name)
     name = f"int8-{scheme}{job.start.name.removeprefix('float')}{suffix}"
@@ -256,7 +256,7 @@ def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRec
             batches(),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
-            int8_outputs=_int8_outputs(job, scheme),
+            int8_outputs=wants_int8_outputs(job.config, scheme, job.targets),
             progress=progress,
         )
 
