@@ -22,7 +22,7 @@ from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS
-from edgeopt.preprocess import PreprocessSpec, UInt8, normalize
+from edgeopt.preprocess import PreprocessSpec, UInt8, normalization
 from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 
 
@@ -137,10 +137,15 @@ class TrainLoader:
         # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
         torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
         pictures = np.stack([self._picture(int(row)) for row in rows])
-        images, labels = torch.from_numpy(normalize(pictures, self._spec)), self.labels[torch.from_numpy(rows)]
+        images, labels = self._normalized(pictures), self.labels[torch.from_numpy(rows)]
         if self._mix is None or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
             return images, labels
         return self._mix(images, labels)
+
+    def _normalized(self, pictures: UInt8) -> Tensor:
+        """To the bit what ``normalize`` gives, in all threads and in channels_last, which saves most models a copy."""
+        scale, offset = (torch.from_numpy(values) for values in normalization(self._spec))
+        return torch.from_numpy(pictures).float().mul_(scale).add_(offset).permute(0, 3, 1, 2)
 
     def _picture(self, row: int) -> UInt8:
         picture = self._cache[row]
