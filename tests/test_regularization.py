@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgeopt import DataConfig, ModelConfig, TrainConfig, api
 from edgeopt.errors import ConfigError, ModelError
-from edgeopt.stages.finetune import regularization
+from edgeopt.stages.preparation import regularization
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.train.objectives import CrossEntropy, WithL1
 

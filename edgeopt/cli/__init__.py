@@ -19,6 +19,7 @@ VERBS = {
     "demo": ("demo", "All of it on handwritten digits, in about ten minutes."),
     "check": ("check", "Find what is wrong with the pictures before training on them."),
     "finetune": ("finetune", "Fine-tune a pretrained model on a folder of labelled pictures."),
+    "tune": ("tune", "Search for the hyperparameters that train best."),
     "adopt": ("adopt", "Start from a model you trained elsewhere."),
     "compress": ("compress", "Prune, distil and quantize the trained model."),
     "export": ("export", "Write the ONNX files that devices build from."),
@@ -37,7 +38,17 @@ VERBS = {
 }
 
 #: What the host half imports; a device has none of it.
-_TRAINING_PACKAGES = ("torch", "torchvision", "timm", "nncf", "onnx", "onnxscript", "safetensors", "torch_pruning")
+_TRAINING_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "nncf",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "torch_pruning",
+    "optuna",
+)
 _TRAINING_FIX = 'pip install "edgeopt[train]"'
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from edgeopt.errors import ModelError
 from edgeopt.files import write_bytes
 from edgeopt.model_table import ModelRow, known_models
-from edgeopt.models.architecture import Architecture, Scalar
+from edgeopt.models.architecture import Architecture, Argument, ImageSize, sides
 from edgeopt.models.builders import (
     Created,
     build,
     describe,
     fit,
     named_preprocess,
+    require_size,
     size_arguments,
     split_name,
     timm_preprocess,
@@ -52,30 +53,41 @@ def create(
     name: str,
     *,
     num_classes: int,
-    arguments: Mapping[str, Scalar] | None = None,
+    arguments: Mapping[str, Argument] | None = None,
     pretrained: bool = True,
     weights: Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Created:
     """A model with a classifier for ``num_classes``, on the CPU, in evaluation mode.
 
     ``name`` is a timm name (``timm:NAME`` too), ``torchvision:NAME``, or ``module:attr``: a callable that takes
     ``num_classes`` and ``arguments`` and returns a module that turns pictures (N, C, H, W) into logits (N, classes).
+    ``image_size`` is in pixels: one number, or (height, width); default: the model's own.
     Weights come from the file ``weights`` when given; else, when ``pretrained``, from an installed package that
     carries them, or from the hub. A classifier with another number of classes starts from zero; its keys are in
     ``dropped_keys``. Raises ModelError for unknown names, refused arguments, weights that do not fit, and for weights
     that cannot be had without a network.
     """
-    source, bare = split_name(name)
-    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
-    architecture = describe(source, bare, values, image_size)
+    architecture = _described(name, num_classes, arguments, image_size)
     if weights is not None:
         model = build(architecture)
         dropped = fit(model, read_state(weights), architecture, str(weights), keep_head=False)
-        return _with_silent_head(Created(model.eval(), architecture, f"file {weights.name}", dropped))
-    if not pretrained or source == "attr":
-        return Created(build(architecture).eval(), architecture, RANDOM)
-    return _with_silent_head(pretrained_model(architecture))
+        created = _with_silent_head(Created(model.eval(), architecture, f"file {weights.name}", dropped))
+    elif not pretrained or architecture.source == "attr":
+        created = Created(build(architecture).eval(), architecture, RANDOM)
+    else:
+        created = _with_silent_head(pretrained_model(architecture))
+    if image_size is not None:
+        require_size(created.model, architecture)
+    return created
+
+
+def _described(
+    name: str, num_classes: int, arguments: Mapping[str, Argument] | None, image_size: ImageSize | None
+) -> Architecture:
+    source, bare = split_name(name)
+    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
+    return describe(source, bare, values, image_size)
 
 
 def _with_silent_head(created: Created) -> Created:
@@ -96,20 +108,20 @@ def adopt(
     weights: Path,
     *,
     num_classes: int,
-    arguments: Mapping[str, Scalar] | None = None,
-    image_size: int | None = None,
+    arguments: Mapping[str, Argument] | None = None,
+    image_size: ImageSize | None = None,
 ) -> Created:
     """A model trained elsewhere, with every key of the state dict in ``weights`` in its place, classifier included.
 
     Names as in ``create``. Raises ModelError that names the first keys that do not fit and the probable cause (another
     model, another number of classes), and for a file that is a whole pickled module.
     """
-    source, bare = split_name(name)
-    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
-    architecture = describe(source, bare, values, image_size)
+    architecture = _described(name, num_classes, arguments, image_size)
     state = read_state(weights)
     model = build(architecture)
     fit(model, state, architecture, str(weights), keep_head=True)
+    if image_size is not None:
+        require_size(model, architecture)
     return Created(model.eval(), architecture, f"file {weights.name}")
 
 
@@ -173,11 +185,13 @@ def load(folder: Path, *, allow_code: bool = False) -> nn.Module:
     return model.eval()
 
 
-def preprocess_of(model_or_architecture: nn.Module | Architecture, *, image_size: int | None = None) -> dict[str, Any]:
+def preprocess_of(
+    model_or_architecture: nn.Module | Architecture, *, image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """How the model expects its pictures: size (height, width), crop_pct, interpolation, mean and std.
 
     From timm's data configuration (a timm module carries its own) or the transforms of torchvision's default weights;
-    ``module:attr`` models get ImageNet's mean and std. ``image_size`` replaces both sides, else the architecture's own
+    ``module:attr`` models get ImageNet's mean and std. ``image_size`` replaces the size, else the architecture's own
     ``input_size`` counts. Values are plain tuples, floats and strings.
     """
     if isinstance(model_or_architecture, Architecture):
@@ -189,7 +203,7 @@ def preprocess_of(model_or_architecture: nn.Module | Architecture, *, image_size
             raise ModelError("this model does not carry its preprocessing", fix="pass its Architecture")
         values = timm_preprocess(cfg)
     if image_size is not None:
-        values["size"] = (image_size, image_size)
+        values["size"] = sides(image_size)
     return values
 
 

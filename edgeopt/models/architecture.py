@@ -16,9 +16,12 @@ from edgeopt.schemes import SCHEMES
 
 Source: TypeAlias = Literal["timm", "torchvision", "attr"]
 Scalar: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr | None
+Argument: TypeAlias = Scalar | tuple[StrictInt | StrictFloat, ...]  # several numbers, such as depths or (height, width)
+ImageSize: TypeAlias = int | tuple[int, int]  # pixels: of both sides, or (height, width)
 MAX_CLASSES = 100_000
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARGUMENT = 65_536
+_MOST_NUMBERS = 64
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]{0,200}:[A-Za-z_][\w.]{0,200}")
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_.]{1,300}")
@@ -43,7 +46,7 @@ class Architecture(BaseModel):
     schema_: Literal[1] = Field(1, alias="schema")
     source: Source
     name: StrictStr
-    arguments: dict[StrictStr, Scalar]
+    arguments: dict[StrictStr, Argument]
     pruning: list[Any] = Field([], max_length=10_000)
     quantizers: dict[str, Any] | None = None
     scheme: StrictStr | None = None
@@ -55,7 +58,7 @@ class Architecture(BaseModel):
 
     @validator("arguments")
     @classmethod
-    def _plain_arguments(cls, arguments: dict[str, Scalar]) -> dict[str, Scalar]:
+    def _plain_arguments(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
         for key, value in arguments.items():
             _check_argument(key, value)
         return arguments
@@ -96,7 +99,9 @@ class Architecture(BaseModel):
     @property
     def num_classes(self) -> int:
         """How many logits the model gives."""
-        return int(self.arguments["num_classes"] or 0)
+        value = self.arguments["num_classes"]
+        assert isinstance(value, int)  # as _check_argument saw
+        return value
 
     @property
     def full_name(self) -> str:
@@ -111,14 +116,15 @@ class Architecture(BaseModel):
         """This architecture with quantizers placed in it."""
         return self._with(quantizers=quantizers, scheme=scheme)
 
-    def resized(self, image_size: int) -> Architecture:
-        """This architecture for square pictures of ``image_size`` pixels; refused where weights depend on the size."""
-        if {"img_size", "image_size"} & set(self.arguments):
+    def resized(self, image_size: ImageSize) -> Architecture:
+        """This architecture for pictures of another size; refused where weights depend on the size."""
+        height, width = sides(image_size)
+        if {"img_size", "image_size", "input_size"} & set(self.arguments):
             raise ModelError(
-                f"{self.full_name} is made for one picture size and cannot take {image_size} px",
-                fix=f"make it for that size: edgeopt finetune DATA --image-size {image_size}",
+                f"{self.full_name} is made for one picture size and cannot take {height}x{width} pixels",
+                fix=f"make it for that size: edgeopt finetune DATA --image-size {height}x{width}",
             )
-        return self._with(input_size=(self.input_size[0], image_size, image_size))
+        return self._with(input_size=(self.input_size[0], height, width))
 
     def _with(self, **changes: Any) -> Architecture:
         return parse({**self.model_dump(by_alias=True), **changes}, where="architecture")
@@ -141,6 +147,11 @@ class Architecture(BaseModel):
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"cannot read {path}: {_one_line(error)}", fix=_DAMAGED) from None
         return parse(values, where=str(path), fix=_DAMAGED)
+
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) in pixels; one number is both."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
@@ -169,16 +180,19 @@ def _check_cut(cut: Any) -> None:
         raise ValueError(f"the channels cut from {cut[0]} are not channel numbers")
 
 
-def _check_argument(key: str, value: Scalar) -> None:
+def _check_argument(key: str, value: Argument) -> None:
     if not key.isidentifier() or len(key) > 64:
         raise ValueError(f"{key[:64]!r} is not an argument's name")
     if key in _LOADING:
         raise ValueError(f"argument {key} is refused: it would read files or the network")
     if isinstance(value, str) and not _TEXT.fullmatch(value):
         raise ValueError(f"argument {key} is refused: {value[:64]!r} is not a plain word")
+    numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
+    if len(numbers) > _MOST_NUMBERS:
+        raise ValueError(f"argument {key} is refused: it has {len(numbers)} numbers")
     # NaN compares false, and so is refused too.
-    if isinstance(value, (int, float)) and not abs(value) <= _limit(key):
-        raise ValueError(f"argument {key} is refused: {value!r} is out of bounds")
+    if wrong := [number for number in numbers if not abs(number) <= _limit(key)]:
+        raise ValueError(f"argument {key} is refused: {wrong[0]!r} is out of bounds")
     if key == "num_classes" and not (type(value) is int and 1 <= value <= MAX_CLASSES):
         raise ValueError(f"num_classes must be an integer from 1 to {MAX_CLASSES}, not {value!r}")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ModelError, did_you_mean
-from edgeopt.models.architecture import Architecture, Scalar, Source, parse
+from edgeopt.models.architecture import Architecture, Argument, ImageSize, Source, parse, sides
 from edgeopt.models.weights import fit_state
 from edgeopt.registry import import_users_module
 
@@ -67,13 +67,15 @@ def _torchvision_names() -> list[str]:
     return [name for name in models.list_models(module=models) if name not in _AUXILIARY]
 
 
-def describe(source: Source, name: str, arguments: Mapping[str, Scalar], image_size: int | None) -> Architecture:
+def describe(
+    source: Source, name: str, arguments: Mapping[str, Argument], image_size: ImageSize | None
+) -> Architecture:
     """The architecture of a name the user gave, with the input size the model was made for."""
     values = {"source": source, "name": name, "arguments": dict(arguments)}
     draft = parse(values, where=f"model {name}")
     require_known(source, name)
     channels = draft.arguments.get("in_chans", 3) if source == "timm" else 3
-    size = (image_size, image_size) if image_size else _native_size(draft)
+    size = sides(image_size) if image_size else _native_size(draft)
     return parse({**values, "input_size": (channels, *size)}, where=f"model {name}")
 
 
@@ -82,16 +84,29 @@ def _native_size(architecture: Architecture) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def size_arguments(source: Source, name: str, image_size: int | None) -> dict[str, Scalar]:
-    """What a constructor must be told about the picture's size: transformers with position embeddings need it."""
+def size_arguments(source: Source, name: str, image_size: ImageSize | None) -> dict[str, Argument]:
+    """What a constructor must be told about the picture's size: transformers with position embeddings need it.
+
+    Raises ModelError for torchvision's vision transformers, which take square pictures alone.
+    """
     if image_size is None:
         return {}
+    height, width = sides(image_size)
     if source == "timm":
         import timm
 
         fixed = timm.is_model(name) and timm_cfg(name).get("fixed_input_size", False)
-        return {"img_size": image_size} if fixed else {}
-    return {"image_size": image_size} if source == "torchvision" and name.startswith("vit_") else {}
+        return {"img_size": height if height == width else (height, width)} if fixed else {}
+    if source == "torchvision" and name.startswith("maxvit"):
+        return {"input_size": (height, width)}
+    if source != "torchvision" or not name.startswith("vit_"):
+        return {}
+    if height != width:
+        raise ModelError(
+            f"torchvision:{name} takes square pictures alone, not {height}x{width}",
+            fix=f"--image-size {max(height, width)}, or timm's own, such as vit_base_patch16_224, which takes both",
+        )
+    return {"image_size": height}
 
 
 # --- building -----------------------------------------------------------------------------------------------------
@@ -152,16 +167,35 @@ def _require_classifier(model: Any, architecture: Architecture) -> None:
             f"{architecture.name} returned {type(model).__name__}, not a torch module",
             fix="return a torch.nn.Module that turns pictures (N, C, H, W) into logits (N, classes)",
         )
-    was_training = model.training
-    with torch.no_grad():
-        logits = model.eval()(torch.zeros(1, *architecture.input_size))
-    model.train(was_training)
+    logits = _answer(model, architecture)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, architecture.num_classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
             f"{architecture.name} gives {shape} for one picture, not logits (1, {architecture.num_classes})",
             fix="return one tensor of logits; edgeopt is for single-label classification",
         )
+
+
+def require_size(model: nn.Module, architecture: Architecture) -> None:
+    """Raise ModelError when ``model`` cannot take one picture of the architecture's size."""
+    _answer(model, architecture)
+
+
+def _answer(model: nn.Module, architecture: Architecture) -> Any:
+    """What the model gives for one black picture."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            return model.eval()(torch.zeros(1, *architecture.input_size))
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        channels, height, width = architecture.input_size
+        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{architecture.full_name} cannot take pictures of {height}x{width} pixels, {channels} channels: {line}",
+            fix="give another --image-size, such as its own (leave it out), or correct the model's code",
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def heads_of(model: nn.Module, num_classes: int) -> tuple[str, ...]:

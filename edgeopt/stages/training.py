@@ -24,7 +24,7 @@ from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
-from edgeopt.train.loop import LoopConfig, TrainResult, train, training_device
+from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train, training_device
 from edgeopt.train.losses import make_loss, takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
 from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
@@ -163,6 +163,7 @@ class TrainingPlan:
                 workers=self.workers,
                 max_pixels=workspace.data.max_pixels,
                 progress=progress,
+                shelf=workspace.shelf,
             )
 
 
@@ -175,10 +176,12 @@ def fit(
     folder: Path,
     console: Console,
     teacher: nn.Module | None = None,
+    epoch_end: EpochEnd | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place on the run's train pictures and return its val figures and what training took.
 
-    A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read.
+    A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read. ``epoch_end``
+    is told each epoch's number and the best score so far.
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
@@ -207,6 +210,7 @@ def fit(
             progress=progress,
             say=console.say,
             extra_groups=groups,
+            epoch_end=epoch_end,
         )
     chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr}
     return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}

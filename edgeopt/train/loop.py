@@ -26,10 +26,12 @@ from edgeopt.train.optimizer import make_optimizer, schedule
 from edgeopt.train.probe import LAYOUTS, ProbeResult, candidates, probe, running
 from edgeopt.train.state import Best, State, Store, Tensors
 
-__all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
+__all__ = ["Batches", "EpochEnd", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+#: Called after each epoch with its number, from 1, and the best score (0-1) so far; what it raises ends the training.
+EpochEnd = Callable[[int, float], None]
 Result = TypeVar("Result")
 
 
@@ -45,6 +47,7 @@ def train(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     extra_groups: Sequence[Mapping[str, Any]] = (),
+    epoch_end: EpochEnd | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
@@ -71,6 +74,7 @@ def train(
             progress=progress,
             say=say,
             extra_groups=extra_groups,
+            epoch_end=epoch_end,
         )
         try:
             result = loop.run()
@@ -100,12 +104,14 @@ class _Loop:
         progress: Progress | None,
         say: Callable[[str], None] | None,
         extra_groups: Sequence[Mapping[str, Any]],
+        epoch_end: EpochEnd | None,
     ) -> None:
         self.model, self.device, self.batches, self.objective = model, device, batches, objective
         self.evaluate, self.config, self.folder, self.steps_per_epoch = evaluate, config, folder, steps_per_epoch
         self.progress = progress or (lambda done, total: None)
         self.say = say or (lambda text: None)
         self.extra_groups = extra_groups
+        self.epoch_end = epoch_end or (lambda epoch, score: None)
         self.store = Store(folder, self._identity())
 
     def run(self) -> TrainResult:
@@ -122,6 +128,7 @@ class _Loop:
             with interruptible(self.say) as self.interruption:
                 while self.state.epoch < self.config.epochs and self.state.idle_epochs < self.config.patience:
                     self._epoch(journal)
+                    self.epoch_end(self.state.epoch, self.state.best.score)
                     self._pause()
             self.store.save(self.state, {}, finished=True)
         checkpoint.copy_into(self.model, self.state.best.weights)
