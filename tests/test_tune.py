@@ -31,7 +31,7 @@ from edgeopt.recipe_text import recipe_text
 from edgeopt.run import Run
 from edgeopt.tune_space import Choice, Range, read_space
 from edgeopt.tuning.defaults import baseline, default_space
-from edgeopt.tuning.result import TuneResult, importances, rows
+from edgeopt.tuning.result import TuneResult, best_of, importances, rows
 from edgeopt.tuning.study import StudyFolder, make_pruner
 
 GOOD, BAD = 0.01, 1e-7
@@ -304,14 +304,13 @@ def test_the_median_pruner_waits_for_a_quarter_of_the_epochs_and_four_trials() -
 
 
 def test_time_ends_a_trial_at_the_end_of_an_epoch(pictures: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(pictures, {"train.lr": [GOOD, BAD]}, train={"epochs": 5000, "patience": 5000}, time=8)
-    started = time.monotonic()
+    recipe = recipe_of(pictures, {"train.lr": [GOOD, BAD]}, train={"epochs": 5000, "patience": 5000}, time=5)
     with pytest.raises(TrainingError, match=r"no trial was completed \(1 begun; time was over after epoch \d+ of 5000"):
         tune(recipe, run=tmp_path / "run")
-    assert time.monotonic() - started < 60
     [folder] = (tmp_path / "run" / "tune").iterdir()
     [one] = rows(StudyFolder(folder).study, search_space(recipe.tune))
     assert one.state == "pruned"
+    assert 0 < one.epochs < 5000
     assert (folder / "tune.html").is_file()
     assert not (folder / "tuned.toml").exists()
 
@@ -471,6 +470,21 @@ def test_a_journal_cut_off_by_a_full_disk_is_read_and_one_that_is_none_is_refuse
     journal.write_bytes(b'{"surprise": 1}\n')
     with pytest.raises(RunError, match="is damaged"):
         StudyFolder(tmp_path)
+
+
+def test_values_that_are_not_of_the_space_are_never_the_best(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path).study
+    for name, value in (("resnet18", 0.5), ("evil:code", 0.9)):
+        kinds = {"model.name": CategoricalDistribution((name,))}
+        steps = {1: value}
+        study.add_trial(
+            create_trial(params={"model.name": name}, distributions=kinds, value=value, intermediate_values=steps)
+        )
+    trials = rows(study, {"model.name": Choice(("resnet18", "vgg16"))})
+    assert [one.state for one in trials] == ["complete", "failed"]
+    best = best_of(trials)
+    assert best is not None
+    assert best.number == 0
 
 
 def test_what_a_search_holds_half_written_is_not_swept_away(searched: tuple[Recipe, TuneResult]) -> None:

@@ -15,7 +15,7 @@ from edgeopt.config import Recipe, listed, require_compatible, search_space
 from edgeopt.console import Console, Silent
 from edgeopt.data.cache import Shelf
 from edgeopt.errors import ConfigError, ModelError, TrainingError
-from edgeopt.files import make_folder, read_json, read_text, sha256, write_json, write_text
+from edgeopt.files import make_folder, read_text, sha256, write_json, write_text
 from edgeopt.models.builders import require_known, split_name
 from edgeopt.recipe_text import recipe_text
 from edgeopt.run import Run, now, stage_key
@@ -72,16 +72,14 @@ def tune(
     return _concluded(search, out, console)
 
 
-def reopened(folder: Path, *, until: float | None, console: Console) -> Search:
-    """The search whose study is in ``folder`` of a run, for one more worker; what :func:`tune` wrote there says how.
+def reopened(recipe: Recipe, folder: Path, *, until: float | None) -> Search:
+    """The search of ``recipe`` whose study is in ``folder`` of a run, for one more worker that this process started.
 
     ``until`` is when time is over, in seconds as time.time() gives them.
     """
-    stated = read_json(folder / "study.json")
-    recipe = Recipe.model_validate(stated["recipe"])
     space = search_space(recipe.tune)
     deadline = None if until is None else time.monotonic() + until - time.time()
-    workspace = open_workspace(Run.open(folder.parent.parent), console=console)
+    workspace = open_workspace(Run.open(folder.parent.parent))
     return replace(_search(recipe, space, workspace, folder, deadline), leader=os.getppid())
 
 

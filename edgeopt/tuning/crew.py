@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,18 +26,20 @@ _TAIL = 400  # characters of a dead worker's last words
 
 
 def work(search: Search, console: Console) -> None:
-    """Trial after trial until there are enough, or time is over; raises TrainingError when the first ones all fail."""
+    """Trial after trial until there are enough, or time is over; raises TrainingError when the first ones all fail.
+
+    However little time there is, one is begun, so that a search that is started again and again gets on.
+    """
     study, most = search.study, search.recipe.tune.most
     with console.task("trials") as progress:
-        while search.deadline is None or time.monotonic() < search.deadline:
-            trial = study.claim(most)
-            if trial is None:
-                return
+        while (trial := study.claim(most)) is not None:
             done = row(run_trial(search, trial, console), search.space)
             trials = rows(study.study, search.space)
             console.say(_line(done, trials))
             progress(len(trials), most or len(trials))
             _require_hope(trials)
+            if search.deadline is not None and time.monotonic() >= search.deadline:
+                return
 
 
 def lead(search: Search, console: Console) -> None:
@@ -73,37 +77,39 @@ class _Worker:
     def __init__(self, search: Search, of: int) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         threads = str(max(1, environment.usable_cores() // of))
-        left = [] if search.deadline is None else [str(time.time() + search.deadline - time.monotonic())]
+        until = None if search.deadline is None else time.time() + search.deadline - time.monotonic()
         # The same imports as here; the working directory may hold the user's own modules.
         path = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.tuning.worker", str(search.study.folder.absolute()), *left],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "edgeopt.tuning.worker", str(search.study.folder.absolute())],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             start_new_session=True,  # Ctrl-C is for the leader, who passes it on
         )
         self._stopped = False
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps({"recipe": search.recipe.model_dump(mode="json"), "until": until}).encode())
 
     @property
     def running(self) -> bool:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Have it end its step and save it."""
+        """Have it end its step and save it, without waiting for that."""
         if self.running:
             self._stopped = True
             self._process.terminate()
-            try:
-                self._process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
 
     def words(self) -> str | None:
         """How it ended and what it said last; None when it did as it should."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         self._log.seek(0)
         text = " ".join(self._log.read().decode(errors="replace").split())[-_TAIL:]
         self._log.close()

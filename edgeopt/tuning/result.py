@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from edgeopt.metrics import accuracy_interval, paired_drop
-from edgeopt.tune_space import Space
+from edgeopt.tune_space import Choice, Parameter, Space
 from edgeopt.tuning.trial import values_of
 
 State = Literal["complete", "pruned", "failed", "running"]
@@ -91,18 +91,27 @@ def rows(study: optuna.Study, space: Space) -> tuple[TrialRow, ...]:
 
 
 def row(frozen: FrozenTrial, space: Space) -> TrialRow:
-    """One trial."""
-    steps = frozen.intermediate_values
+    """One trial. One whose values are not of the space has failed: a stranger's journal must not choose a model."""
+    steps, parameters = frozen.intermediate_values, values_of(frozen, space)
+    foreign = [key for key, value in parameters.items() if not _within(value, space[key])]
+    state = "failed" if foreign else _STATES[frozen.state]
+    reason = f"{foreign[0]} is not of the space" if foreign else str(frozen.user_attrs.get("reason", ""))
     return TrialRow(
         number=frozen.number,
-        state=_STATES[frozen.state],
+        state=state,
         score=max(steps.values(), default=None),
         epochs=max(steps, default=0),
         seconds=frozen.user_attrs.get("seconds"),
-        parameters=values_of(frozen, space),
-        reason=str(frozen.user_attrs.get("reason", "")),
+        parameters=parameters,
+        reason=reason,
         defaults=bool(frozen.user_attrs.get("defaults", False)),
     )
+
+
+def _within(value: Any, parameter: Parameter) -> bool:
+    if isinstance(parameter, Choice):
+        return any(value == one and type(value) is type(one) for one in parameter.values)
+    return isinstance(value, (int, float)) and parameter.low <= value <= parameter.high
 
 
 def best_of(trials: tuple[TrialRow, ...]) -> TrialRow | None:

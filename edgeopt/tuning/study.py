@@ -7,6 +7,7 @@ kernel releases when the process ends, however it ends: a trial whose worker is 
 from __future__ import annotations
 
 import fcntl
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,7 +113,9 @@ class StudyFolder:
     def _sample(self, trial: optuna.Trial) -> None:
         """Draw by (seed, number of the trial): two workers do not draw the same, a resumed study nothing again."""
         seed = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
-        self.study.sampler = TPESampler(n_startup_trials=_STARTUP_TRIALS, constant_liar=True, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # constant_liar was one until 5.0
+            self.study.sampler = TPESampler(n_startup_trials=_STARTUP_TRIALS, constant_liar=True, seed=seed)
 
     def _take_over(self, frozen: FrozenTrial) -> optuna.Trial | None:
         trial = optuna.Trial(self.study, frozen._trial_id)
