@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
     from edgeopt.stages.predict import predict
     from edgeopt.stages.report import report
+    from edgeopt.stages.tune import tune
 
 _WHERE = {
     "adopt": "stages.finetune",
@@ -31,6 +32,7 @@ _WHERE = {
     "predict": "stages.predict",
     "report": "stages.report",
     "run_recipe": "pipeline",
+    "tune": "stages.tune",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "predict",
     "report",
     "run_recipe",
+    "tune",
 ]
 
 

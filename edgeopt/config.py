@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from edgeopt import resources
+from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
 from edgeopt.schemes import SCHEMES
@@ -19,6 +20,8 @@ from edgeopt.training_tables import AugmentConfig as AugmentConfig
 from edgeopt.training_tables import Seed, Whole, contradictions
 from edgeopt.training_tables import Strict as Strict
 from edgeopt.training_tables import TrainConfig as TrainConfig
+from edgeopt.tune_space import Space, read_space
+from edgeopt.tune_table import TuneConfig as TuneConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -122,26 +125,11 @@ class CalibrationRecipe(Strict):
     seed: Seed = 0
 
 
-class DataConfig(Strict):
-    """The pictures: where they are, how they are split (fractions of each class) and brought to the input size."""
-
-    path: str
-    image_size: int | None = Field(None, ge=16, le=2048)  # None: the model's own
-    resize: Literal["crop", "squash", "letterbox"] = "crop"
-    val: float = Field(0.1, gt=0, lt=0.9)
-    test: float = Field(0.2, gt=0, lt=0.9)
-    seed: Seed = 0
-    max_pixels: int = Field(100_000_000, ge=10_000, le=10**12)
-    max_test: int = Field(10_000, ge=1, le=10**9)
-    exclude: str | None = None  # a list of pictures to leave out, as `edgeopt check --exclude` writes it
-    group_near: bool = False  # keep near duplicates in one split
-
-
 class ModelConfig(Strict):
     """The model: a name, arguments of its constructor, and where its weights come from."""
 
     name: str = "tf_efficientnet_lite0"
-    arguments: dict[str, bool | Whole | float | str | list[Whole | float]] = Field(default_factory=dict)
+    arguments: dict[str, bool | Whole | float | str | tuple[Whole | float, ...]] = Field(default_factory=dict)
     pretrained: bool = True
     weights: str | None = None
 
@@ -215,6 +203,7 @@ class Recipe(Strict):
     compress: CompressConfig = CompressConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
+    tune: TuneConfig = TuneConfig()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -245,7 +234,7 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
     if issubclass(model, Recipe):
-        problems += _contradictions(values)
+        problems += [*_contradictions(values), *_space_problems(values)]
     if made is None or problems:
         raise ConfigError(listed(problems, where=where), fix=f"correct {where}")
     return made
@@ -296,6 +285,23 @@ def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
     if wanted.vote == "soup" and train.keep == "soup":
         return ["ensemble.vote: train.keep makes the soup of the folds already; leave one of them out"]
     return []
+
+
+def _space_problems(values: Mapping[str, Any]) -> list[str]:
+    """Those of the search space of ``[tune]``, if it is a table at all."""
+    table = values.get("tune")
+    space = (
+        table.get("space", {}) if isinstance(table, Mapping) else table.space if isinstance(table, TuneConfig) else {}
+    )
+    return [f"tune.space.{one}" for one in read_space(space, Recipe)[1]] if isinstance(space, Mapping) else []
+
+
+def search_space(tune: TuneConfig) -> Space:
+    """The parameters of ``tune.space``; raises one ConfigError that lists every problem."""
+    space, problems = read_space(tune.space, Recipe)
+    if problems:
+        raise ConfigError(listed(problems, where="tune.space"), fix="correct the search space")
+    return space
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

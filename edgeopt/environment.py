@@ -41,6 +41,7 @@ _PACKAGES = (
     "nncf",
     "onnx",
     "onnxscript",
+    "optuna",
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",

@@ -139,8 +139,13 @@ class Run:
     # -- opening ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, *, data_root: str, data: Mapping[str, Any], fingerprint: str) -> Run:
-        """Make the run in ``path``, or open it when it already holds this dataset; another dataset is a RunError."""
+    def create(
+        cls, path: Path, *, data_root: str, data: Mapping[str, Any], fingerprint: str, wait_seconds: float = 0.0
+    ) -> Run:
+        """Make the run in ``path``, or open it when it already holds this dataset; another dataset is a RunError.
+
+        ``wait_seconds`` is as for :meth:`lock`.
+        """
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, not a folder", fix="give another --run")
         make_folder(path)
@@ -157,7 +162,7 @@ class Run:
         record = path / "run.json"
         if not record.is_file():
             new = cls(path, info)
-            with new.lock():
+            with new.lock(wait_seconds):
                 if not record.is_file():  # another process may have made it while this one waited
                     write_json(record, info)
                     return new
@@ -464,14 +469,19 @@ class Run:
     def _sweep(self) -> None:
         """Remove what processes that were killed left half written or half removed. Call it under the lock."""
         for path in self.path.rglob(".*"):
+            if path.is_relative_to(self.path / "tune"):
+                continue  # searches have workers and locks of their own
             if path.name.startswith(".trash-") and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             elif re.search(r"\.[0-9a-f]{12}\.tmp", path.name) and path.is_file():
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for writing; a second writer is refused at once, because it would train for nothing."""
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run for writing; a second writer is refused at once, because it would train for nothing.
+
+        One that holds it for a moment only, as the workers of a search do, may wait for others like it.
+        """
         if self._locked:
             yield
             return
@@ -482,14 +492,20 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot write in {self.path}: {error.strerror}", fix="make the folder writable") from None
         with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                holder = printable(handle.read(300).strip()) or "another process"
-                raise RunError(
-                    f"{self.path} is in use by {holder}", fix="wait for it to end, or use another --run"
-                ) from None
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < deadline:
+                        time.sleep(0.05)
+                        continue
+                    handle.seek(0)
+                    holder = printable(handle.read(300).strip()) or "another process"
+                    raise RunError(
+                        f"{self.path} is in use by {holder}", fix="wait for it to end, or use another --run"
+                    ) from None
             handle.truncate(0)
             handle.write(f"process {os.getpid()} ({command_line()}, since {now()[:19]} UTC)")
             handle.flush()

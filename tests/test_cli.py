@@ -137,7 +137,7 @@ def test_arguments_of_the_constructor_reach_the_model_of_a_run_from_flag_recipe_
     record = Run.open(run).variant("float")
     arguments = {"channels": [8, 16, 16, 24], "layers": [1, 1, 2, 1]}
     assert record["config"]["model"]["arguments"] == arguments
-    assert record["metrics"]["parameters"] < 25_000, "timm's own has 470,000"
+    assert record["metrics"]["parameters"] < 60_000, "timm's own has 373,000"
     (tmp_path / "edgeopt.toml").write_text(
         f'data = {{ path = "{pictures}", image_size = 32 }}\ntrain = {{ epochs = 1, batch_size = 8 }}\n'
         '[model]\nname = "test_resnet"\npretrained = false\n'

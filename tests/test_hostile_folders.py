@@ -35,7 +35,7 @@ from edgeopt.errors import DataError
 from edgeopt.picture_files import contents, decoded, open_picture
 from edgeopt.predict import predict
 from edgeopt.preprocess import PreprocessSpec, load_picture
-from edgeopt.stages import finetune
+from edgeopt.stages.starting import start
 
 pytestmark = pytest.mark.timeout(60)  # a pipe that is opened would be waited for
 PICTURE = paint(0, 900)
@@ -578,11 +578,11 @@ def test_a_run_lists_what_was_set_aside_also_when_it_is_started_again(root: Path
 
     (root / "class 0" / "x.png").write_bytes(b"")
     (root / "class 0" / "x.txt").write_bytes(b"")
-    finetune._start(config(root), tmp_path / "run", Silent())
+    start(config(root), tmp_path / "run", Silent())
     assert set(issues()) == {"class 0/x.png"}
     (root / "class 1" / "y.png").write_bytes(b"")
     heard = _Heard()
-    finetune._start(config(root), tmp_path / "run", heard)
+    start(config(root), tmp_path / "run", heard)
     assert set(issues()) == {"class 0/x.png", "class 1/y.png"}
     assert any(line.startswith("set aside: 2 files") for line in heard.lines)
     assert "passed over: 1 files whose names are not of pictures" in heard.lines

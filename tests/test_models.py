@@ -215,7 +215,7 @@ def test_a_wrong_argument_is_a_line_that_says_what_there_is(
     ("name", "size", "better"), [("inception_v3", 32, 96), ("test_maxvit", 80, 64), ("levit_128s", 40, 32)]
 )
 def test_a_size_that_a_model_cannot_take_is_refused_with_one_it_can(name: str, size: int, better: int) -> None:
-    with pytest.raises(ModelError, match=f"{name} cannot take pictures of {size} px") as caught:
+    with pytest.raises(ModelError, match=f"{name} cannot take pictures of {size}x{size} pixels") as caught:
         create(name, num_classes=3, pretrained=False, image_size=size)
     assert caught.value.fix == f"--image-size {better}"
     assert create(name, num_classes=3, pretrained=False, image_size=better).architecture.input_size == (
@@ -480,8 +480,11 @@ def test_architecture_survives_its_file(tmp_path: Path) -> None:
         {"arguments": {"num_classes": 3, "layers": [1, [2]]}},
         {"arguments": {"num_classes": 3, "layers": []}},
         {"arguments": {"num_classes": 3, "layers": ["/etc/passwd"]}},
+        {"arguments": {"num_classes": 3, "layers": [1, "x"]}},
+        {"arguments": {"num_classes": 3, "layers": [1, 10**9]}},
         {"arguments": {"num_classes": 3, "layers": [1, 10**400]}},
         {"arguments": {"num_classes": 3, "layers": [1] * 65}},
+        {"arguments": {"num_classes": [3, 3]}},
         {"arguments": {"num_classes": 3, "drop_rate": float("nan")}},
         {"pruning": [["layer1.0.conv1; import os", True, [0]]]},
         {"pruning": [["layer1.0.conv1", True, [-1]]]},

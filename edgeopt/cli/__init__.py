@@ -19,6 +19,7 @@ VERBS = {
     "demo": ("demo", "All of it on handwritten digits, in about ten minutes."),
     "check": ("check", "Find what is wrong with the pictures before training on them."),
     "finetune": ("finetune", "Fine-tune a pretrained model on a folder of labelled pictures."),
+    "tune": ("tune", "Search for the hyperparameters that train best."),
     "adopt": ("adopt", "Start from a model you trained elsewhere."),
     "ensemble": ("ensemble", "Let several trained models answer as one, or make a soup of them."),
     "compress": ("compress", "Prune, distil and quantize the trained model."),
@@ -48,6 +49,7 @@ _TRAINING_PACKAGES = (
     "safetensors",
     "torch_pruning",
     "sklearn",
+    "optuna",
 )
 _TRAINING_FIX = 'pip install "edgeopt[train]"'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from edgeopt.cli.common import (
     emit,
     force_option,
     given,
+    input_options,
     model_argument_option,
     output_options,
     picture_options,
@@ -30,12 +32,7 @@ from edgeopt.config import Recipe, validate
 )
 @model_argument_option
 @click.option("--data", required=True, help="The pictures it was trained on, as for finetune.")
-@click.option("--image-size", type=int, help="Input height and width it was trained with. [default: the model's own]")
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash", "letterbox"]),
-    help="How pictures were made square. [default: crop]",
-)
+@input_options
 @picture_options
 @click.option("--seed", type=int, help="Of the split. [default: 0]")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
@@ -45,10 +42,6 @@ def command(
     name: str,
     weights: Path,
     data: str,
-    image_size: int | None,
-    resize: str | None,
-    max_pixels: int | None,
-    exclude: str | None,
     group_near: bool,
     seed: int | None,
     model_arguments: tuple[str, ...],
@@ -56,23 +49,17 @@ def command(
     force: bool,
     as_json: bool,
     quiet: bool,
+    **pictures: Any,
 ) -> None:
     """Start from a model you trained elsewhere, such as a tutorial's model.pth, and compress that.
 
-    Classes are matched to the class folders in alphabetical order, as torchvision's ImageFolder numbers them.
+    Classes are matched to the class folders in alphabetical order, as torchvision's ImageFolder numbers them. Say how
+    pictures were brought to its input where that was not as the model's name implies.
     """
     recipe = validate(
         Recipe,
         {
-            "data": given(
-                path=data,
-                image_size=image_size,
-                resize=resize,
-                max_pixels=max_pixels,
-                seed=seed,
-                exclude=exclude,
-                group_near=group_near or None,
-            ),
+            "data": given(path=data, seed=seed, group_near=group_near or None, **pictures),
             "model": {
                 "name": name,
                 "weights": str(weights),

@@ -153,6 +153,34 @@ def as_settings(model_arguments: Sequence[str]) -> list[str]:
     return [f"model.arguments.{text}" for text in model_arguments]
 
 
+def input_options(function: Function) -> Function:
+    """How pictures become the model's input: ``--image-size``, ``--resize``, ``--interpolation``, ``--normalize``."""
+    for option in (
+        click.option(
+            "--normalize",
+            type=click.Choice(["model", "data", "unit"]),
+            help="By whose mean and deviation: the model's, the train pictures', or none. [default: model]",
+        ),
+        click.option(
+            "--interpolation",
+            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+            help="How pictures are scaled. [default: the model's own]",
+        ),
+        click.option(
+            "--resize",
+            type=click.Choice(["crop", "squash", "letterbox"]),
+            help="How a picture is brought to the input's shape. [default: crop]",
+        ),
+        click.option(
+            "--image-size",
+            metavar="N|HxW",
+            help="Pixels of both sides, or HEIGHTxWIDTH as in 160x224. [default: the model's own]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 data_option = click.option(
     "--data", type=str, help="Where the pictures are now, when they moved since the run was made."
 )

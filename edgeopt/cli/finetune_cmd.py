@@ -13,6 +13,7 @@ from edgeopt.cli.common import (
     as_settings,
     emit,
     force_option,
+    input_options,
     model_argument_option,
     output_options,
     picture_options,
@@ -24,7 +25,7 @@ from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 #: Options that set one key of the recipe.
 _KEYS = {
     "path": "data.path", "image_size": "data.image_size", "resize": "data.resize", "max_pixels": "data.max_pixels",
-    "exclude": "data.exclude",
+    "interpolation": "data.interpolation", "normalize": "data.normalize", "exclude": "data.exclude",
     "name": "model.name", "weights": "model.weights", "pretrained": "model.pretrained",
     "mixup": "augment.mixup", "cutmix": "augment.cutmix",
     **{
@@ -48,10 +49,7 @@ _KEYS = {
 @click.option(
     "--no-pretrained", "pretrained", is_flag=True, flag_value=False, default=None, help="Start from random weights."
 )
-@click.option("--image-size", type=int, help="Input height and width in pixels. [default: the model's own]")
-@click.option(
-    "--resize", type=click.Choice(["crop", "squash", "letterbox"]), help="How a picture is made square. [default: crop]"
-)
+@input_options
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
 @click.option("--time", help="Bound the training, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]")
 @click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")

@@ -7,57 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.errors import ConfigError
-
-RECIPE = """\
-# An edgeopt recipe: the whole run. Every key left out keeps its default. Run it with: edgeopt run {name}
-
-targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
-
-[data]
-path = "photos"                          # one subfolder a class; or train/val/test subfolders of such; or labels.csv
-# image_size = 224                       # default: the model's own; smaller is faster
-# resize = "crop"                        # "crop", "squash" or "letterbox"
-# exclude = "leave-out.txt"              # pictures to leave out: edgeopt check photos --exclude leave-out.txt
-# group_near = true                      # keep near duplicates in one split
-
-[model]
-name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAME; module:attr of your own
-# arguments.drop_path_rate = 0.1         # of its constructor; also lists, as in arguments.depths = [1, 1, 3, 1]
-# weights = "backbone.safetensors"       # default: pretrained weights
-
-[train]
-epochs = 20
-# time = "20m"                           # the most training may take; epochs are a bound then too
-# lr = 0.001                             # "auto": by a range test
-# batch_size = 32                        # "auto": by a probe
-# optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", or another of timm's
-# schedule = "cosine"                    # "step", "one_cycle", "exponential", "plateau"
-# head_epochs = 2                        # the head alone first; unfreeze = "gradual" or "none" for what follows
-# loss = "cross_entropy"                 # "weighted" or "focal" where classes are rare, or "module:attr"
-# dropout = 0.2                          # also drop_path, weight_decay, l1, label_smoothing, clip_grad, ema_decay
-# folds = 5                              # cross-validation: 5 trainings; keep = "best" or "soup" of them
-# augment = "default"                    # "none", "light", "default" or "heavy"
-# flip = false                           # where left and right differ, as for digits and text
-
-[augment]                                # single values in place of the preset's
-# rotation = 15                          # degrees; also scale, crop, shift, hue, blur, noise, erase, policy, ...
-# mixup = 0.2                            # alpha; off in the last tenth of the epochs, as is cutmix
-
-# [ensemble]                             # of the folds' models; it then teaches what is compressed
-# vote = "soft"                          # "hard", "weighted", "stacking", or "soup": one model, which is compressed
-
-[compress]
-int8 = true                              # ranges from calibration pictures, then quantization-aware training
-# prune = 0.3                            # remove this fraction of the MACs first
-# calibration = "default"                # "fast", "default" or "thorough"
-
-[bench]
-seconds = 20
-
-[budget]                                 # a missed line makes `edgeopt run` exit with 3
-max_drop_points = 1.0                    # top-1 may fall by this many percentage points
-# min_speedup = 1.5                      # over the same backend in float
-"""
+from edgeopt.recipe_text import RECIPE
 
 
 @click.command("init")

@@ -63,8 +63,10 @@ def _steps(config: AugmentConfig, spec: PreprocessSpec) -> list[nn.Module]:
     fill = [round(255 * value) for value in spec.mean]
     steps: list[nn.Module] = []
     if _crops(config):
-        crop = (config.crop, 1.0)
-        steps.append(v2.RandomResizedCrop(spec.size, scale=crop, ratio=(5 / 6, 6 / 5), interpolation=interpolation))
+        crop, aspect = (config.crop, 1.0), spec.size[1] / spec.size[0]
+        # About the shape the model sees: of another one, pictures would be more distorted than evaluation's ever are.
+        ratio = (aspect * 5 / 6, aspect * 6 / 5)
+        steps.append(v2.RandomResizedCrop(spec.size, scale=crop, ratio=ratio, interpolation=interpolation))
     if config.rotation or config.scale or config.shift:
         steps.append(
             v2.RandomAffine(
@@ -138,6 +140,11 @@ class _TrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc]
 
         changed = {"TranslateX": (shift, True), "TranslateY": (shift, True), "Rotate": (rotation, True)}
         self._AUGMENTATION_SPACE = {**v2.TrivialAugmentWide._AUGMENTATION_SPACE, **changed}
+
+
+def cached_key(spec: PreprocessSpec, preset: Preset, changes: AugmentConfig | None = None) -> str:
+    """What :func:`cached_picture` depends on but for the picture."""
+    return f"{spec.key}-{'cropped' if _crops(augmentation(preset, changes)) else 'plain'}"
 
 
 def cached_picture(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +59,21 @@ class PictureCache:
             if size > self._limit:
                 return np.memmap(spool, dtype=np.uint8, mode="r", shape=(size,))
             return np.frombuffer(spool.read(), dtype=np.uint8)
+
+
+class Shelf:
+    """Decoded pictures of one dataset kept for the next training: those of the last two ways they were prepared."""
+
+    def __init__(self, room: int = 2) -> None:
+        self._room = room
+        self._kept: dict[str, PictureCache] = {}
+
+    def get(self, key: str, make: Callable[[], PictureCache]) -> PictureCache:
+        """What is kept under ``key``, made when it is not."""
+        found = self._kept.pop(key, None)
+        if found is None:
+            while len(self._kept) >= self._room:  # before another is made: both might not fit into memory
+                del self._kept[next(iter(self._kept))]
+            found = make()
+        self._kept[key] = found  # the last one used is the last to go
+        return found

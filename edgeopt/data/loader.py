@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from edgeopt.console import Progress
-from edgeopt.data.augment import cached_picture, make_augment, make_mix
-from edgeopt.data.cache import PictureCache
+from edgeopt.data.augment import cached_key, cached_picture, make_augment, make_mix
+from edgeopt.data.cache import PictureCache, Shelf
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
@@ -35,7 +35,7 @@ class TrainLoader:
     another epoch, unless there is less than one batch in all. With ``sampling`` balanced it has as many pictures, every
     class equally often: those of rare classes several times, of frequent ones a new part in every epoch. ``workers`` 0
     makes batches in the training process: the pictures are decoded once, before, so little is left to do. Batches do
-    not depend on ``workers``.
+    not depend on ``workers``. A ``shelf`` must be of the same ``items``: what is on it is not decoded again.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class TrainLoader:
         cache_bytes: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Progress | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         if not items:
             raise DataError("there is nothing to train on", fix="add pictures to train")
@@ -71,7 +72,10 @@ class TrainLoader:
                     progress(done, len(items))
                 yield picture
 
-        self._cache = PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
+        def make() -> PictureCache:
+            return PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
+
+        self._cache = make() if shelf is None else shelf.get(cached_key(spec, augment, changes), make)
         self.labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._spec = spec
         self._augment = make_augment(augment, spec, flip=flip, changes=changes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeopt.errors import ModelError
 from edgeopt.files import write_bytes
 from edgeopt.model_table import ModelRow, known_models
-from edgeopt.models.architecture import Architecture, Argument
+from edgeopt.models.architecture import Architecture, Argument, ImageSize, sides
 from edgeopt.models.builders import (
     Created,
     build,
@@ -56,23 +56,30 @@ def create(
     arguments: Mapping[str, Argument] | None = None,
     pretrained: bool = True,
     weights: Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Created:
     """A model with a classifier for ``num_classes``, on the CPU, in evaluation mode.
 
     ``name`` is a timm name (``timm:NAME`` too), ``torchvision:NAME``, or ``module:attr``: a callable that takes
     ``num_classes`` and ``arguments`` and returns a module that turns pictures (N, C, H, W) into logits (N, classes).
+    ``image_size`` is in pixels: one number, or (height, width); default: the model's own.
     Weights come from the file ``weights`` when given; else, when ``pretrained``, from an installed package that
     carries them, or from the hub. A classifier with another number of classes starts from zero; its keys are in
     ``dropped_keys``. Raises ModelError for unknown names, refused arguments, weights that do not fit, and for weights
     that cannot be had without a network.
     """
-    source, bare = split_name(name)
-    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
-    architecture = describe(source, bare, values, image_size)
-    created = _created(architecture, pretrained and source != "attr", weights)
+    architecture = _described(name, num_classes, arguments, image_size)
+    created = _created(architecture, pretrained and architecture.source != "attr", weights)
     require_classifier(created.model, architecture)
     return created
+
+
+def _described(
+    name: str, num_classes: int, arguments: Mapping[str, Argument] | None, image_size: ImageSize | None
+) -> Architecture:
+    source, bare = split_name(name)
+    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
+    return describe(source, bare, values, image_size)
 
 
 def _created(architecture: Architecture, pretrained: bool, weights: Path | None) -> Created:
@@ -104,16 +111,14 @@ def adopt(
     *,
     num_classes: int,
     arguments: Mapping[str, Argument] | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Created:
     """A model trained elsewhere, with every key of the state dict in ``weights`` in its place, classifier included.
 
     Names as in ``create``. Raises ModelError that names the first keys that do not fit and the probable cause (another
     model, another number of classes), and for a file that is a whole pickled module.
     """
-    source, bare = split_name(name)
-    values = {**size_arguments(source, bare, image_size), **(arguments or {}), "num_classes": num_classes}
-    architecture = describe(source, bare, values, image_size)
+    architecture = _described(name, num_classes, arguments, image_size)
     state = read_state(weights)
     model = build(architecture)
     fit(model, state, architecture, str(weights), keep_head=True)
@@ -183,11 +188,13 @@ def load(folder: Path, *, allow_code: bool = False) -> nn.Module:
     return model.eval()
 
 
-def preprocess_of(model_or_architecture: nn.Module | Architecture, *, image_size: int | None = None) -> dict[str, Any]:
+def preprocess_of(
+    model_or_architecture: nn.Module | Architecture, *, image_size: ImageSize | None = None
+) -> dict[str, Any]:
     """How the model expects its pictures: size (height, width), crop_pct, interpolation, mean and std.
 
     From timm's data configuration (a timm module carries its own) or the transforms of torchvision's default weights;
-    ``module:attr`` models get ImageNet's mean and std. ``image_size`` replaces both sides, else the architecture's own
+    ``module:attr`` models get ImageNet's mean and std. ``image_size`` replaces the size, else the architecture's own
     ``input_size`` counts. Values are plain tuples, floats and strings.
     """
     if isinstance(model_or_architecture, Architecture):
@@ -199,7 +206,7 @@ def preprocess_of(model_or_architecture: nn.Module | Architecture, *, image_size
             raise ModelError("this model does not carry its preprocessing", fix="pass its Architecture")
         values = timm_preprocess(cfg)
     if image_size is not None:
-        values["size"] = (image_size, image_size)
+        values["size"] = sides(image_size)
     return values
 
 

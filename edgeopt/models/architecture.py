@@ -15,15 +15,16 @@ from edgeopt.files import write_text
 from edgeopt.schemes import SCHEMES
 
 Source: TypeAlias = Literal["timm", "torchvision", "attr"]
-#: What a constructor may be given: plain values, and numbers for each stage as in depths=[2, 2, 6, 2].
+#: What a constructor may be given: plain values, and numbers for each stage or side as in depths=[2, 2, 6, 2].
 Argument: TypeAlias = (
     StrictBool
     | StrictInt
     | StrictFloat
     | StrictStr
-    | Annotated[list[StrictInt | StrictFloat], Field(min_length=1, max_length=64)]
+    | Annotated[tuple[StrictInt | StrictFloat, ...], Field(min_length=1, max_length=64)]
     | None
 )
+ImageSize: TypeAlias = int | tuple[int, int]  # pixels: of both sides, or (height, width)
 MAX_CLASSES = 100_000
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARGUMENT = 65_536
@@ -121,14 +122,15 @@ class Architecture(BaseModel):
         """This architecture with quantizers placed in it."""
         return self._with(quantizers=quantizers, scheme=scheme)
 
-    def resized(self, image_size: int) -> Architecture:
-        """This architecture for square pictures of ``image_size`` pixels; refused where weights depend on the size."""
-        if {"img_size", "image_size"} & set(self.arguments):
+    def resized(self, image_size: ImageSize) -> Architecture:
+        """This architecture for pictures of another size; refused where weights depend on the size."""
+        height, width = sides(image_size)
+        if {"img_size", "image_size", "input_size"} & set(self.arguments):
             raise ModelError(
-                f"{self.full_name} is made for one picture size and cannot take {image_size} px",
-                fix=f"make it for that size: edgeopt finetune DATA --image-size {image_size}",
+                f"{self.full_name} is made for one picture size and cannot take {height}x{width} pixels",
+                fix=f"make it for that size: edgeopt finetune DATA --image-size {height}x{width}",
             )
-        return self._with(input_size=(self.input_size[0], image_size, image_size))
+        return self._with(input_size=(self.input_size[0], height, width))
 
     def _with(self, **changes: Any) -> Architecture:
         return parse({**self.model_dump(by_alias=True), **changes}, where="architecture")
@@ -151,6 +153,11 @@ class Architecture(BaseModel):
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"cannot read {path}: {_one_line(error)}", fix=_DAMAGED) from None
         return parse(values, where=str(path), fix=_DAMAGED)
+
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) in pixels; one number is both."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
@@ -186,10 +193,10 @@ def _check_argument(key: str, value: Argument) -> None:
         raise ValueError(f"argument {key} is refused: it would read files or the network")
     if isinstance(value, str) and not _TEXT.fullmatch(value):
         raise ValueError(f"argument {key} is refused: {value[:64]!r} is not a plain word")
-    numbers = value if isinstance(value, list) else [value]
+    numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
     # NaN compares false, and so is refused too.
-    if not all(abs(number) <= _limit(key) for number in numbers if isinstance(number, (int, float))):
-        raise ValueError(f"argument {key} is refused: {value!r} is out of bounds")
+    if wrong := [number for number in numbers if not abs(number) <= _limit(key)]:
+        raise ValueError(f"argument {key} is refused: {wrong[0]!r} is out of bounds")
     if key == "num_classes" and not (type(value) is int and 1 <= value <= MAX_CLASSES):
         raise ValueError(f"num_classes must be an integer from 1 to {MAX_CLASSES}, not {value!r}")
 

@@ -39,7 +39,7 @@ def refusal(architecture: Architecture, error: Exception) -> ModelError:
     """The error to raise for what the constructor of ``architecture`` raised."""
     unexpected, twice = _UNEXPECTED.search(str(error)), _TWICE.search(str(error))
     name = architecture.full_name
-    if unexpected and unexpected[3] in ("img_size", "image_size"):
+    if unexpected and unexpected[3] in ("img_size", "image_size", "input_size"):
         return ModelError(f"{name} is made for one picture size", fix="leave --image-size out")
     if unexpected and unexpected[3] in architecture.arguments:
         made_by = sys.modules.get(_maker(architecture).__module__)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgeopt.errors import ModelError, did_you_mean
-from edgeopt.models.architecture import Architecture, Argument, Source, parse
+from edgeopt.models.architecture import Architecture, Argument, ImageSize, Source, parse, sides
 from edgeopt.models.arguments import refusal, require_taken
 from edgeopt.models.weights import fit_state
 from edgeopt.registry import import_users_module
@@ -70,13 +70,15 @@ def torchvision_names() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def describe(source: Source, name: str, arguments: Mapping[str, Argument], image_size: int | None) -> Architecture:
+def describe(
+    source: Source, name: str, arguments: Mapping[str, Argument], image_size: ImageSize | None
+) -> Architecture:
     """The architecture of a name the user gave, with the input size the model was made for."""
     values = {"source": source, "name": name, "arguments": dict(arguments)}
     draft = parse(values, where=f"model {name}")
     require_known(source, name)
     channels = draft.arguments.get("in_chans", 3) if source == "timm" else 3
-    size = (image_size, image_size) if image_size else native_size(draft)
+    size = sides(image_size) if image_size else native_size(draft)
     return parse({**values, "input_size": (channels, *size)}, where=f"model {name}")
 
 
@@ -86,16 +88,29 @@ def native_size(architecture: Architecture) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def size_arguments(source: Source, name: str, image_size: int | None) -> dict[str, Argument]:
-    """What a constructor must be told about the picture's size: transformers with position embeddings need it."""
+def size_arguments(source: Source, name: str, image_size: ImageSize | None) -> dict[str, Argument]:
+    """What a constructor must be told about the picture's size: transformers with position embeddings need it.
+
+    Raises ModelError for torchvision's vision transformers, which take square pictures alone.
+    """
     if image_size is None:
         return {}
+    height, width = sides(image_size)
     if source == "timm":
         import timm
 
         fixed = timm.is_model(name) and timm_cfg(name).get("fixed_input_size", False)
-        return {"img_size": image_size} if fixed else {}
-    return {"image_size": image_size} if source == "torchvision" and name.startswith("vit_") else {}
+        return {"img_size": height if height == width else (height, width)} if fixed else {}
+    if source == "torchvision" and name.startswith("maxvit"):
+        return {"input_size": (height, width)}
+    if source != "torchvision" or not name.startswith("vit_"):
+        return {}
+    if height != width:
+        raise ModelError(
+            f"torchvision:{name} takes square pictures alone, not {height}x{width}",
+            fix=f"--image-size {max(height, width)}, or timm's own, such as vit_base_patch16_224, which takes both",
+        )
+    return {"image_size": height}
 
 
 # --- building -----------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ModelError
-from edgeopt.models.architecture import Architecture
+from edgeopt.models.architecture import Architecture, ImageSize
 from edgeopt.models.builders import build, native_size, size_arguments
 
 _STEP, _TRIES = 32, 12
@@ -43,28 +45,47 @@ def on_meta(architecture: Architecture) -> nn.Module:
         return build(architecture).eval()
 
 
-def nearest_size(architecture: Architecture) -> int | None:
-    """The side in pixels nearest to the architecture's, among multiples of 32 and the native one, that it takes."""
+def nearest_size(architecture: Architecture) -> ImageSize | None:
+    """The size in pixels nearest to the architecture's that it takes: sides of multiples of 32, or the native one.
+
+    Of squares where that one is square, else of all shapes, as (height, width).
+    """
     if architecture.source == "attr":
         return None  # building it runs code of the user's
-    wanted, native = architecture.input_size[-1], native_size(architecture)[0]
-    candidates: set[int] = {*range(_STEP, 2 * max(wanted, native), _STEP), native} - {wanted}
-    for size in sorted(candidates, key=lambda side: (abs(side - wanted), side))[:_TRIES]:
-        stated = {**architecture.arguments, **size_arguments(architecture.source, architecture.name, size)}
-        resized = architecture.model_copy(update={"arguments": stated, "input_size": (3, size, size)})
-        try:
-            with torch.no_grad():
-                on_meta(resized)(torch.zeros(1, architecture.input_size[0], size, size, device="meta"))
-        except _MISFITS:
-            continue
-        return size
+    wanted, native = architecture.input_size[1:], native_size(architecture)
+    sides = range(_STEP, 2 * max(*wanted, *native), _STEP)
+    square = wanted[0] == wanted[1]
+    candidates = {native, *((side, side) for side in sides)} | set(() if square else product(sides, sides))
+    for size in sorted(candidates - {wanted}, key=lambda size: _distance(size, wanted))[:_TRIES]:
+        if _takes(architecture, size):
+            return size[0] if size[0] == size[1] else size
     return None
+
+
+def _distance(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, ...]:
+    """What sizes are sorted by: how far both sides are off, the smaller ones first."""
+    return (abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]), *size)
+
+
+def _takes(architecture: Architecture, size: tuple[int, int]) -> bool:
+    """Whether the model, made for pictures of that size, takes one."""
+    channels = architecture.input_size[0]
+    try:
+        stated = {**architecture.arguments, **size_arguments(architecture.source, architecture.name, size)}
+        resized = architecture.model_copy(update={"arguments": stated, "input_size": (channels, *size)})
+        with torch.no_grad():
+            on_meta(resized)(torch.zeros(1, channels, *size, device="meta"))
+    except _MISFITS:
+        return False
+    return True
 
 
 def _wrong_size(architecture: Architecture, error: Exception) -> ModelError:
     line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    size = nearest_size(architecture)
+    (channels, height, width), size = architecture.input_size, nearest_size(architecture)
     return ModelError(
-        f"{architecture.full_name} cannot take pictures of {architecture.input_size[-1]} px: {line}",
-        fix=f"--image-size {size}" if size else "leave --image-size out, or correct the model's code or arguments",
+        f"{architecture.full_name} cannot take pictures of {height}x{width} pixels, {channels} channels: {line}",
+        fix=f"--image-size {'x'.join(map(str, size)) if isinstance(size, tuple) else size}"
+        if size
+        else "leave --image-size out, or correct the model's code or arguments",
     )

@@ -11,6 +11,7 @@ from edgeopt.data.ingest import ingest
 from edgeopt.data.preview import write_preview
 from edgeopt.errors import ConfigError
 from edgeopt.run import stage_key
+from edgeopt.stages.preprocessing import preprocessing
 from edgeopt.stages.starting import (
     NAME,
     VERSION,
@@ -22,7 +23,6 @@ from edgeopt.stages.starting import (
     inputs_of,
     origins_of,
     say_weights,
-    spec_of,
     start,
 )
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
@@ -65,7 +65,7 @@ def finetune(
         if stage.done:
             return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
         created, spec = order.create()
-        say_weights(created, console)
+        say_weights(created, spec, console)
         plan = TrainingPlan.for_finetuning(train, augment)
         result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console)
         return commit_variant(
@@ -108,7 +108,7 @@ def augment_preview(
     write_preview(
         file,
         dataset,
-        spec_of(create(dataset, data, bare), data),
+        preprocessing(create(dataset, data, bare), data, dataset, console),
         augment=train.augment,
         flip=train.flip,
         changes=augment,
@@ -151,7 +151,7 @@ def adopt(
             arguments=model.arguments,
             image_size=data.image_size,
         )
-        spec = spec_of(adopted, data)
+        spec = preprocessing(adopted, data, opened.dataset, console)
         metrics = evaluate_val(adopted.model, opened, spec)
         _warn_when_guessing(metrics["val_top1"], len(opened.dataset.classes), console)
         return commit_variant(

@@ -51,7 +51,9 @@ def cross_validate(order: Order) -> Variant:
         stage = order.run.stage("host", NAME, record="stage.json", key=key, force=order.force, resumes=True)
         if stage.done:
             return Variant(order.run, stage.name, stage.skipped(order.console), skipped=True)
-        made = [_trained(order, folds, fold) for fold in range(1, folds.count + 1)]
+        made: list[Variant] = []
+        for fold in range(1, folds.count + 1):
+            made.append(_trained(order, folds, fold, made[0].preprocess if made else None))
         answers = _out_of_fold(order.workspace.dataset, folds, made)
         figures = fold_figures([answers.correct[answers.fold == fold] for fold in range(1, folds.count + 1)])
         order.console.say(figures.summary())
@@ -76,8 +78,12 @@ def cross_validate(order: Order) -> Variant:
         )
 
 
-def _trained(order: Order, folds: Folds, fold: int) -> Variant:
-    """The model of one fold, trained and judged on what it holds out, or found made."""
+def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec | None) -> Variant:
+    """The model of one fold, trained and judged on what it holds out, or found made.
+
+    ``preprocess`` is that of the folds before. All have one, or their weights could not be averaged: where pictures
+    are normalized by their own mean and deviation, those are measured once, on the pictures of train in all folds.
+    """
     config, inputs = {**order.config(), "fold": {"fold": fold, "of": folds.count}}, order.inputs()
     inputs["folds"] = folds.fingerprint
     key = stage_key(inputs=inputs, config=config, version=VERSION)
@@ -85,9 +91,10 @@ def _trained(order: Order, folds: Folds, fold: int) -> Variant:
     stage = order.run.stage("host", name, record="stage.json", key=key, force=order.force, resumes=True)
     if stage.done:
         return Variant(order.run, stage.name, stage.skipped(order.console), skipped=True)
-    created, spec = order.create(seeded=True)  # all folds start alike, or their weights could not be averaged
+    # All folds start alike, or their weights could not be averaged.
+    created, spec = order.create(seeded=True, preprocess=preprocess)
     if fold == 1:
-        say_weights(created, order.console)
+        say_weights(created, spec, order.console)
     workspace = replace(order.workspace, dataset=folds.without(order.workspace.dataset, fold))
     plan = replace(TrainingPlan.for_finetuning(order.train, order.augment), title=f"fold {fold} of {folds.count}")
     metrics = fit(plan, created.model, workspace, spec, folder=stage.folder, console=order.console)

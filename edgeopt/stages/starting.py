@@ -23,6 +23,7 @@ from edgeopt.models import Created
 from edgeopt.models.builders import require_known, split_name
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, check_name
+from edgeopt.stages.preprocessing import note_other_normalization, preprocessing
 from edgeopt.stages.workspace import Workspace, open_workspace
 
 VERSION = 1
@@ -65,13 +66,19 @@ class Order:
         """Hashes of what the training starts from."""
         return inputs_of(self.run, self.model)
 
-    def create(self, *, seeded: bool = False) -> tuple[Created, PreprocessSpec]:
-        """The untrained model and its preprocessing; ``seeded`` draws random weights from ``train.seed``."""
+    def create(
+        self, *, seeded: bool = False, preprocess: PreprocessSpec | None = None
+    ) -> tuple[Created, PreprocessSpec]:
+        """The untrained model and its preprocessing, or ``preprocess`` where that is known already.
+
+        ``seeded`` draws random weights from ``train.seed``. Raises ModelError, ConfigError, DataError.
+        """
+        dataset = self.workspace.dataset
         with torch.random.fork_rng(devices=[], enabled=seeded):
             if seeded:
                 torch.manual_seed(self.train.seed)
-            created = create(self.workspace.dataset, self.data, self.model, regularization(self.model, self.train))
-        return created, spec_of(created, self.data)
+            created = create(dataset, self.data, self.model, regularization(self.model, self.train))
+        return created, preprocess or preprocessing(created, self.data, dataset, self.console)
 
 
 def data_record(data: DataConfig) -> dict[str, Any]:
@@ -89,16 +96,23 @@ def data_config(data: DataConfig | str | Path) -> DataConfig:
     return data if isinstance(data, DataConfig) else DataConfig(path=str(data))
 
 
-def start(data: DataConfig, run: Path | None, console: Console) -> Workspace:
-    """Read the pictures and open the run that holds them, made on first use."""
+def start(data: DataConfig, run: Path | None, console: Console, *, wait_seconds: float = 0.0) -> Workspace:
+    """Read the pictures and open the run that holds them, made on first use.
+
+    ``wait_seconds`` is how long to wait for others that hold the run. Raises DataError, ConfigError, RunError.
+    """
     with console.task("reading pictures") as progress:
         dataset = ingest(data, progress=progress)
     _say_dataset(dataset, console)
     path = run or _default_path(data.path, dataset.fingerprint)
     opened = Run.create(
-        path, data_root=dataset.root, data=data.model_dump(mode="json"), fingerprint=dataset.fingerprint
+        path,
+        data_root=dataset.root,
+        data=data.model_dump(mode="json"),
+        fingerprint=dataset.fingerprint,
+        wait_seconds=wait_seconds,
     )
-    with opened.lock():
+    with opened.lock(wait_seconds):
         written = Dataset.read(opened.data) if (opened.data / "split.json").is_file() else None
         if written is None or written.items != dataset.items:  # of an older run, or its groups are others
             dataset.write(opened.data)
@@ -145,20 +159,27 @@ _DROPOUT = {"timm": "drop_rate", "torchvision": "dropout", "attr": "dropout"}
 _DROP_PATH = {"timm": "drop_path_rate", "torchvision": "stochastic_depth_prob", "attr": "drop_path"}
 
 
+def constructor_arguments(model: str, train: TrainConfig) -> dict[str, float]:
+    """What ``train.dropout`` and ``train.drop_path`` are called by the constructor of ``model``, where stated."""
+    source, _ = split_name(model)
+    stated = {_DROPOUT[source]: train.dropout, _DROP_PATH[source]: train.drop_path}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
 def regularization(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
     """The constructor's arguments that ``train.dropout`` and ``train.drop_path`` stand for."""
-    source, _ = split_name(model.name)
-    stated = {_DROPOUT[source]: train.dropout, _DROP_PATH[source]: train.drop_path}
-    if twice := [name for name, value in stated.items() if value is not None and name in model.arguments]:
+    stated = constructor_arguments(model.name, train)
+    if twice := [name for name in stated if name in model.arguments]:
         raise ConfigError(
             f"{twice[0]} is in model.arguments and in train too", fix="leave it out of model.arguments, or out of train"
         )
-    return {name: value for name, value in stated.items() if value is not None}
+    return stated
 
 
 def create(
     dataset: Dataset, data: DataConfig, model: ModelConfig, regularization: Mapping[str, float] | None = None
 ) -> Created:
+    """The untrained model with a classifier for the classes of ``dataset``; raises ModelError."""
     try:
         return models.create(
             model.name,
@@ -169,17 +190,11 @@ def create(
             image_size=data.image_size,
         )
     except ModelError as error:
-        refused = [name for name in regularization or {} if f"unexpected keyword argument '{name}'" in error.message]
+        refused = [name for name in regularization or {} if f" takes no argument {name}" in error.message]
         if not refused:
             raise
         key = "train.drop_path" if refused[0] in _DROP_PATH.values() else "train.dropout"
         raise ModelError(f"{model.name} has no {refused[0]}", fix=f"leave {key} out, or take another model") from error
-
-
-def spec_of(created: Created, data: DataConfig) -> PreprocessSpec:
-    """How the model's pictures are prepared."""
-    values: dict[str, Any] = models.preprocess_of(created.architecture, image_size=data.image_size)
-    return PreprocessSpec.model_validate({**values, "resize": data.resize})
 
 
 def _say_dataset(dataset: Dataset, console: Console) -> None:
@@ -201,8 +216,9 @@ def _issues(dataset: Dataset) -> tuple[object, ...]:
     return dataset.set_aside, dataset.ignored, dataset.notes
 
 
-def say_weights(created: Created, console: Console) -> None:
-    """Where the weights come from."""
+def say_weights(created: Created, spec: PreprocessSpec, console: Console) -> None:
+    """Where the weights come from, and whether they were trained on pictures that were normalized otherwise."""
     console.say(f"{created.architecture.name}, weights: {created.weights_origin}")
     if created.dropped_keys:
         console.say(f"new classifier; not used from the weights: {', '.join(created.dropped_keys[:4])}")
+    note_other_normalization(created, spec, console)

@@ -25,7 +25,7 @@ from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
-from edgeopt.train.loop import LoopConfig, TrainResult, train, training_device
+from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train, training_device
 from edgeopt.train.losses import make_loss, takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
 from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
@@ -167,6 +167,7 @@ class TrainingPlan:
                 workers=self.workers,
                 max_pixels=workspace.data.max_pixels,
                 progress=progress,
+                shelf=workspace.shelf,
             )
 
 
@@ -179,10 +180,12 @@ def fit(
     folder: Path,
     console: Console,
     teacher: nn.Module | None = None,
+    epoch_end: EpochEnd | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place on the run's train pictures and return its val figures and what training took.
 
-    A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read.
+    A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read. ``epoch_end``
+    is told of each epoch; see :func:`edgeopt.train.loop.train`.
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
@@ -213,6 +216,7 @@ def fit(
             extra_groups=groups,
             planned=lambda epochs: setattr(loader, "epochs", epochs),
             draw=lambda images: batch_grid(images, spec),
+            epoch_end=epoch_end,
         )
     chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr}
     return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}

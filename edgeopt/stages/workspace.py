@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeopt import environment
 from edgeopt.config import CalibrationRecipe, DataConfig, validate
 from edgeopt.console import Console, Silent
+from edgeopt.data.cache import Shelf
 from edgeopt.data.calibration import draw_calibration
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.manifest_source import is_manifest
@@ -30,11 +31,16 @@ class Workspace:
     dataset: Dataset
     data: DataConfig
     console: Console
+    shelf: Shelf | None = None  # keeps decoded train pictures between trainings
 
     def prepared(self, name: str, spec: PreprocessSpec) -> PictureSet:
         """The set ``val`` or ``test`` as ``spec`` prepares it, written on first use; a capped test set is said."""
         items = self.dataset.of("val") if name == "val" else self._test_items()
         return self._set(name, items, spec)
+
+    def is_prepared(self, name: str, spec: PreprocessSpec) -> bool:
+        """Whether :meth:`prepared` has nothing to write."""
+        return (self._sets(spec) / f"{name}.json").is_file()
 
     def calibration(self, recipe: CalibrationRecipe, spec: PreprocessSpec) -> PictureSet:
         """The pictures that set the int8 ranges, drawn from train, written on first use."""

@@ -20,9 +20,10 @@ def gradcam(model: nn.Module, picture: npt.NDArray[np.float32], answer: int) -> 
     such map, or nothing in it speaks for the answer.
     """
     maps: list[Tensor] = []
+    size = (picture.shape[1], picture.shape[2])
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.requires_grad and _places(output) is not None:
+        if isinstance(output, Tensor) and output.requires_grad and _places(output, size) is not None:
             maps.append(output)
 
     training = model.training
@@ -38,7 +39,7 @@ def gradcam(model: nn.Module, picture: npt.NDArray[np.float32], answer: int) -> 
         model.train(training)
     # After its last attention a transformer reads the class token alone: an earlier map is the last that counts.
     for output, gradient in zip(reversed(maps), reversed(gradients), strict=True):
-        found, slope = _places(output), None if gradient is None else _places(gradient)
+        found, slope = _places(output, size), None if gradient is None else _places(gradient, size)
         if found is not None and slope is not None and slope.abs().max() > 0:
             evidence = (slope.mean(dim=(1, 2), keepdim=True) * found).sum(dim=0).clamp(min=0).detach().cpu().numpy()
             top = float(evidence.max())
@@ -46,13 +47,24 @@ def gradcam(model: nn.Module, picture: npt.NDArray[np.float32], answer: int) -> 
     return None
 
 
-def _places(output: Tensor) -> Tensor | None:
-    """The one picture's features as (channels, rows, columns); None when they have no places."""
-    if output.ndim == 4 and min(output.shape[2:]) > 1:
-        return output[0]
+def _places(output: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """The features of one picture of ``size`` (height, width) as (channels, rows, columns); None without places."""
+    if output.ndim == 4 and len(output) == 1:
+        # Attention has outputs of four dimensions too; rows and columns are in the picture's proportion.
+        for places in (output[0], output[0].permute(2, 0, 1)):
+            if _fits(places.shape[1], places.shape[2], size):
+                return places
     if output.ndim == 3 and output.shape[1] > 4:
+        height, width = size
         for prefix in range(_MOST_PREFIX_TOKENS + 1):
-            side = isqrt(output.shape[1] - prefix)
-            if side * side == output.shape[1] - prefix:
-                return output[0, prefix:].T.reshape(-1, side, side)
+            patches = output.shape[1] - prefix
+            rows = isqrt(patches * height // width)  # patches are square
+            if rows and patches % rows == 0 and rows * width == patches // rows * height:
+                return output[0, prefix:].T.reshape(-1, rows, patches // rows)
     return None
+
+
+def _fits(rows: int, columns: int, size: tuple[int, int]) -> bool:
+    """Whether a network that halves pictures of ``size``, a row or column more or less, can come to such a map."""
+    height, width = size
+    return min(rows, columns) > 1 and abs(rows * width - columns * height) < width + height

@@ -29,11 +29,14 @@ from edgeopt.train.optimizer import make_optimizer, schedule
 from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe, running
 from edgeopt.train.state import Best, State, Store, Tensors
 
-__all__ = ["Batches", "Evaluate", "LoopConfig", "TrainResult", "train"]
+__all__ = ["Batches", "EpochEnd", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Draw = Callable[[Tensor], UInt8]
+#: Called after each epoch with its number, from 1, the best score (0-1) so far, and whether it was the last one; what
+#: it raises ends the training.
+EpochEnd = Callable[[int, float, bool], None]
 Result = TypeVar("Result")
 
 
@@ -51,6 +54,7 @@ def train(
     extra_groups: Sequence[Mapping[str, Any]] = (),
     planned: Callable[[int], None] | None = None,
     draw: Draw | None = None,
+    epoch_end: EpochEnd | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
@@ -60,9 +64,9 @@ def train(
     is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
     same training, that goes on, in fp32 on the same machine to the very same weights, unless the time is bounded.
     ``progress(done, total, note)`` counts steps. ``planned`` is told for how many epochs there is time; ``draw`` makes
-    of the first batch's images a picture for TensorBoard, uint8 (height, width, 3). Raises TrainingError when the loss
-    is not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM, once the step has ended and was
-    saved.
+    of the first batch's images a picture for TensorBoard, uint8 (height, width, 3); ``epoch_end`` hears of each epoch.
+    Raises TrainingError when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM,
+    once the step has ended and was saved.
     """
     keep_memory()
     device, origin = training_device(), next(model.parameters()).device
@@ -81,6 +85,7 @@ def train(
             extra_groups=extra_groups,
             planned=planned or (lambda epochs: None),
             draw=draw,
+            epoch_end=epoch_end or (lambda epoch, score, last: None),
         )
         try:
             result = loop.run()
@@ -113,11 +118,12 @@ class _Loop:
         extra_groups: Sequence[Mapping[str, Any]],
         planned: Callable[[int], None],
         draw: Draw | None,
+        epoch_end: EpochEnd,
     ) -> None:
         self.model, self.device, self.batches, self.objective = model, device, batches, objective
         self.evaluate, self.config, self.folder, self.steps_per_epoch = evaluate, config, folder, steps_per_epoch
         self.progress, self.say, self.planned, self.draw = progress, say, planned, draw
-        self.extra_groups = extra_groups
+        self.epoch_end, self.extra_groups = epoch_end, extra_groups
         self.steps = config.epochs * steps_per_epoch
         self.clock = Clock(config.time_seconds)
         self.another = 0.0
@@ -141,6 +147,7 @@ class _Loop:
                 while self._goes_on():
                     self._epoch(journal)
                     self._look_up()
+                    self.epoch_end(self.state.epoch, self.state.best.score, not self._goes_on())
                     self._pause()
             self._save({}, finished=True)
         checkpoint.copy_into(self.model, self.state.best.weights)
