@@ -9,6 +9,7 @@ import click
 
 from edgeopt.cli.common import OrAuto, Terminal, emit, force_option, output_options, picture_options, settings
 from edgeopt.config import Recipe, validate
+from edgeopt.environment import process_rank
 from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
@@ -110,13 +111,16 @@ def command(
 
     DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, a CSV or JSONL file
     with the columns path and label (and split, group, weight), or torchvision:NAME.
+
+    On several GPUs or nodes: torchrun --nproc_per_node=N -m edgeopt finetune DATA
     """
     stated = {_KEYS[name]: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     values = settings({**stated, "data.seed": seed, "train.seed": seed, "data.group_near": group_near or None}, others)
     recipe = validate(Recipe, values, where="finetune options")
     from edgeopt.stages.finetune import augment_preview, finetune
 
-    console = Terminal(quiet=quiet)
+    leads = process_rank() == 0
+    console = Terminal(quiet=quiet or not leads)
     if preview is not None:
         made = augment_preview(
             recipe.data, preview, recipe.model, recipe.train, augment=recipe.augment, console=console
@@ -132,4 +136,5 @@ def command(
         force=force,
         console=console,
     )
-    emit(trained.to_json(), as_json=as_json, text=trained.summary())
+    if leads:
+        emit(trained.to_json(), as_json=as_json, text=trained.summary())

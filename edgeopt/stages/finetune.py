@@ -22,11 +22,13 @@ from edgeopt.models import Created
 from edgeopt.models.builders import require_known, split_name
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, check_name, stage_key
+from edgeopt.stages.following import announce, announce_skipped, follow, require_divisible, together
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace, open_workspace
 from edgeopt.train.losses import takes_soft_targets
 from edgeopt.train.optimizer import require_known_optimizer
+from edgeopt.train.processes import Processes, join
 
 VERSION = 1
 NAME = "float"
@@ -47,13 +49,36 @@ def finetune(
     """Fine-tune ``model`` on the pictures of ``data``, in the run folder ``run`` (default: under ``./runs``).
 
     ``augment`` replaces single values of the preset ``train.augment``. Interrupted, the same call goes on from its last
-    checkpoint; finished, it returns what is there. Raises ConfigError, DataError, ModelError, TrainingError, RunError.
+    checkpoint; finished, it returns what is there. In processes that ``torchrun`` started, each calls this, takes its
+    share of every batch, and gets the variant that the first one wrote. Raises ConfigError, DataError, ModelError,
+    TrainingError, RunError.
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = _data_config(data), augment or AugmentConfig()
     require_compatible(train, augment, model, soft_targets=takes_soft_targets(train.loss))
     require_known_optimizer(train.optimizer)
+    require_divisible(train)
     _check_model(model)
+    plan, processes = TrainingPlan.for_finetuning(train, augment), join()
+    with together(processes):
+        if not processes.leads:
+            return follow(plan, processes)
+        return _lead(data, model, train, augment, plan, processes, run=run, force=force, console=console)
+
+
+def _lead(
+    data: DataConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    augment: AugmentConfig,
+    plan: TrainingPlan,
+    processes: Processes,
+    *,
+    run: Path | None,
+    force: bool,
+    console: Console,
+) -> Variant:
+    """Fine-tune alone, or as the first of several processes, which alone reads the pictures' folder and writes."""
     opened = _start(data, run, console)
     inputs = _inputs(opened.run, model)
     config = {
@@ -66,13 +91,15 @@ def finetune(
         key = stage_key(inputs=inputs, config=config, version=VERSION)
         stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force, resumes=True)
         if stage.done:
-            return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
+            record = stage.skipped(console)
+            announce_skipped(processes, stage)
+            return Variant(opened.run, stage.name, record, skipped=True)
         created = _create(opened.dataset, data, model, regularization(model, train))
         _say_weights(created, console)
         spec = _spec(created, data)
-        plan = TrainingPlan.for_finetuning(train, augment)
-        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console)
-        return commit_variant(
+        announce(processes, stage, opened, created, spec)
+        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console, processes=processes)
+        variant = commit_variant(
             stage,
             created.model,
             created.architecture,
@@ -85,6 +112,8 @@ def finetune(
             metrics=result,
             weights_origin=created.weights_origin,
         )
+        processes.wait()
+        return variant
 
 
 def augment_preview(
