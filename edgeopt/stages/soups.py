@@ -20,7 +20,7 @@ from edgeopt.stages.training import evaluate_val
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.evaluate_torch import evaluator
-from edgeopt.train.loop import training_device
+from edgeopt.train.processes import training_device
 from edgeopt.train.soup import Soup, greedy_soup, rank
 
 VERSION = 1
