@@ -75,7 +75,15 @@ def push(family: Family, pictures: Path, run: Path, *, prune: bool = False) -> d
     trained = api.finetune(
         DataConfig(path=str(pictures), image_size=family.image_size),
         ModelConfig(name=family.model, pretrained=False, arguments=family.arguments),
-        TrainConfig(epochs=1, batch_size=16, flip=False, ema_decay=0.0, augment="light"),
+        TrainConfig(
+            epochs=1,
+            batch_size=16,
+            flip=False,
+            ema_decay=0.0,
+            augment="light",
+            precision="fp32",  # said, so that nothing is probed for four steps of training
+            memory_format="contiguous",
+        ),
         run=run,
     )
     api.compress(trained.run, CompressConfig(epochs=1), targets=(TARGET,))
@@ -142,6 +150,15 @@ def write_page(record: dict[str, Any]) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{table(record)}\n{END}{after}", encoding="utf-8")
 
 
+def _kept(key: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The file with one more family in it; read again, since others may be measured at the same time."""
+    measured = {**(json.loads(OUT.read_text())["families"] if OUT.exists() else {}), key: row}
+    order = [known.key for known in FAMILIES if known.key in measured]
+    record = {"environment": environment.record(), "families": {key: measured[key] for key in order}}
+    write_json(OUT, record)
+    return record
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,16 +171,15 @@ def main() -> None:
         from conftest import paint_folder
 
         os.environ.setdefault("OMP_NUM_THREADS", "2")
-        chosen = [family for family in FAMILIES if not arguments.keys or family.key in arguments.keys]
+        by_key = {family.key: family for family in FAMILIES}
+        chosen = [by_key[key] for key in arguments.keys or by_key]
         with tempfile.TemporaryDirectory() as name:
             pictures = paint_folder(Path(name) / "pictures", each=24)
             for family in chosen:
                 row = push(family, pictures, Path(name) / family.key, prune=True)
-                measured = {**record["families"], family.key: row}
-                order = [known.key for known in FAMILIES if known.key in measured]
-                record = {"environment": environment.record(), "families": {key: measured[key] for key in order}}
-                write_json(OUT, record)
-                print(f"{family.key}: {row['int8_layers']} of {row['compute_layers']} in int8; prune: {row['pruning']}")
+                record = _kept(family.key, row)
+                counts = f"{row['int8_layers']} of {row['compute_layers']} in int8"
+                print(f"{family.key}: {counts}; prune: {row['pruning']}", flush=True)
     write_page(record)
 
 
