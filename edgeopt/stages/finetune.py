@@ -259,7 +259,7 @@ def _create(
             image_size=data.image_size,
         )
     except ModelError as error:
-        refused = [name for name in regularization or {} if f"unexpected keyword argument '{name}'" in error.message]
+        refused = [name for name in regularization or {} if f"takes no argument {name}" in error.message]
         if not refused:
             raise
         key = "train.drop_path" if refused[0] in _DROP_PATH.values() else "train.dropout"
