@@ -430,7 +430,7 @@ def by_hand(recipe: Path, run: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_same_command_in_two_shells_is_one_search(pictures: Path, tmp_path: Path) -> None:
-    train = {"epochs": 150, "patience": 150}
+    train = {"epochs": 40, "patience": 40}
     recipe = recipe_of(pictures, {"train.lr": [GOOD, 0.5 * GOOD]}, train=train, trials=2, pruner="none")
     file = write(recipe, tmp_path)
     other = by_hand(file, tmp_path / "run", "--json")
@@ -450,7 +450,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_trial_it_was_at(
     number: signal.Signals, pictures: Path, tmp_path: Path
 ) -> None:
     space = {"train.lr": [GOOD, BAD]}
-    recipe = recipe_of(pictures, space, train={"epochs": 150, "patience": 150}, trials=1, pruner="none")
+    recipe = recipe_of(pictures, space, train={"epochs": 40, "patience": 40}, trials=1, pruner="none")
     file = write(recipe, tmp_path)
     process = by_hand(file, tmp_path / "run")
     wait_for_epochs(tmp_path / "run", 3)
