@@ -74,6 +74,21 @@ def cpu() -> dict[str, Any]:
     }
 
 
+def process_count() -> int:
+    """How many processes a launcher such as ``torchrun`` says there are of this one; 1 without one."""
+    return _launched("WORLD_SIZE", 1)
+
+
+def process_rank() -> int:
+    """Which of them this one is, from 0; the first alone writes and speaks."""
+    return _launched("RANK", 0) if process_count() > 1 else 0
+
+
+def _launched(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else default
+
+
 def usable_cores() -> int:
     """Cores this process may run on: its affinity, cut by the cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ EdgeoptError                 base; a user error: one line saying what is wrong, 
 ├── DataError                the pictures or labels cannot be used as they are
 ├── ModelError               a model cannot be created, loaded, traced, pruned or quantized
 ├── TrainingError            training cannot go on (non-finite loss, out of memory)
+│   └── ProcessError         one process of several cannot go on: for a reason of its own, or because another ended
 ├── RunError                 the run folder is missing, damaged, of another schema, or unsafe
 │   └── MissingStageError    a stage that this verb needs has not been made; the fix is the command that makes it
 ├── BackendError             a runtime refused a model, or an engine does not fit this machine
@@ -58,6 +59,14 @@ class ModelError(EdgeoptError):
 
 class TrainingError(EdgeoptError):
     """Training cannot go on."""
+
+
+class ProcessError(TrainingError):
+    """One process of several cannot go on: for a reason of its ``own``, or because another ended, which says why."""
+
+    def __init__(self, message: str, *, fix: str | None = None, own: bool = False) -> None:
+        super().__init__(message, fix=fix)
+        self.own = own
 
 
 class RunError(EdgeoptError):

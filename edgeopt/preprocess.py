@@ -175,10 +175,16 @@ def normalize(pictures: UInt8, spec: PreprocessSpec) -> Float32:
             f"expected uint8 pictures (N, height, width, 3), got {pictures.dtype} {pictures.shape}",
             fix="pass what load_picture gives, stacked",
         )
+    scale, offset = normalization(spec)
+    values = pictures.astype(np.float32)
+    values *= scale
+    values += offset
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def normalization(spec: PreprocessSpec) -> tuple[Float32, Float32]:
+    """What uint8 levels are multiplied by, and what is added then: float32 (3,) each."""
     mean = np.asarray(spec.mean, dtype=np.float32)
     std = np.asarray(spec.std, dtype=np.float32)
     scale, offset = 1.0 / (255.0 * std), -mean / std
-    values = pictures.astype(np.float32)
-    values *= scale.astype(np.float32)
-    values += offset.astype(np.float32)
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    return scale.astype(np.float32), offset.astype(np.float32)

@@ -54,6 +54,7 @@ epochs = 20
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
 # prune = 0.3                            # remove this fraction of the MACs first
 # calibration = "default"                # "fast", "default" or "thorough"
+# int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 
 [bench]
 seconds = 20

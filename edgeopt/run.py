@@ -352,8 +352,8 @@ class Run:
     def next_command(self) -> str:
         """What a newcomer would type next."""
         variants, engines = self.variants(), self.engines()
-        if not variants:
-            return "edgeopt finetune DATA"
+        if all(record.get("fold") for record in variants.values()):
+            return "edgeopt finetune DATA" + (" --folds K, as before: it goes on" if variants else "")
         if not any(record.get("scheme") for record in variants.values()):
             return "edgeopt compress --int8"
         if not engines:

@@ -32,6 +32,11 @@ class PictureSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, first: int, step: int) -> PictureSet:
+        """Every ``step``-th picture from ``first`` on: the parts 0 to ``step`` - 1 hold each picture once."""
+        rows = slice(first, None, step)
+        return PictureSet(self.name, self.pictures[rows], self.labels[rows], self.paths[rows])
+
     def batches(self, spec: PreprocessSpec, size: int) -> Iterator[Float32]:
         """float32 (<= size, 3, height, width) in order, normalized as ``spec`` says."""
         for start in range(0, len(self), size):

@@ -57,6 +57,7 @@ RECORDS: dict[str, tuple[str, ...]] = {
     "run.json": ("show", "report", "predict"),
     "host/float/stage.json": ("bench", "show", "report", "measure", "predict", "build", "rm"),
     "host/int8-u8a7w/stage.json": ("bench", "show", "report", "measure", "predict", "build", "rm"),
+    "host/ensemble-weighted/ensemble.json": ("show", "rm"),
     "host/int8-u8a7w/preprocess.json": ("bench", "measure", "predict", "build"),
     "host/int8-u8a7w/architecture.json": ("show", "measure", "predict"),
     "host/int8-u8a7w/export/parity.json": ("show", "build"),

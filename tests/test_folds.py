@@ -286,6 +286,7 @@ def test_killed_in_the_third_fold_the_first_two_are_not_repeated_and_other_keepi
     assert "float" in run.half_made()
     with pytest.raises(MissingStageError):
         run.original()  # one fold's model is not what was asked for
+    assert run.next_command() == "edgeopt finetune DATA --folds K, as before: it goes on"
     before = {name: (folder / "host" / name / "stage.json").read_bytes() for name in run.variants()}
     seen.clear()
 

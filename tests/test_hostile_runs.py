@@ -46,7 +46,27 @@ SETS = f"data/sets/{SPEC.key}"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be copied and never changed."""
-    return write_small_run(tmp_path_factory.mktemp("whole") / "run").path
+    run = write_small_run(tmp_path_factory.mktemp("whole") / "run")
+    _write_ensemble(run)
+    return run.path
+
+
+def _write_ensemble(run: Run) -> None:
+    """An ensemble of variants that no device asks for."""
+    stage = run.stage("host", "ensemble-weighted", record="ensemble.json", key="e" * 64)
+    weights = run.variant("float")["outputs"]["model"]["sha256"]
+    stage.commit(
+        outputs={},
+        stage="ensemble",
+        vote="weighted",
+        members=[
+            {"variant": name, "model_sha256": weights, "temperature": 1.1, "val_top1": 0.5}
+            for name in ("float", "float-soup")
+        ],
+        weights=[0.25, 0.75],
+        best_member="float",
+        metrics={"val_top1": 0.6, "temperature": 0.9},
+    )
 
 
 @pytest.fixture(scope="module")

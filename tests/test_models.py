@@ -665,6 +665,7 @@ def test_models_are_found_by_name_part_pattern_and_family() -> None:
 
     curated, others = find_models("resnet50d")
     assert (curated, others) == ([], ["resnet50d"])
+    assert find_models("resnet50d.a1_in1k") == ([], ["resnet50d.a1_in1k"])
     curated, others = find_models("mobilenet*")
     assert {row.family for row in curated} == {"MobileNetV2", "MobileNetV3", "MobileNetV4"}
     assert "mobilenetv2_050" in others

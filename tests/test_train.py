@@ -155,6 +155,23 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, em
     assert epochs("cut") == epochs("whole")
 
 
+def test_killed_before_the_first_validation_it_goes_on_too(tmp_path: Path) -> None:
+    undisturbed, resumed, said = tiny(), tiny(seed=5), []
+    run(undisturbed, tmp_path / "whole")
+
+    def killed(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(batches(epoch, first), start=first):
+            if step == 4:  # past what the speed probe takes
+                raise Killed
+            yield batch
+
+    with pytest.raises(Killed):
+        run(tiny(), tmp_path / "cut", batches=killed)
+    run(resumed, tmp_path / "cut", say=said.append)
+    assert said[0] == f"training goes on: {4 / STEPS:.1f} of 4 epochs are done"
+    assert equal(undisturbed, resumed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_end_and_the_same_call_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     undisturbed, handler = tiny(), signal.getsignal(number)

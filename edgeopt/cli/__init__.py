@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgeopt.errors import EdgeoptError, did_you_mean, disk_trouble
+from edgeopt.errors import ConfigError, EdgeoptError, ProcessError, did_you_mean, disk_trouble
 from edgeopt.files import printable
 
 #: verb -> (module, one-line help), in the order a newcomer meets them.
@@ -84,7 +84,8 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgeopt", prog_name="edgeopt", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def group(debug: bool) -> None:
+@click.pass_context
+def group(ctx: click.Context, debug: bool) -> None:
     """From a folder of labelled pictures to the smallest, fastest classifier that keeps its accuracy on your device.
 
     \b
@@ -92,6 +93,7 @@ def group(debug: bool) -> None:
     """
     if debug:
         os.environ["EDGEOPT_DEBUG"] = "1"
+    _require_one_process(ctx.invoked_subcommand)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -113,7 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
     except EdgeoptError as error:
         if os.environ.get("EDGEOPT_DEBUG"):
             raise
-        click.echo(printable(f"edgeopt: {error}", keep="\n"), err=True)
+        if _speaks_of(error):
+            click.echo(printable(f"edgeopt: {error}", keep="\n"), err=True)
         code = error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -128,6 +131,26 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last place that can turn it into words
         code = _unexpected(error)
     sys.exit(code)
+
+
+def _require_one_process(verb: str | None) -> None:
+    """Raises ConfigError when a launcher started several processes of a verb that is not made for that."""
+    from edgeopt.environment import process_count
+
+    if process_count() > 1 and verb != "finetune":
+        raise ConfigError(
+            f"{process_count()} processes were started, but only finetune runs in several",
+            fix=f"start it without torchrun: edgeopt {verb}",
+        )
+
+
+def _speaks_of(error: EdgeoptError) -> bool:
+    """Whether this process says what went wrong: the first of several does, others what befell them alone."""
+    from edgeopt.environment import process_rank
+
+    if process_rank() == 0:
+        return True
+    return isinstance(error, ProcessError) and error.own
 
 
 def _unexpected(error: Exception) -> int:
@@ -153,5 +176,8 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def _interrupted() -> int:
-    click.echo("edgeopt: interrupted; nothing is lost, the same command goes on from here", err=True)
+    from edgeopt.environment import process_rank
+
+    if process_rank() == 0:
+        click.echo("edgeopt: interrupted; nothing is lost, the same command goes on from here", err=True)
     return 130

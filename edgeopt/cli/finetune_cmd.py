@@ -20,6 +20,7 @@ from edgeopt.cli.common import (
     settings,
 )
 from edgeopt.config import Recipe, validate
+from edgeopt.environment import process_rank
 from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
@@ -126,6 +127,8 @@ def command(
 
     DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, a CSV or JSONL file
     with the columns path and label (and split, group, weight), or torchvision:NAME.
+
+    On several GPUs or nodes: torchrun --nproc_per_node=N -m edgeopt finetune DATA
     """
     stated = {_KEYS[name]: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     values = settings(
@@ -135,7 +138,8 @@ def command(
     recipe = validate(Recipe, values, where="finetune options")
     from edgeopt.stages.finetune import augment_preview, finetune
 
-    console = Terminal(quiet=quiet)
+    leads = process_rank() == 0
+    console = Terminal(quiet=quiet or not leads)
     if preview is not None:
         made = augment_preview(
             recipe.data, preview, recipe.model, recipe.train, augment=recipe.augment, console=console
@@ -151,4 +155,5 @@ def command(
         force=force,
         console=console,
     )
-    emit(trained.to_json(), as_json=as_json, text=trained.summary())
+    if leads:
+        emit(trained.to_json(), as_json=as_json, text=trained.summary())

@@ -17,21 +17,9 @@ _UNEXPECTED = re.compile(r"(?:(\w+)\.)?(\w+)\(\) got an unexpected keyword argum
 _TWICE = re.compile(r"got multiple values for (?:keyword )?argument '(\w+)'")
 #: Parameters of constructors that are not the user's to give, or not in a recipe.
 _INTERNAL = frozenset(
-    {
-        "self",
-        "kwargs",
-        "args",
-        "cfg",
-        "num_classes",
-        "pretrained",
-        "weights",
-        "progress",
-        "block",
-        "device",
-        "dtype",
-        "arch",
-    }
-)
+    {"self", "args", "kwargs", "cfg", "arch", "block", "num_classes", "pretrained", "weights", "progress", "device",
+     "dtype"}
+)  # fmt: skip
 _SHOWN = 12
 
 
@@ -41,7 +29,7 @@ def refusal(architecture: Architecture, error: Exception) -> ModelError:
     name = architecture.full_name
     if unexpected and unexpected[3] in ("img_size", "image_size", "input_size"):
         return ModelError(f"{name} is made for one picture size", fix="leave --image-size out")
-    if unexpected and unexpected[3] in architecture.arguments:
+    if unexpected and unexpected[3] in architecture.arguments and unexpected[3] != "num_classes":
         made_by = sys.modules.get(_maker(architecture).__module__)
         return _unknown(
             architecture, unexpected[3], _parameters(getattr(made_by, unexpected[1] or unexpected[2], None))

@@ -26,7 +26,7 @@ def find_models(pattern: str) -> tuple[list[ModelRow], list[str]]:
     curated = matching(pattern)
     known = {row.name for row in known_models()}
     wanted = pattern.removeprefix("timm:")
-    if wanted in names:
+    if wanted in names or wanted.split(".")[0] in names:  # timm's names may carry the tag of their weights
         return [row for row in curated if row.name == wanted], [] if wanted in known else [wanted]
     glob = wanted.lower() if set("*?[") & set(wanted) else f"*{wanted.lower()}*"
     others = [name for name in names if fnmatchcase(name.lower(), glob) and name not in known]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.config import EnsembleConfig, listed, validate
+from edgeopt.config import EnsembleConfig, listed, origins, validate
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import write_npy
@@ -39,10 +39,11 @@ def ensemble(
 
     ``vote`` is a rule of :class:`edgeopt.voting.Combination`: ``soft``, ``hard``, ``weighted`` (weights fitted on val)
     or ``stacking`` (logistic regression of the out-of-fold answers of cross-validated members, its penalty picked on
-    val). Members may differ in model and input size; each answers at the temperature fitted for it on val. The result
-    is the ensemble ``ensemble-<vote>`` of the run, for ``evaluate``, ``predict`` and as ``CompressConfig.teacher``.
-    ``soup`` averages the weights of members of one architecture while val accuracy does not fall: the result is a
-    variant, ``float-soup``, as good as any other to compress and build.
+    val). Members may differ in model and input size; each answers at the temperature fitted for it on val, and a
+    cross-validated member with the model that was kept of its folds. What is fitted on val looks better there than it
+    is: ``evaluate`` judges on test. The result is the ensemble ``ensemble-<vote>`` of the run, for ``evaluate``,
+    ``predict`` and as ``CompressConfig.teacher``. ``soup`` averages the weights of members of one architecture while
+    val accuracy does not fall: the result is a variant, ``float-soup``, to compress and build like any other.
 
     Raises ConfigError with everything that is wrong with the members, MissingStageError, DataError.
     """
@@ -122,7 +123,8 @@ def _make(workspace: Workspace, chosen: Sequence[Variant], vote: Vote, *, force:
         f"{one.name} out of fold": run.stated(one.record, "out_of_fold")[1] for one in chosen if vote == VOTES[3]
     }
     inputs = {"dataset": str(run.info["fingerprint"]), **hashes, **learned}
-    config = {"vote": vote, "members": list(hashes)}
+    asked = EnsembleConfig(vote=vote, members=tuple(hashes))
+    config = asked.model_dump(mode="json")
     stage = run.stage(
         "host",
         f"ensemble-{vote}",
@@ -161,6 +163,7 @@ def _make(workspace: Workspace, chosen: Sequence[Variant], vote: Vote, *, force:
         best_member=best,
         weights=list(combination.weights) if combination.weights else None,
         config=config,
+        config_origin=origins(asked, config),
         inputs=inputs,
         metrics=val_figures(combination.log_probabilities(answers), labels),
         **extra,

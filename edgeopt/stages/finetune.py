@@ -11,6 +11,7 @@ from edgeopt.data.ingest import ingest
 from edgeopt.data.preview import write_preview
 from edgeopt.errors import ConfigError
 from edgeopt.run import stage_key
+from edgeopt.stages.following import announce, announce_skipped, follow, require_shareable, together
 from edgeopt.stages.preprocessing import preprocessing
 from edgeopt.stages.starting import (
     NAME,
@@ -29,6 +30,7 @@ from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.train.losses import takes_soft_targets
 from edgeopt.train.optimizer import require_known_optimizer
+from edgeopt.train.processes import Processes, join
 
 
 def finetune(
@@ -45,30 +47,44 @@ def finetune(
 
     ``augment`` replaces single values of the preset ``train.augment``. Interrupted, the same call goes on from its last
     checkpoint; finished, it returns what is there. With ``train.folds`` it is cross-validated: see
-    :func:`edgeopt.stages.folds.cross_validate`. Raises ConfigError, DataError, ModelError, TrainingError, RunError.
+    :func:`edgeopt.stages.folds.cross_validate`. In processes that ``torchrun`` started, each calls this, takes its
+    share of every batch, and gets the variant that the first one wrote. Raises ConfigError, DataError, ModelError,
+    TrainingError, RunError.
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = data_config(data), augment or AugmentConfig()
     require_compatible(train, augment, model, soft_targets=takes_soft_targets(train.loss))
     require_known_optimizer(train.optimizer)
+    require_shareable(train)
     check_model(model)
-    opened = start(data, run, console)
-    order = Order(opened, data, model, train, augment, force, console)
-    if train.folds is not None:
-        from edgeopt.stages.folds import cross_validate
+    plan, processes = TrainingPlan.for_finetuning(train, augment), join()
+    with together(processes):
+        if not processes.leads:
+            return follow(plan, processes)
+        order = Order(start(data, run, console), data, model, train, augment, force, console)
+        if train.folds is not None:
+            from edgeopt.stages.folds import cross_validate
 
-        return cross_validate(order)
+            return cross_validate(order)
+        return _lead(order, plan, processes)
+
+
+def _lead(order: Order, plan: TrainingPlan, processes: Processes) -> Variant:
+    """Fine-tune alone, or as the first of several processes, which alone reads the pictures' folder and writes."""
+    opened, console = order.workspace, order.console
     inputs, config = order.inputs(), order.config()
     with opened.run.lock():
         key = stage_key(inputs=inputs, config=config, version=VERSION)
-        stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=force, resumes=True)
+        stage = opened.run.stage("host", NAME, record="stage.json", key=key, force=order.force, resumes=True)
         if stage.done:
-            return Variant(opened.run, stage.name, stage.skipped(console), skipped=True)
+            record = stage.skipped(console)
+            announce_skipped(processes, stage)
+            return Variant(opened.run, stage.name, record, skipped=True)
         created, spec = order.create()
         say_weights(created, spec, console)
-        plan = TrainingPlan.for_finetuning(train, augment)
-        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console)
-        return commit_variant(
+        announce(processes, stage, opened, created, spec)
+        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console, processes=processes)
+        variant = commit_variant(
             stage,
             created.model,
             created.architecture,
@@ -81,6 +97,8 @@ def finetune(
             metrics=result,
             weights_origin=created.weights_origin,
         )
+        processes.wait()
+        return variant
 
 
 def augment_preview(

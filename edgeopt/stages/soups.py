@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.config import EnsembleConfig
+from edgeopt.config import EnsembleConfig, origins
 from edgeopt.console import Console
 from edgeopt.data.sets import StreamedSet
 from edgeopt.data.split import draw
@@ -20,7 +20,7 @@ from edgeopt.stages.training import evaluate_val
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.evaluate_torch import evaluator
-from edgeopt.train.loop import training_device
+from edgeopt.train.processes import training_device
 from edgeopt.train.soup import Soup, greedy_soup, rank
 
 VERSION = 1
@@ -80,7 +80,8 @@ def make_soup(workspace: Workspace, variants: Sequence[Variant], *, force: bool,
     """The variant ``float-soup``: the greedy soup of ``variants``, which are of one architecture and preprocessing."""
     run = workspace.run
     inputs = {"dataset": str(run.info["fingerprint"]), **{one.name: _weights(one) for one in variants}}
-    config = {"ensemble": EnsembleConfig(vote="soup", members=tuple(one.name for one in variants)).model_dump()}
+    asked = EnsembleConfig(vote="soup", members=tuple(one.name for one in variants))
+    config = {"ensemble": asked.model_dump(mode="json")}
     key = stage_key(inputs=inputs, config=config, version=VERSION)
     stage = run.stage(
         "host", NAME, record="stage.json", key=key, force=force, outdated=lambda record: _changed(run, record)
@@ -98,7 +99,7 @@ def make_soup(workspace: Workspace, variants: Sequence[Variant], *, force: bool,
         stage_name="soup",
         # Its weights come from these trainings, whose augmentation and batches compression goes on with.
         config={**dict(trained.get("config") or {}), **config},
-        origin={**dict(trained.get("config_origin") or {}), "ensemble": {"vote": "call", "members": "call"}},
+        origin={**dict(trained.get("config_origin") or {}), "ensemble": origins(asked, config["ensemble"])},
         inputs=inputs,
         metrics={
             **evaluate_val(kept.model, workspace, kept.best.preprocess),

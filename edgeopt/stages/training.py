@@ -25,11 +25,12 @@ from edgeopt.probability import calibration, fit_temperature
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
-from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train, training_device
+from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train
 from edgeopt.train.losses import make_loss, takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
 from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
 from edgeopt.train.probe import candidates
+from edgeopt.train.processes import ALONE, Processes, divided, training_device
 from edgeopt.training_tables import Preset, seconds_of, selection, smoothing
 
 _LR_BEFORE_TEST = 1e-3
@@ -181,11 +182,13 @@ def fit(
     console: Console,
     teacher: nn.Module | None = None,
     epoch_end: EpochEnd | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Train ``model`` in place on the run's train pictures and return its val figures and what training took.
 
     A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read. ``epoch_end``
-    is told of each epoch; see :func:`edgeopt.train.loop.train`.
+    is told of each epoch; see :func:`edgeopt.train.loop.train`. Each of ``processes`` calls this; the figures are for
+    the first alone.
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
@@ -195,11 +198,14 @@ def fit(
         groups = [{"params": quantizer_parameters(model), "lr": plan.loop.lr * _SCALE_LR, "weight_decay": 0.0}]
     loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
     if plan.batch_size == "auto":
-        loader.batch_size = _found_batch_size(model, loader, objective, plan, folder=folder, console=console)
+        size = processes.led(lambda: _found_batch_size(model, loader, objective, plan, folder=folder, console=console))
+        loader.batch_size = divided(size, processes.count)
     if plan.range_test:
-        lr = _found_lr(model, loader, objective, plan, folder=folder, console=console)
+        lr = processes.led(lambda: _found_lr(model, loader, objective, plan, folder=folder, console=console))
         plan = replace(plan, loop=replace(plan.loop, lr=lr))
-    validate = evaluator(workspace.prepared("val", spec), spec)
+    loader.share = processes.rank, processes.count
+    processes.led(lambda: len(workspace.prepared("val", spec)))  # written once, then read by all
+    validate = evaluator(workspace.prepared("val", spec), spec, processes=processes)
     steps = max(1, round(len(loader) * plan.epoch_share))
     frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
     with console.task(plan.title) as progress, frozen:
@@ -217,8 +223,11 @@ def fit(
             planned=lambda epochs: setattr(loader, "epochs", epochs),
             draw=lambda images: batch_grid(images, spec),
             epoch_end=epoch_end,
+            processes=processes,
         )
-    chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr}
+    if not processes.leads:
+        return {}
+    chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr, "processes": processes.count}
     return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}
 
 

@@ -24,7 +24,7 @@ from edgeopt.stages.bench import prepared_test
 from edgeopt.stages.engines import labels
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.train.evaluate_torch import logits
-from edgeopt.train.loop import training_device
+from edgeopt.train.processes import training_device
 from edgeopt.train.teacher import Adapted, EnsembleTeacher, Voter
 from edgeopt.voting import Combination
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.sets import PictureSet
+from edgeopt.train.processes import ALONE, Processes
 
 
 class Pictures(Protocol):
@@ -46,23 +47,29 @@ def logits(model: nn.Module, picture_set: Pictures, spec: PreprocessSpec, batch:
 
 
 def evaluator(
-    picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64
+    picture_set: PictureSet, spec: PreprocessSpec, batch: int = 64, processes: Processes = ALONE
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a model to its figures on ``picture_set``.
+    """A function from a model to its figures on ``picture_set``, of which each of ``processes`` judges its share.
 
     ``{"top1": share 0-1, "recall": mean over the classes there of the share found, "loss": mean cross-entropy}``.
     """
-    labels = torch.from_numpy(np.array(picture_set.labels))
+    share = picture_set.part(processes.rank, processes.count)
+    labels, classes = torch.from_numpy(np.array(share.labels)), int(picture_set.labels.max()) + 1
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        answers: Tensor = torch.from_numpy(logits(model, picture_set, spec, batch))
-        right = (answers.argmax(dim=1) == labels).float()
+        sums = torch.zeros(2 * classes + 1, dtype=torch.float64)  # by class there and right, then the loss
+        if len(share):
+            answers: Tensor = torch.from_numpy(logits(model, share, spec, batch))
+            right = labels[answers.argmax(dim=1) == labels]
+            sums[:classes] = torch.bincount(labels, minlength=classes)
+            sums[classes:-1] = torch.bincount(right, minlength=classes)
+            sums[-1] = nn.functional.cross_entropy(answers.double(), labels, reduction="sum")
+        total = processes.total(sums)
+        there, right, loss = total[:classes], total[classes:-1], total[-1]
         return {
-            "top1": float(right.mean()),
-            "recall": float(
-                torch.stack([right[labels == label].mean() for label in sorted(set(labels.tolist()))]).mean()
-            ),
-            "loss": float(nn.functional.cross_entropy(answers.double(), labels)),
+            "top1": float(right.sum() / there.sum()),
+            "recall": float((right[there > 0] / there[there > 0]).mean()),
+            "loss": float(loss / there.sum()),
         }
 
     return evaluate

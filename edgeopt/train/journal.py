@@ -51,6 +51,25 @@ class Journal:
         self._board.close()
 
 
+class NoJournal:
+    """Keeps nothing: for processes that do not lead."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_epoch(self, record: Mapping[str, Any], curves: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def write_picture(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> NoJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.console import NotedProgress, duration
-from edgeopt.errors import TrainingError
+from edgeopt.errors import ProcessError, TrainingError
 from edgeopt.preprocess import UInt8
 from edgeopt.train import checkpoint
 from edgeopt.train.allocator import keep_memory
@@ -21,13 +21,15 @@ from edgeopt.train.clock import Clock
 from edgeopt.train.config import LoopConfig, TrainResult
 from edgeopt.train.forecast import Forecast, first_batch, measure
 from edgeopt.train.freezing import Freezing
+from edgeopt.train.gradients import Gradients
 from edgeopt.train.interruption import interruptible
-from edgeopt.train.journal import Journal
-from edgeopt.train.memory import is_out_of_memory, release
+from edgeopt.train.journal import Journal, NoJournal
+from edgeopt.train.memory import is_out_of_memory, out_of_memory
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
-from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe, running
-from edgeopt.train.state import Best, State, Store, Tensors
+from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe
+from edgeopt.train.processes import ALONE, Processes, training_device
+from edgeopt.train.state import Best, State, Store, Tensors, identity, parts_of, restore, shared
 
 __all__ = ["Batches", "EpochEnd", "Evaluate", "LoopConfig", "TrainResult", "train"]
 
@@ -55,6 +57,7 @@ def train(
     planned: Callable[[int], None] | None = None,
     draw: Draw | None = None,
     epoch_end: EpochEnd | None = None,
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
@@ -86,59 +89,63 @@ def train(
             planned=planned or (lambda epochs: None),
             draw=draw,
             epoch_end=epoch_end or (lambda epoch, score, last: None),
+            processes=processes,
         )
         try:
             result = loop.run()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise _out_of_memory(error) from None
+            raise out_of_memory(error) from None
         finally:
             loop.freezing.release()
             model.to(origin).to(memory_format=torch.contiguous_format).eval()
     return result
 
 
+@dataclass
 class _Loop:
     """The parts of one training; ``run`` starts it, or goes on with the one whose checkpoint it finds."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        *,
-        batches: Batches,
-        steps_per_epoch: int,
-        evaluate: Evaluate,
-        objective: Objective,
-        config: LoopConfig,
-        folder: Path,
-        progress: NotedProgress,
-        say: Callable[[str], None],
-        extra_groups: Sequence[Mapping[str, Any]],
-        planned: Callable[[int], None],
-        draw: Draw | None,
-        epoch_end: EpochEnd,
-    ) -> None:
-        self.model, self.device, self.batches, self.objective = model, device, batches, objective
-        self.evaluate, self.config, self.folder, self.steps_per_epoch = evaluate, config, folder, steps_per_epoch
-        self.progress, self.say, self.planned, self.draw = progress, say, planned, draw
-        self.epoch_end, self.extra_groups = epoch_end, extra_groups
-        self.steps = config.epochs * steps_per_epoch
+    model: nn.Module
+    device: torch.device
+    batches: Batches
+    steps_per_epoch: int
+    evaluate: Evaluate
+    objective: Objective
+    config: LoopConfig
+    folder: Path
+    progress: NotedProgress
+    say: Callable[[str], None]
+    extra_groups: Sequence[Mapping[str, Any]]
+    planned: Callable[[int], None]
+    draw: Draw | None
+    epoch_end: EpochEnd
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        model, config = self.model, self.config
+        self.steps = config.epochs * self.steps_per_epoch
         self.clock = Clock(config.time_seconds)
         self.another = 0.0
-        self.freezing = Freezing(model, config, steps_per_epoch=steps_per_epoch)
-        self.store = Store(folder, self._identity())
+        self.freezing = Freezing(model, config, steps_per_epoch=self.steps_per_epoch)
+        self.gradients = Gradients(
+            model, self.objective, self.device, seed=config.seed, processes=self.processes, say=self.say
+        )
+        self.store = Store(self.folder, identity(model, config, self.steps_per_epoch))
 
     def run(self) -> TrainResult:
-        stored = self.store.load()
-        if stored is None and self.store.exists():
+        stored = shared(self.store.load() if self.processes.leads else None, self.processes)
+        if stored is None and self.processes.leads and self.store.exists():
             self.say("training starts afresh: the checkpoint found is of another training")
-        with Journal(self.folder, keep_epochs=stored[0].epoch if stored else 0) as journal:
+            checkpoint.clear(self.folder)
+        checkpoint.copy_into(self.model, self.processes.tell_tensors(self.model.state_dict()))
+        keep = stored[0].epoch if stored else 0
+        with Journal(self.folder, keep_epochs=keep) if self.processes.leads else NoJournal() as journal:
             self.state = stored[0] if stored else self._start(journal)
             self._prepare()
             if stored is not None:
-                self._restore(stored[1])
+                restore(stored[1], self.model, self.optimizer, self._averaged())
                 self.clock.add(self.state.elapsed)
                 self.say(f"training goes on: {self._position()} of {self.config.epochs} epochs are done")
             self.planned(self.state.planned or self.config.epochs)
@@ -164,18 +171,25 @@ class _Loop:
             estimate_seconds=state.estimate_seconds,
         )
 
-    def _start(self, journal: Journal) -> State:
+    def _start(self, journal: Journal | NoJournal) -> State:
         """Judge the initial weights, choose how to run, and say how long it will take."""
         config, start = self.config, time.perf_counter()
         initial = self.evaluate(self.model.eval())
         evaluated = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
         choices = candidates(config.precision, self.device, config.memory_format)
-        state = self.state = State(choices[0], evaluation_seconds=evaluated)
+        self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
-            state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))
+            self.state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))
         if not config.epochs:
-            return state
+            return self.state
+        if self.processes.leads:
+            self._forecast(journal, choices)
+        return State.from_json(self.processes.tell(self.state.to_json()), self.state.best.weights)
+
+    def _forecast(self, journal: Journal | NoJournal, choices: Sequence[Choice]) -> None:
+        """Time a few steps of each choice, and say how long training will take with the fastest."""
+        state = self.state
         (images, targets), loading_seconds = first_batch(self.batches(0, 0))
         if self.draw is not None:
             journal.write_picture("augmented", self.draw(images))
@@ -185,23 +199,22 @@ class _Loop:
             some, wanted = images[part].to(self.device), targets[part].to(self.device)
             return probe(self.model, some, wanted, self.objective, choices)
 
-        found, step_seconds = self._within_memory(
-            len(images), lambda: measure(timed, choices, self.freezing, steps=self.steps)
+        found, step_seconds = self.gradients.within_memory(
+            state, len(images), lambda: measure(timed, choices, self.freezing, steps=self.steps)
         )
         forecast = Forecast(
             found.best,
-            len(images),
+            len(images) * self.processes.count,
             step_seconds * state.parts + loading_seconds,
             state.evaluation_seconds,
-            config.epochs,
+            self.config.epochs,
             self.steps_per_epoch,
         )
         state.choice, left = found.best, self.clock.left
         state.estimate_seconds = min(forecast.seconds, left)
         state.planned = max(1, math.ceil(forecast.fitting(left)))
         journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": loading_seconds})
-        self.say(forecast.words(config.time_seconds, left))
-        return state
+        self.say(forecast.words(self.config.time_seconds, left))
 
     def _prepare(self) -> None:
         from timm.utils import ModelEmaV3
@@ -218,7 +231,7 @@ class _Loop:
         state, config = self.state, self.config
         return state.epoch < config.epochs and state.idle_epochs < config.patience and not state.over
 
-    def _epoch(self, journal: Journal) -> None:
+    def _epoch(self, journal: Journal | NoJournal) -> None:
         """Train and judge one epoch, or what is left of one that was interrupted."""
         state, start, first, images = self.state, time.perf_counter(), self.state.step, 0
         self.model.train()
@@ -227,7 +240,7 @@ class _Loop:
             begun = time.perf_counter()
             state.loss_sum += self._step(state.epoch * self.steps_per_epoch + state.step, *batch)
             state.step += 1
-            images += len(batch[1])
+            images += len(batch[1]) * self.processes.count
             self.another = time.perf_counter() - begun
             self._look_up()
             self.progress(self.due, self.steps, self._note())
@@ -238,10 +251,10 @@ class _Loop:
         trained = time.perf_counter() - start
         self._judge(journal, start=start, trained=trained, images=images)
 
-    def _judge(self, journal: Journal, *, start: float, trained: float, images: int) -> None:
+    def _judge(self, journal: Journal | NoJournal, *, start: float, trained: float, images: int) -> None:
         """Validate what an epoch made, and record it."""
         state = self.state
-        judged: nn.Module = self.ema.module if self.ema is not None else self.model
+        judged: nn.Module = self.model if self.ema is None else self.ema.module
         found = self.evaluate(judged.eval())
         state.evaluation_seconds = time.perf_counter() - start - trained
         mean_loss = state.loss_sum / state.step
@@ -294,15 +307,19 @@ class _Loop:
         """
         state = self.state
         done, needed = state.epoch * self.steps_per_epoch + state.step, state.evaluation_seconds + self.another
-        self.due = max(done, int(self.clock.share(needed) * self.steps))
-        self.stopping = self.interruption.requested
-        self.saving = self.stopping or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
-        state.over = state.over or self.clock.left <= needed
+        asked, over = self.interruption.requested, state.over or self.clock.left <= needed
+        found: list[float] = [done, time.monotonic() - self.saved_at >= self.config.checkpoint_seconds, over, asked]
+        if self.processes.leads:  # whose clock counts
+            found[0] = max(done, int(self.clock.share(needed) * self.steps))
+        else:
+            found[1:3] = False, state.over
+        due, saving, ending, stopping = self.processes.largest(found)
+        self.due, self.saving, self.stopping, state.over = int(due), saving + stopping > 0, stopping > 0, ending > 0
 
     def _pause(self) -> None:
         """Save when it is time to, and stop when that was asked for."""
         if self.saving:
-            self._save(self._parts(), finished=False)
+            self._save(parts_of(self.model, self.optimizer, self._averaged()), finished=False)
             self.saved_at = time.monotonic()
         if self.stopping:
             self.say(f"stopped: {self._position()} of {self.config.epochs} epochs are done and saved")
@@ -310,7 +327,11 @@ class _Loop:
 
     def _save(self, parts: Mapping[str, Tensors], *, finished: bool) -> None:
         self.state.elapsed = self.clock.elapsed
-        self.store.save(self.state, parts, finished=finished)
+        if self.processes.leads:
+            self.store.save(self.state, parts, finished=finished)
+
+    def _averaged(self) -> nn.Module | None:
+        return self.ema.module if self.ema is not None else None
 
     def _position(self) -> str:
         """Epochs done, with a decimal for a part of one."""
@@ -334,7 +355,9 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.opened = self.freezing.apply(self.due)
-        value = self._within_memory(len(images), lambda: self._gradients(step, images, targets))
+        value = self.gradients(self.state, step, images, targets)
+        if not math.isfinite(value):
+            raise self._diverged(step, f"the loss became {value}")
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_grad or math.inf)
         if not math.isfinite(norm.item()):
             raise self._diverged(step, "a gradient is not finite")
@@ -343,85 +366,14 @@ class _Loop:
             self.ema.update(self.model, step=step + 1)
         return value
 
-    def _gradients(self, step: int, images: Tensor, targets: Tensor) -> float:
-        """The batch's loss, its gradients left in the parameters; added up over parts when it is too much at once."""
-        # Seeded anew, so that a step is the same whether or not the process was killed before it.
-        torch.manual_seed(self.config.seed * 1_000_003 + step)
-        self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        parts = zip(images.chunk(self.state.parts), targets.chunk(self.state.parts), strict=True)
-        for some, wanted in parts:
-            with running(self.state.choice, self.device):
-                loss = self.objective(
-                    self.model, some.to(self.device, memory_format=self.layout), wanted.to(self.device)
-                )
-            loss = loss * (len(some) / len(images))
-            value += loss.item()
-            if not math.isfinite(value):
-                raise self._diverged(step, f"the loss became {value}")
-            loss.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    def _within_memory(self, pictures: int, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives; when memory runs out, done again with batches in twice as many parts."""
-        while True:
-            try:
-                return work()
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or pictures // (2 * self.state.parts) < 2:
-                    raise
-            self.state.parts *= 2
-            self.model.zero_grad(set_to_none=True)
-            release()
-            at_once = -(-pictures // self.state.parts)
-            self.say(f"memory ran out: {at_once} pictures at a time from now on, added up to batches of {pictures}")
-
     def _diverged(self, step: int, what: str) -> TrainingError:
+        if not self.processes.leads:
+            return ProcessError(f"{what}, as the first process says", fix="see its message")
         return TrainingError(
             f"{what} in epoch {step // self.steps_per_epoch + 1}, step {step % self.steps_per_epoch + 1}",
             fix=f"lower lr (now {self.config.lr:g}), lengthen warmup_epochs, or set precision to fp32",
         )
 
-    def _identity(self) -> dict[str, Any]:
-        config = asdict(self.config)
-        del config["checkpoint_seconds"]
-        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        return {"config": config, "steps_per_epoch": self.steps_per_epoch, "shapes": shapes}
-
-    def _parts(self) -> dict[str, Tensors]:
-        """Every tensor that the next step depends on."""
-        parts: dict[str, Tensors] = {"model": self.model.state_dict()}
-        parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer)
-        if self.ema is not None:
-            parts["ema"] = self.ema.module.state_dict()
-        return parts
-
-    def _restore(self, parts: Mapping[str, Tensors]) -> None:
-        if not parts:
-            return  # that training had finished: only the best is wanted
-        checkpoint.copy_into(self.model, parts["model"])
-        checkpoint.restore_optimizer(self.optimizer, parts["optimizer"])
-        if self.ema is not None:
-            checkpoint.copy_into(self.ema.module, parts["ema"])
-
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-def training_device() -> torch.device:
-    """The device accelerate picks: CUDA, XPU or MPS where there is one, unless ACCELERATE_USE_CPU says no.
-
-    Its Accelerator is not used: the precision it is given holds for the whole process, and one process trains often.
-    """
-    from accelerate import PartialState
-
-    device: torch.device = PartialState().device
-    return device
-
-
-def _out_of_memory(error: RuntimeError) -> TrainingError:
-    return TrainingError(
-        f"training ran out of memory ({str(error).splitlines()[0]})",
-        fix="lower --image-size, take a smaller model, or lower train.batch_size",
-    )

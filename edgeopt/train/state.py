@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from edgeopt.train import checkpoint
+from edgeopt.train.config import LoopConfig
 from edgeopt.train.probe import Choice
+from edgeopt.train.processes import Processes
 
 Tensors = Mapping[str, Tensor]
 _SCHEMA = 4
@@ -27,6 +30,16 @@ class Best:
     top1: float = -1.0
     loss: float = math.inf
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the weights; before any was judged its loss is none."""
+        loss = self.loss if math.isfinite(self.loss) else None
+        return {"epoch": self.epoch, "score": self.score, "top1": self.top1, "loss": loss}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], weights: dict[str, Tensor]) -> Best:
+        """What :meth:`to_json` gave, with the weights."""
+        return cls(**{**record, "loss": math.inf if record["loss"] is None else record["loss"], "weights": weights})
 
     def beaten_by(self, score: float, loss: float) -> bool:
         """Whether another epoch is better: by its score, then by loss."""
@@ -58,6 +71,18 @@ class State:
     evaluation_seconds: float = 0.0
     planned: int | None = None
     over: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the best weights."""
+        record = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("best", "choice")}
+        return {**record, "choice": asdict(self.choice), "best": self.best.to_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], weights: dict[str, Tensor]) -> State:
+        """What :meth:`to_json` gave, with the best weights."""
+        stated = {"choice": Choice(**record["choice"]), "best": Best.from_json(record["best"], weights)}
+        return cls(**{**record, **stated})
+
     best: Best = field(default_factory=Best)
 
 
@@ -73,14 +98,10 @@ class Store:
 
     def save(self, state: State, parts: Mapping[str, Tensors], *, finished: bool) -> None:
         """Write the state and ``parts`` (name -> tensors); killed in between, the older ``last`` finds a valid best."""
-        best = state.best
-        if best.weights:
-            judged = {"epoch": best.epoch, "score": best.score, "top1": best.top1, "loss": best.loss}
-            checkpoint.save(self._folder / _BEST, best.weights, judged)
-        record = {item.name: getattr(state, item.name) for item in fields(state) if item.name not in ("best", "choice")}
-        record |= {"schema": _SCHEMA, "identity": self._identity, "finished": finished, "choice": asdict(state.choice)}
-        flat = {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        checkpoint.save(self._folder / _LAST, flat, record)
+        if state.best.weights:
+            checkpoint.save(self._folder / _BEST, state.best.weights, state.best.to_json())
+        record = {**state.to_json(), "schema": _SCHEMA, "identity": self._identity, "finished": finished}
+        checkpoint.save(self._folder / _LAST, flattened(parts), record)
 
     def load(self) -> tuple[State, dict[str, dict[str, Tensor]]] | None:
         """The state and parts saved last (no parts when that training had finished); None when there are none.
@@ -88,19 +109,70 @@ class Store:
         A checkpoint of another training, or one that is damaged, is none.
         """
         last, best = checkpoint.load(self._folder / _LAST), checkpoint.load(self._folder / _BEST)
-        if last is None or best is None:
+        if last is None:
             return None
         tensors, record = last
         if record.pop("schema", None) != _SCHEMA or record.pop("identity") != self._identity:
             return None
         record.pop("finished")
-        state = State(**{**record, "choice": Choice(**record["choice"])}, best=Best(weights=best[0], **best[1]))
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = tensor
-        return state, parts
+        if best is None and record["best"]["score"] >= 0:  # lost; without one no epoch was judged yet
+            return None
+        weights, judged = best or ({}, record["best"])
+        return State.from_json({**record, "best": judged}, weights), by_part(tensors)
 
     def exists(self) -> bool:
         """Whether there is a checkpoint, of whatever training."""
         return (self._folder / _LAST).is_file()
+
+
+def flattened(parts: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """Tensors of parts as ``part/name``."""
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def by_part(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+    """What :func:`flattened` was given."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
+
+
+def shared(
+    stored: tuple[State, dict[str, dict[str, Tensor]]] | None, processes: Processes
+) -> tuple[State, dict[str, dict[str, Tensor]]] | None:
+    """The leader's state and parts for every process; its answer None is everybody's."""
+    if processes.alone:
+        return stored
+    record = processes.tell(stored and stored[0].to_json())
+    parts = {**stored[1], "best": stored[0].best.weights} if stored else {}
+    found = by_part(processes.tell_tensors(flattened(parts)))
+    best = found.pop("best", {})
+    return None if record is None else (State.from_json(record, best), found)
+
+
+def identity(model: nn.Module, config: LoopConfig, steps_per_epoch: int) -> dict[str, Any]:
+    """Which training this is; see :class:`Store`."""
+    stated = asdict(config)
+    del stated["checkpoint_seconds"]
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {"config": stated, "steps_per_epoch": steps_per_epoch, "shapes": shapes}
+
+
+def parts_of(model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None) -> dict[str, Tensors]:
+    """Every tensor that the next step depends on."""
+    parts: dict[str, Tensors] = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+    return parts | ({"ema": averaged.state_dict()} if averaged is not None else {})
+
+
+def restore(
+    parts: Mapping[str, Tensors], model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None
+) -> None:
+    """Put back what :func:`parts_of` gave; of a training that had finished there is nothing, only its best."""
+    if not parts:
+        return
+    checkpoint.copy_into(model, parts["model"])
+    checkpoint.restore_optimizer(optimizer, parts.get("optimizer", {}))
+    if averaged is not None:
+        checkpoint.copy_into(averaged, parts["ema"])
