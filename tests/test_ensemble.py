@@ -16,12 +16,14 @@ from test_folds import MODEL, TRAIN, family, folds_run, photos  # noqa: F401 - f
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Recipe, Run, api
 from edgeopt.config import validate
 from edgeopt.data.dataset import Dataset
+from edgeopt.data.pixel_statistics import pixel_statistics
 from edgeopt.errors import ConfigError, MissingStageError, RunError
 from edgeopt.metrics import paired_drop, softmax
 from edgeopt.pipeline import run_recipe
-from edgeopt.preprocess import PreprocessSpec
+from edgeopt.preprocess import PreprocessSpec, load_picture
 from edgeopt.sets import open_set
 from edgeopt.stages import compress as compress_stage
+from edgeopt.stages import preprocessing as preprocessing_stage
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.voters import Ensemble, open_ensemble, teacher_module
 from edgeopt.train.evaluate_torch import logits
@@ -372,3 +374,62 @@ def test_stacking_needs_members_that_were_cross_validated(photos: Path, tmp_path
     assert Combination("weighted", tuple(made.record["weights"])) == made.combination()  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="the original has no folds"):
         api.ensemble(run)
+
+
+# -- of several preprocessings ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[int]]:  # noqa: F811
+    """``float``, a soup of three folds on 32x48 pixels normalized by their own mean and deviation, and how many
+    pictures those were measured on each time; ``float-<hash>``, one training on the same size unnormalized. Read only.
+    """
+    measured: list[int] = []
+
+    def listening(dataset: Dataset, items: Any, *rest: Any, **more: Any) -> Any:
+        measured.append(len(items))
+        return pixel_statistics(dataset, items, *rest, **more)
+
+    folder = tmp_path_factory.mktemp("wide") / "run"
+    data = DataConfig(path=str(photos), image_size=(32, 48), normalize="data")
+    train = TRAIN.model_copy(update={"epochs": 1, "keep": "soup"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocessing_stage, "pixel_statistics", listening)
+        run = api.finetune(data, MODEL, train, run=folder).run
+    single = train.model_copy(update={"folds": None, "keep": None})
+    api.finetune(data.model_copy(update={"normalize": "unit"}), MODEL, single, run=folder)
+    return run, measured
+
+
+def test_folds_share_the_mean_and_deviation_of_all_train_pictures_and_of_no_other(wide: tuple[Run, list[int]]) -> None:
+    run, measured = wide
+    dataset = Dataset.read(run.data)
+    assert measured == [len(dataset.of("train"))]  # once, not for every fold
+    specs = [open_variant(run, name).preprocess for name in ("float", "float-fold1", "float-fold2", "float-fold3")]
+    assert all(spec == specs[0] for spec in specs)
+    assert specs[0].size == (32, 48)
+    paths = [Path(dataset.root) / item.path for item in dataset.of("train")]
+    pixels = np.stack([load_picture(path, specs[0]) for path in paths]).reshape(-1, 3) / 255.0
+    assert specs[0].mean == pytest.approx(pixels.mean(axis=0).tolist(), rel=1e-12)
+    assert specs[0].std == pytest.approx(pixels.std(axis=0).tolist(), rel=1e-12)
+    tried = run.variant("float")["ingredients"]["tried"]
+    assert {one["name"] for one in tried} <= {"float-fold1", "float-fold2", "float-fold3"}
+    assert tried[0]["kept"]
+
+
+def test_members_normalized_otherwise_vote_and_teach_but_make_no_soup(wide: tuple[Run, list[int]]) -> None:
+    run, _ = wide
+    [other] = [name for name in run.variants() if not name.startswith("float-fold") and name != "float"]
+    assert open_variant(run, other).preprocess.mean == (0, 0, 0)
+    made = api.ensemble(run, ["float", other], vote="soft")
+    table = [answers(run, name, "val") for name in ("float", other)]
+    expected = np.mean([one for one in table], axis=0).argmax(axis=1) == truth(run, "val")
+    assert made.record["metrics"]["val_top1"] == pytest.approx(expected.mean())
+    spec = open_variant(run, other).preprocess
+    pictures = open_set(run.data / "sets" / spec.key, "val")
+    taught = torch.from_numpy(next(pictures.batches(spec, 8)))
+    with torch.no_grad():
+        found = teacher_module(run, made.name, spec)(taught).exp().numpy()
+    assert found == pytest.approx(np.mean([one[:8] for one in table], axis=0), abs=1e-3)
+    with pytest.raises(ConfigError, match=f"{other}: its pictures are not prepared as those of float"):
+        api.ensemble(run, ["float", other], vote="soup")

@@ -225,6 +225,16 @@ def test_a_size_that_a_model_cannot_take_is_refused_with_one_it_can(name: str, s
     )
 
 
+def test_a_shape_that_is_not_square_is_refused_with_the_nearest_that_can_be_had() -> None:
+    with pytest.raises(ModelError, match="test_maxvit cannot take pictures of 64x80 pixels, 3 channels") as caught:
+        create("test_maxvit", num_classes=3, pretrained=False, image_size=(64, 80))
+    assert caught.value.fix == "--image-size 64"
+    with pytest.raises(ModelError, match="inception_v3 cannot take pictures of 40x160 pixels") as caught:
+        create("inception_v3", num_classes=3, pretrained=False, image_size=(40, 160))
+    assert caught.value.fix == "--image-size 96x160"
+    assert create("inception_v3", num_classes=3, pretrained=False, image_size=(96, 160)).model is not None
+
+
 def test_torchvisions_inception_answers_as_with_its_own_transform_of_the_input(tmp_path: Path) -> None:
     """Without the second outputs; their transform, of ImageNet's normalization, is the preprocessing that is stated."""
     from torchvision.models import inception_v3

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgeopt.api import tune
 from edgeopt.cli import group
 from edgeopt.cli.tune_cmd import search_recipe
 from edgeopt.config import search_space, validate
+from edgeopt.console import Silent
 from edgeopt.errors import ConfigError, RunError, TrainingError
 from edgeopt.recipe_text import recipe_text
 from edgeopt.run import Run
@@ -33,6 +35,7 @@ from edgeopt.tune_space import Choice, Range, read_space
 from edgeopt.tuning.defaults import baseline, default_space
 from edgeopt.tuning.result import TuneResult, best_of, importances, rows
 from edgeopt.tuning.study import StudyFolder, make_pruner
+from edgeopt.tuning.trial import _Watch
 
 GOOD, BAD = 0.01, 1e-7
 
@@ -57,6 +60,18 @@ class Other(Tiny):
     """Another name."""
 
 
+class Deep(Tiny):
+    """A network of several widths, which must be a tuple, as hashable as the rest of its recipe."""
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...] = (8,)) -> None:
+        super().__init__(num_classes, widths[-1])
+        assert isinstance(widths, tuple)
+        layers: list[nn.Module] = []
+        for before, width in pairwise((3, *widths)):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+
+
 TRAIN: dict[str, Any] = {
     "epochs": 2, "lr": GOOD, "batch_size": 8, "layer_decay": 1.0, "augment": "none", "flip": False, "ema_decay": 0.0,
     "precision": "fp32", "memory_format": "contiguous", "warmup_epochs": 0.0, "seed": 1,
@@ -73,6 +88,17 @@ def recipe_of(
         "tune": {"space": dict(space), **settings},
     }
     return validate(Recipe, values, where="test")
+
+
+class Listening(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Keep it."""
+        self.said.append(text)
 
 
 def study_of(result: TuneResult) -> optuna.Study:
@@ -95,12 +121,14 @@ def test_every_problem_of_a_space_is_said_at_once_with_suggestions() -> None:
         "augment.blur": [1.0, 1.0],
         "compress.prune": [0.3],
         "data.seed": [1, 2],
+        "train.folds": [2, 3],
+        "train.time": ["1m", "2m"],
         "train.ema_decay": {"low": 0.9, "high": 0.99, "step": -1},
     }
     with pytest.raises(ConfigError) as caught:
         validate(Recipe, {"data": {"path": "x", "pth": 1}, "tune": {"space": space, "time": "soon"}}, where="recipe")
     text = str(caught.value)
-    assert "16 problems" in text, text
+    assert "18 problems" in text, text
     for said in (
         "data.pth: unknown key",
         "tune.time: no time; write 20m, 1h30m or 90s",
@@ -117,6 +145,8 @@ def test_every_problem_of_a_space_is_said_at_once_with_suggestions() -> None:
         "augment.blur: the list has 1.0 twice",
         "compress.prune: is no part of a trial",
         "data.seed: is the same for every trial",
+        "train.folds: is the same for every trial",
+        "train.time: is the same for every trial",
         "train.ema_decay: step must be positive",
     ):
         assert said in text, said
@@ -315,6 +345,62 @@ def test_time_ends_a_trial_at_the_end_of_an_epoch(pictures: Path, tmp_path: Path
     assert not (folder / "tuned.toml").exists()
 
 
+def test_arguments_of_several_numbers_freezing_and_the_input_are_searched_together(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Nothing of this contradicts itself in any trial; ``layer_decay`` is at its default, which a probe has none of."""
+    values = {
+        "data": {"path": str(pictures), "image_size": [16, 24]},
+        "model": {"name": "test_tune:Deep"},
+        "train": {name: value for name, value in TRAIN.items() if name != "layer_decay"} | {"time": "5m", "folds": 3},
+        "tune": {
+            "trials": 8,
+            "pruner": "none",
+            "space": {
+                "train.head_epochs": {"low": 0.5, "high": 1.5},
+                "train.unfreeze": ["all", "none"],
+                "train.lr_decay": {"low": 0.1, "high": 0.5},
+                "model.arguments.widths": [[8], [8, 16]],
+                "data.normalize": ["model", "data"],
+            },
+        },
+    }
+    console = Listening()
+    result = tune(validate(Recipe, values, where="test"), run=tmp_path / "run", console=console)
+    assert [one.state for one in result.trials] == ["complete"] * 8, [one.reason for one in result.trials]
+    assert result.trials[0].parameters["model.arguments.widths"] == (8,)
+    drawn = [one.parameters for one in result.trials]
+    assert {one["train.unfreeze"] for one in drawn} == {"all", "none"}
+    assert all(("train.head_epochs" in one) == (one["train.unfreeze"] == "all") for one in drawn)
+    assert sum("train.lr_decay is never drawn" in line for line in console.said) == 1
+    assert sum("train.head_epochs is never drawn" in line for line in console.said) == 0
+    assert any("3 folds are for the recipe that is found" in line for line in console.said)
+    assert result.recipe is not None
+    assert result.best is not None
+    written = load_recipe(result.recipe)
+    assert written.model.arguments == {"widths": result.best.parameters["model.arguments.widths"]}
+    assert (written.data.normalize, written.train.folds) == (result.best.parameters["data.normalize"], 3)
+
+
+def test_a_training_that_its_own_time_ends_is_complete(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, bool]] = []
+    real = _Watch.__call__
+
+    def listening(watch: _Watch, epoch: int, score: float, last: bool) -> None:
+        told.append((epoch, last))
+        real(watch, epoch, score, last)
+
+    monkeypatch.setattr(_Watch, "__call__", listening)
+    train = {"epochs": 5000, "patience": 5000, "time": "2s"}
+    result = tune(recipe_of(pictures, {"train.lr": [GOOD, BAD]}, train=train, trials=1), run=tmp_path / "run")
+    [one] = result.trials
+    assert one.state == "complete"
+    assert told == [(epoch, epoch == one.epochs) for epoch in range(1, one.epochs + 1)]
+    assert one.epochs < 5000
+
+
 def test_when_the_first_trials_all_fail_the_search_ends(pictures: Path, tmp_path: Path) -> None:
     recipe = recipe_of(pictures, {"model.arguments.width": [1000, 2000]}, trials=50)
     with pytest.raises(TrainingError, match=r"the first 3 trials all failed: .*too wide a network"):
@@ -344,7 +430,7 @@ def by_hand(recipe: Path, run: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_same_command_in_two_shells_is_one_search(pictures: Path, tmp_path: Path) -> None:
-    train = {"epochs": 150, "patience": 150}
+    train = {"epochs": 40, "patience": 40}
     recipe = recipe_of(pictures, {"train.lr": [GOOD, 0.5 * GOOD]}, train=train, trials=2, pruner="none")
     file = write(recipe, tmp_path)
     other = by_hand(file, tmp_path / "run", "--json")
@@ -364,7 +450,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_trial_it_was_at(
     number: signal.Signals, pictures: Path, tmp_path: Path
 ) -> None:
     space = {"train.lr": [GOOD, BAD]}
-    recipe = recipe_of(pictures, space, train={"epochs": 150, "patience": 150}, trials=1, pruner="none")
+    recipe = recipe_of(pictures, space, train={"epochs": 40, "patience": 40}, trials=1, pruner="none")
     file = write(recipe, tmp_path)
     process = by_hand(file, tmp_path / "run")
     wait_for_epochs(tmp_path / "run", 3)
@@ -536,10 +622,10 @@ def test_a_recipe_is_written_as_it_reads(tmp_path: Path) -> None:
                  "exclude": str(tmp_path / "out.txt")},
         "model": {"name": "convnext_tiny", "arguments": {"depths": [2, 2, 4, 2], "drop_rate": 1e-05, "flag": True}},
         "train": {"epochs": 7, "lr": 3e-05, "batch_size": "auto", "loss": "focal", "loss_arguments": {"gamma": 1.5},
-                  "weight_decay": 0.0, "ema_decay": 1e-20},
+                  "weight_decay": 0.0, "ema_decay": 1e-20, "folds": 3, "head_epochs": 1.5, "time": "20m"},
         "augment": {"rotation": 15.0, "mixup": 0.0},
         "compress": {"int8": False, "prune": 0.25, "schemes": ["u8a8w"]},
-        "bench": {"seconds": 3.0}, "budget": {"min_top1": 0.9},
+        "bench": {"seconds": 3.0}, "budget": {"min_top1": 0.9}, "ensemble": {"vote": "hard"},
     }  # fmt: skip
     recipe = validate(Recipe, values, where="test")
     file = tmp_path / "written.toml"
@@ -547,9 +633,12 @@ def test_a_recipe_is_written_as_it_reads(tmp_path: Path) -> None:
     file.write_text(text)
     assert load_recipe(file) == recipe
     assert text.startswith("# first line\n")
-    plain = validate(Recipe, {"data": {"path": "/x"}}, where="test")
-    file.write_text(recipe_text(plain, []))
-    assert load_recipe(file) == plain
+    folds: dict[str, Any] = {"data": {"path": "/x"}, "train": {"folds": 3}, "ensemble": {}}
+    for stated in ({"data": {"path": "/x"}}, folds):
+        plain = validate(Recipe, stated, where="test")
+        file.write_text(recipe_text(plain, []))
+        assert load_recipe(file) == plain
+        assert ("\n# [ensemble] " in file.read_text()) == ("ensemble" not in stated)
 
 
 def test_the_command_line_takes_models_and_sizes_and_prints_one_object(pictures: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from edgeopt.tuning.defaults import baseline, default_space
 from edgeopt.tuning.page import render
 from edgeopt.tuning.result import TrialRow, TuneResult, best_of, certainty, importances, rows
 from edgeopt.tuning.study import StudyFolder, make_pruner
-from edgeopt.tuning.trial import WAIT_SECONDS, Search, label, with_parameters
+from edgeopt.tuning.trial import WAIT_SECONDS, Search, applies, label, with_parameters
 
 VERSION = 1
 _HEAD = "Made by edgeopt tune"
@@ -103,7 +103,24 @@ def _checked_space(recipe: Recipe, console: Console) -> Space:
     if not space:
         space = default_space(recipe)
         console.say(f"searching the default space: {', '.join(space)}")
+    for key in _never_drawn(recipe, space):
+        console.say(f"note: {key} is never drawn: beside the recipe, part of it contradicts what else there is")
+    if train.folds is not None:
+        console.say(f"note: a trial is one training; the {train.folds} folds are for the recipe that is found")
     return space
+
+
+def _never_drawn(recipe: Recipe, space: Space) -> list[str]:
+    """Keys that contradict the recipe whatever single other choice is drawn beside them."""
+    others: list[dict[str, Any]] = [
+        {},
+        *({key: value} for key, one in space.items() if isinstance(one, Choice) for value in one.values),
+    ]
+    return [
+        key
+        for key, one in space.items()
+        if not any(applies(recipe, drawn, key, one) for drawn in others if key not in drawn)
+    ]
 
 
 def _require_writable(out: Path | None) -> None:

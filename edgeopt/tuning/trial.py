@@ -81,11 +81,8 @@ def run_trial(search: Search, trial: optuna.Trial, console: Console) -> FrozenTr
 def draw(search: Search, trial: optuna.Trial) -> dict[str, Any]:
     """A value for every key that means something beside the others: ``train.lr_decay`` is drawn for ``step`` alone."""
     drawn: dict[str, Any] = {}
-    # The model, then choices: they decide what else applies.
-    order = sorted(
-        search.space.items(), key=lambda item: (not item[0].startswith("model."), isinstance(item[1], Range))
-    )
-    for key, parameter in order:
+    # Choices first: they decide what else applies.
+    for key, parameter in sorted(search.space.items(), key=lambda item: isinstance(item[1], Range)):
         if applies(search.recipe, drawn, key, parameter):
             drawn[key] = _suggest(trial, key, parameter)
     return drawn
