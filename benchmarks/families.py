@@ -58,17 +58,17 @@ FAMILIES = (
     Family("mobilenetv2", "MobileNetV2", "mobilenetv2_035", 64, 1.0, 1.0),
     Family("mobilenetv3", "MobileNetV3", "mobilenetv3_small_050", 64, 0.66, 0.94, _SE),
     Family("mobilenetv4", "MobileNetV4", "mobilenetv4_conv_small_035", 64, 1.0, 1.0, epochs=4),
-    Family("efficientnet", "EfficientNet", "efficientnet_b0", 64, 0.6, 0.95, _SE),
+    Family("efficientnet", "EfficientNet", "efficientnet_b0", 64, 0.6, 0.97, _SE),
     Family("efficientnet-lite", "EfficientNet-Lite", "tf_efficientnet_lite0", 64, 1.0, 1.0),
     Family("regnetx", "RegNetX", "regnetx_002", 64, 1.0, 1.0),
     Family("regnety", "RegNetY", "regnety_002", 64, 0.6, 0.95, _SE),
     Family("convnext", "ConvNeXt", "convnext_atto", 64, 1.0, 1.0),
-    Family("vit", "ViT", "vit_tiny_patch16_224", 64, 0.6, 0.9, _ATTENTION, {"depth": 4}),
+    Family("vit", "ViT", "vit_tiny_patch16_224", 64, 0.69, 0.98, _ATTENTION, {"depth": 4}),
     Family("deit", "DeiT", "deit_tiny_distilled_patch16_224", 64, 0.6, 0.9, _ATTENTION, {"depth": 4}),
-    Family("mobilevit", "MobileViT", "mobilevit_xxs", 64, 0.6, 0.9, _ATTENTION),
-    Family("levit", "LeViT", "levit_128s", 64, 0.6, 0.9, _ATTENTION),
-    Family("coatnet", "CoAtNet", "coatnet_nano_rw_224", 64, 0.6, 0.9, _ATTENTION),
-    Family("maxvit", "MaxViT", "test_maxvit", 64, 0.6, 0.9, _ATTENTION),
+    Family("mobilevit", "MobileViT", "mobilevit_xxs", 64, 0.79, 0.98, _ATTENTION),
+    Family("levit", "LeViT", "levit_128s", 64, 0.85, 0.99, _ATTENTION),
+    Family("coatnet", "CoAtNet", "coatnet_nano_rw_224", 64, 0.6, 0.9, f"{_ATTENTION}; {_SE}"),
+    Family("maxvit", "MaxViT", "test_maxvit", 64, 0.67, 0.98, f"{_ATTENTION}; {_SE}"),
 )
 
 
