@@ -118,9 +118,30 @@ class StageRecord(Record):
         macs: Count | None = None
         temperature: Temperature | None = None
 
+    class Fold(_Part):
+        """Which part of train the model was not trained on."""
+
+        fold: Count
+        of: Count
+
+    class Ingredients(_Part):
+        """The models it was kept of, and what each scores on val."""
+
+        val_scores: dict[Name, Share]
+
+    class CrossValidation(_Part):
+        """Figures of the folds."""
+
+        fold_top1: list[Share]
+        mean_top1: Share
+        spread_top1: Share
+
     created: Text
     key: Text
     outputs: dict[Text, Output]
+    fold: Fold | None = None
+    ingredients: Ingredients | None = None
+    cross_validation: CrossValidation | None = None
     command: Text | None = None
     machine: Text | None = None
     host: Text | None = None
@@ -373,6 +394,8 @@ class AccuracyRecord(Record):
     calibration_raw: Calibration | None = None
     roc: dict[Text, Annotated[list[Shares], Field(max_length=1000)]] | None = None
     mistakes: Annotated[list[Mistake], Field(max_length=100)] | None = None
+    members: dict[Name, Share] | None = None
+    best_member: Name | None = None
     baseline: Key | None = None
     build_key: Text | None = None
     agreement: Share | None = None

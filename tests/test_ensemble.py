@@ -320,6 +320,7 @@ def test_a_member_is_kept_from_removal_and_what_changed_is_noticed_and_made_agai
 def test_show_lists_ensembles_and_eval_says_the_paired_difference(voted: Run) -> None:
     shown = edgeopt("show", "--run", str(voted.path)).stdout
     assert "ensemble-soft" in shown
+    assert "- (fold 2 of 3)" in shown
     assert f"float, {second(voted)[0]}" in shown
     said = edgeopt("eval", "--variant", "ensemble-soft", "--run", str(voted.path))
     assert said.returncode == 0, said.stderr
@@ -327,6 +328,15 @@ def test_show_lists_ensembles_and_eval_says_the_paired_difference(voted: Run) ->
     assert "McNemar p =" in said.stdout
     state = json.loads(edgeopt("show", "--json", "--run", str(voted.path)).stdout)
     assert set(state["ensembles"]) == {f"ensemble-{vote}" for vote in ("soft", "hard", "weighted", "stacking")}
+
+
+def test_figures_that_lack_something_are_measured_again(own: Run) -> None:
+    whole = api.evaluate(own, variant="ensemble-hard")
+    path = own.path / "host/ensemble-hard/accuracy.json"
+    for changes in ({"members": {}}, {"best_member": "nobody"}, {"drop": None}, {"drop_points": None}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        again = api.evaluate(own, variant="ensemble-hard")
+        assert {name: again[name] for name in changes} == {name: whole[name] for name in changes}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ def command(run_path: Path | None, as_json: bool, quiet: bool) -> None:
 
 def _text(run: Run, state: dict[str, Any]) -> str:
     variants = [
-        (name, record.get("parent") or "-", _percent((record.get("metrics") or {}).get("val_top1")), _size(run, record))
+        (
+            name,
+            record.get("parent") or _fold(record),
+            _percent((record.get("metrics") or {}).get("val_top1")),
+            _size(run, record),
+        )
         for name, record in state["variants"].items()
     ]
     variants += [
@@ -60,6 +65,11 @@ def _text(run: Run, state: dict[str, Any]) -> str:
     if engines:
         parts.append(table(("engine", "precision", "scheme", "file"), engines))
     return "\n\n".join([*parts, f"next: {state['next']}"])
+
+
+def _fold(record: dict[str, Any]) -> str:
+    fold = record.get("fold")
+    return f"- (fold {fold['fold']} of {fold['of']})" if fold else "-"
 
 
 def _percent(value: float | None) -> str:

@@ -141,7 +141,7 @@ def evaluate_ensemble(run: Run, name: str, *, console: Console | None = None) ->
     path = run.path / "host" / name / "accuracy.json"
     if path.is_file():
         kept = records.read(records.AccuracyRecord, path)
-        if kept.get("build_key") == ensemble.record["key"]:
+        if kept.get("build_key") == ensemble.record["key"] and _is_whole(kept):
             return {"ensemble": name, **kept}
     answers, truth = _on_test(ensemble, console)
     best = str(ensemble.record["best_member"])
@@ -163,6 +163,13 @@ def evaluate_ensemble(run: Run, name: str, *, console: Console | None = None) ->
         with run.lock():
             write_accuracy(path.parent, record)
     return {"ensemble": name, **record}
+
+
+def _is_whole(kept: Mapping[str, Any]) -> bool:
+    """Whether figures found in the run have all that is said of an ensemble's."""
+    if kept.get("best_member") not in (kept.get("members") or {}):
+        return False
+    return None not in (kept.get("drop_points"), kept.get("drop_ci_points"), (kept.get("drop") or {}).get("mcnemar_p"))
 
 
 def _on_test(ensemble: Ensemble, console: Console) -> tuple[dict[str, Float64], Int64]:
