@@ -182,7 +182,7 @@ def _require_fit(
     if shapes and shapes == in_head and not missing and not unexpected:
         classes = (state[shapes[0]].shape[0], expected[shapes[0]].shape[0])
         cause = f"it was trained for {classes[0]} classes, not {classes[1]}: use the folder it was trained on"
-    elif len(missing) + len(shapes) > len(expected) // 2:
+    elif (missing or unexpected) and len(missing) + len(shapes) > len(expected) // 2:
         cause = f"it is another architecture than {model_name}: check --model"
     else:
         cause = f"it is another variant of {model_name}, or its classifier was changed: check --model and its arguments"
