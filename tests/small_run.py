@@ -42,6 +42,24 @@ def write_small_run(path: Path) -> Run:
     return run
 
 
+def write_ensemble(run: Run) -> None:
+    """An ensemble of variants that no device asks for."""
+    stage = run.stage("host", "ensemble-weighted", record="ensemble.json", key="e" * 64)
+    weights = run.variant("float")["outputs"]["model"]["sha256"]
+    stage.commit(
+        outputs={},
+        stage="ensemble",
+        vote="weighted",
+        members=[
+            {"variant": name, "model_sha256": weights, "temperature": 1.1, "val_top1": 0.5}
+            for name in ("float", "float-soup")
+        ],
+        weights=[0.25, 0.75],
+        best_member="float",
+        metrics={"val_top1": 0.6, "temperature": 0.9},
+    )
+
+
 def write_small_set(folder: Path, name: str) -> None:
     """A prepared set of noise."""
     folder.mkdir(parents=True, exist_ok=True)

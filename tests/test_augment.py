@@ -197,7 +197,7 @@ def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pic
     assert made.record["metrics"]["val_top1"] > 0.6
     assert made.record["config"]["augment"]["rotation"] == 5
     assert made.record["config_origin"]["augment"]["mixup"] == "call"
-    again = TrainingPlan.for_recovery(CompressConfig(), **_recipe(SimpleNamespace(teacher=made)))  # type: ignore[arg-type]
+    again = TrainingPlan.for_recovery(CompressConfig(), **_recipe(SimpleNamespace(start=made)))  # type: ignore[arg-type]
     assert (again.augment, again.flip, again.augmentation.mixup, again.augmentation.rotation) == (
         "light",
         False,

@@ -22,7 +22,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 from PIL import Image
-from small_run import FLOAT, INT8, SPEC, write_small_run
+from small_run import FLOAT, INT8, SPEC, write_ensemble, write_small_run
 
 from edgeopt import environment, records
 from edgeopt.backends.base import Backend
@@ -47,26 +47,8 @@ SETS = f"data/sets/{SPEC.key}"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be copied and never changed."""
     run = write_small_run(tmp_path_factory.mktemp("whole") / "run")
-    _write_ensemble(run)
+    write_ensemble(run)
     return run.path
-
-
-def _write_ensemble(run: Run) -> None:
-    """An ensemble of variants that no device asks for."""
-    stage = run.stage("host", "ensemble-weighted", record="ensemble.json", key="e" * 64)
-    weights = run.variant("float")["outputs"]["model"]["sha256"]
-    stage.commit(
-        outputs={},
-        stage="ensemble",
-        vote="weighted",
-        members=[
-            {"variant": name, "model_sha256": weights, "temperature": 1.1, "val_top1": 0.5}
-            for name in ("float", "float-soup")
-        ],
-        weights=[0.25, 0.75],
-        best_member="float",
-        metrics={"val_top1": 0.6, "temperature": 0.9},
-    )
 
 
 @pytest.fixture(scope="module")

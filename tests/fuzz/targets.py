@@ -15,7 +15,7 @@ import hostile
 import numpy as np
 import tiny_onnx
 from PIL import Image, ImageCms
-from small_run import write_small_run
+from small_run import write_ensemble, write_small_run
 
 from edgeopt import environment, resources
 from edgeopt.backends.onnx_reader import read_onnx
@@ -177,7 +177,9 @@ class Record(Target):
         super().__init__(folder)
         self.picture = folder / "picture.png"
         Image.new("RGB", (20, 20)).save(self.picture)
-        self.run = write_small_run(folder / "run").path
+        run = write_small_run(folder / "run")
+        write_ensemble(run)
+        self.run = run.path
         hostile.outcome("eval", self.run, self.picture)  # so that every record is there, and nothing is left to write
         self.whole = {name: (self.run / name).read_bytes() for name in hostile.RECORDS}
 
