@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import edgeopt
+
 _TESTS = Path(__file__).resolve().parent.parent
 if str(_TESTS) not in sys.path:
     sys.path.insert(0, str(_TESTS))
@@ -67,7 +69,8 @@ def tried(case: Callable[[bytes], bool], data: bytes, outcome: Outcome, found: P
 
 
 def _place(error: Exception) -> str:
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/edgeopt/" in frame.filename]
+    package = Path(edgeopt.__file__).parent
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
     where = f"{Path(own[-1].filename).name}:{own[-1].name}" if own else "outside edgeopt"
     said = re.sub(r"\d+", "N", f"{error!s:.120}")  # the same with another number is the same
     return f"{type(error).__name__} in {where}: {said}"
