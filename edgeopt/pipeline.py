@@ -159,7 +159,7 @@ def demo_recipe(pictures: Path, targets: tuple[str, ...]) -> Recipe:
             "data": {"path": str(pictures), "image_size": 128, "test": 0.3},
             "model": {"name": "tf_efficientnet_lite0"},
             "train": {"epochs": 5, "flip": False},  # a mirrored 2 is no digit
-            "compress": {"int8": True, "prune": 1 / 3, "epochs": 1, "recovery_epochs": 3},
+            "compress": {"int8": True, "prune": 1 / 3, "epochs": 1, "recovery_epochs": 5},
             "bench": {"seconds": 25},
             "budget": {"max_drop_points": 1.5},
         }

@@ -15,10 +15,12 @@ import families  # noqa: E402  (a script of the benchmarks, whose table of famil
 from families import FAMILIES, Family, push, table  # noqa: E402
 
 MEASURED = json.loads(families.OUT.read_text())
+#: What a family is held to is known of those that were measured; the table in the docs says which were not.
+CHOSEN = [family for family in FAMILIES if family.key in MEASURED["families"]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=[family.key for family in FAMILIES])
+@pytest.mark.parametrize("family", CHOSEN, ids=[family.key for family in CHOSEN])
 def test_a_model_of_the_family_runs_in_int8_and_answers_as_trained(
     family: Family, pictures: Path, tmp_path: Path
 ) -> None:
@@ -38,9 +40,8 @@ def test_the_table_of_families_is_the_one_measured() -> None:
 
 def test_what_was_measured_reaches_what_the_test_asks_of_the_family() -> None:
     measured = MEASURED["families"]
-    chosen = [family for family in FAMILIES if family.key in measured]
-    assert list(measured) == [family.key for family in chosen]
-    for family in chosen:
+    assert list(measured) == [family.key for family in CHOSEN]
+    for family in CHOSEN:
         row = measured[family.key]
         stated = (row["model"], row["image_size"], row["arguments"], row["epochs"])
         assert stated == (family.model, family.image_size, family.arguments, family.epochs)
