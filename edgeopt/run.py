@@ -266,17 +266,11 @@ class Run:
 
         Nothing is compared with what is left then: the original itself might be what is missing.
         """
-        found, damaged = self._records("host/*/stage.json", records.StageRecord)
-        for name, error in damaged.items():
-            raise RunError(error.message, fix=f"get the run again from its source, or: edgeopt rm {shlex.quote(name)}")
-        return found
+        return self._whole("host/*/stage.json", records.StageRecord)
 
     def ensembles(self) -> dict[str, dict[str, Any]]:
         """Committed ensembles by name, oldest first; a damaged record is a RunError that says how to be rid of it."""
-        found, damaged = self._records("host/*/ensemble.json", records.EnsembleRecord)
-        for name, error in damaged.items():
-            raise RunError(error.message, fix=f"get the run again from its source, or: edgeopt rm {shlex.quote(name)}")
-        return found
+        return self._whole("host/*/ensemble.json", records.EnsembleRecord)
 
     def half_made(self) -> list[str]:
         """Variants whose making was interrupted; the command that was making one goes on with it."""
@@ -398,6 +392,13 @@ class Run:
         for path in sorted(self.path.glob(pattern)):
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.path).parts):
                 yield path
+
+    def _whole(self, pattern: str, kind: type[records.Record]) -> dict[str, dict[str, Any]]:
+        """The records that ``pattern`` finds, oldest first; raises RunError for a damaged one."""
+        found, damaged = self._records(pattern, kind)
+        for name, error in damaged.items():
+            raise RunError(error.message, fix=f"get the run again from its source, or: edgeopt rm {shlex.quote(name)}")
+        return found
 
     def _records(
         self, pattern: str, kind: type[records.Record], parts: int = 1

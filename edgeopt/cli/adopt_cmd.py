@@ -15,6 +15,7 @@ from edgeopt.cli.common import (
     given,
     input_options,
     model_argument_option,
+    new_run_option,
     output_options,
     picture_options,
     settings,
@@ -35,7 +36,7 @@ from edgeopt.config import Recipe, validate
 @input_options
 @picture_options
 @click.option("--seed", type=int, help="Of the split. [default: 0]")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
+@new_run_option
 @force_option
 @output_options
 def command(

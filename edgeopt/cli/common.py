@@ -133,6 +133,14 @@ def picture_options(function: Function) -> Function:
     return max_pixels_option(function)
 
 
+new_run_option = click.option(
+    "--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]"
+)
+
+no_pretrained_option = click.option(
+    "--no-pretrained", "pretrained", is_flag=True, flag_value=False, default=None, help="Start from random weights."
+)
+
 model_argument_option = click.option(
     "--model-arg",
     "model_arguments",

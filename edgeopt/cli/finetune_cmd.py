@@ -15,6 +15,8 @@ from edgeopt.cli.common import (
     force_option,
     input_options,
     model_argument_option,
+    new_run_option,
+    no_pretrained_option,
     output_options,
     picture_options,
     settings,
@@ -47,9 +49,7 @@ _KEYS = {
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="Start from this weights file instead of pretrained ones."
 )
-@click.option(
-    "--no-pretrained", "pretrained", is_flag=True, flag_value=False, default=None, help="Start from random weights."
-)
+@no_pretrained_option
 @input_options
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
 @click.option("--time", help="Bound the training, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]")
@@ -108,7 +108,7 @@ _KEYS = {
 @click.option(
     "--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of a recipe, as in augment.rotation=15."
 )
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
+@new_run_option
 @force_option
 @output_options
 def command(

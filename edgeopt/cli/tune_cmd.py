@@ -13,6 +13,8 @@ from edgeopt.cli.common import (
     as_settings,
     emit,
     model_argument_option,
+    new_run_option,
+    no_pretrained_option,
     output_options,
     picture_options,
     settings,
@@ -50,9 +52,7 @@ _ENDS: tuple[State, ...] = ("complete", "pruned", "failed")
 )
 @click.option("--model", "name", help="Model name. [default: tf_efficientnet_lite0, or the first of --models]")
 @model_argument_option
-@click.option(
-    "--no-pretrained", "pretrained", is_flag=True, flag_value=False, default=None, help="Start from random weights."
-)
+@no_pretrained_option
 @picture_options
 @click.option("--seed", type=int, help="Of the split, of training and of the search. [default: 0]")
 @click.option(
@@ -63,7 +63,7 @@ _ENDS: tuple[State, ...] = ("complete", "pruned", "failed")
     help="Any key of a recipe that does not vary, as for finetune.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the recipe. [default: in the run folder]")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]")
+@new_run_option
 @output_options
 def command(
     space: Path | None,

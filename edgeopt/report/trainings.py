@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from edgeopt import records
@@ -46,6 +48,5 @@ def _epochs(text: str) -> tuple[tuple[float, float, float], ...]:
     )
 
 
-def _tested(record: dict[str, object]) -> LrTest:
-    parsed = records.LrRangeRecord.model_validate(record)
-    return LrTest(parsed.lr, tuple(zip(parsed.rates, parsed.smoothed, strict=True)))
+def _tested(record: dict[str, Any]) -> LrTest:
+    return LrTest(record["lr"], tuple(zip(record["rates"], record["smoothed"], strict=True)))

@@ -206,12 +206,13 @@ def _quantized(job: _Job, source: Variant, schemes: Sequence[str]) -> Iterator[V
 def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | None) -> Variant:
     """One scheme; ``trained`` is an int8 variant whose weights are taken over, with fresh ranges and a short QAT."""
     recipe = load_calibration(job.config.calibration)
+    int8_outputs = wants_int8_outputs(job.config, scheme, job.targets)
     inputs = {**_inputs(job, source), **({"weights_from": _model_hash(trained)} if trained else {})}
     config = {
         **job.config.model_dump(include={"epochs", "lr", "temperature", "distill_weight"}),
         "calibration": recipe.model_dump(mode="json", by_alias=True),
         "scheme": scheme,
-        "int8_outputs": wants_int8_outputs(job.config, scheme, job.targets),
+        "int8_outputs": int8_outputs,
     }
     suffix = source.name.removeprefix(job.start.name)
     name = f"int8-{scheme}{job.start.name.removeprefix('float')}{suffix}"
@@ -220,7 +221,7 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = source.preprocess
     start = remove_quantizers(trained.load()) if trained else source.load()
-    model = _calibrated(job, start, scheme, recipe, spec)
+    model = _calibrated(job, start, scheme, recipe, spec, int8_outputs=int8_outputs)
     ptq = evaluate_val(model, job.workspace, spec)
     job.console.say(f"{name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
     plan = TrainingPlan.for_qat(job.config, **_recipe(job), share=_SHORT_QAT if trained else 1.0)
@@ -243,7 +244,9 @@ def _quantize_one(job: _Job, source: Variant, scheme: str, trained: Variant | No
     )
 
 
-def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, spec: PreprocessSpec) -> nn.Module:
+def _calibrated(
+    job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, spec: PreprocessSpec, *, int8_outputs: bool
+) -> nn.Module:
     pictures = job.workspace.calibration(recipe, spec)
 
     def batches() -> Iterator[Tensor]:
@@ -256,7 +259,7 @@ def _calibrated(job: _Job, model: nn.Module, scheme: str, recipe: CalibrationRec
             batches(),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
-            int8_outputs=wants_int8_outputs(job.config, scheme, job.targets),
+            int8_outputs=int8_outputs,
             progress=progress,
         )
 

@@ -20,7 +20,7 @@ from edgeopt.stages.training import val_figures
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.voters import Ensemble, probabilities, voter_of
 from edgeopt.stages.workspace import Workspace, open_workspace
-from edgeopt.voting import VOTES, Combination, Vote, fit_stacking, fit_weights
+from edgeopt.voting import Combination, Vote, fit_stacking, fit_weights
 
 VERSION = 1
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of stacking, from much penalty to little; val picks
@@ -120,7 +120,7 @@ def _make(workspace: Workspace, chosen: Sequence[Variant], vote: Vote, *, force:
     hashes = {one.name: run.stated(one.record, "model")[1] for one in chosen}
     # What stacking learns from is of the folds' models, and may change where the kept one does not.
     learned = {
-        f"{one.name} out of fold": run.stated(one.record, "out_of_fold")[1] for one in chosen if vote == VOTES[3]
+        f"{one.name} out of fold": run.stated(one.record, "out_of_fold")[1] for one in chosen if vote == "stacking"
     }
     inputs = {"dataset": str(run.info["fingerprint"]), **hashes, **learned}
     asked = EnsembleConfig(vote=vote, members=tuple(hashes))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ Draw = Callable[[Tensor], UInt8]
 #: Called after each epoch with its number, from 1, the best score (0-1) so far, and whether it was the last one; what
 #: it raises ends the training.
 EpochEnd = Callable[[int, float, bool], None]
-Result = TypeVar("Result")
 
 
 def train(

@@ -20,9 +20,8 @@ from edgeopt.environment import process_count
 from edgeopt.errors import ProcessError, TrainingError
 
 Result = TypeVar("Result")
-_PATIENCE = timedelta(
-    hours=2
-)  # others wait this long while the first reads pictures; one that ended is noticed at once
+#: Others wait this long while the first reads pictures; one that ended is noticed at once.
+_PATIENCE = timedelta(hours=2)
 
 
 class Processes:

@@ -71,6 +71,7 @@ class State:
     evaluation_seconds: float = 0.0
     planned: int | None = None
     over: bool = False
+    best: Best = field(default_factory=Best)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the best weights."""
@@ -82,8 +83,6 @@ class State:
         """What :meth:`to_json` gave, with the best weights."""
         stated = {"choice": Choice(**record["choice"]), "best": Best.from_json(record["best"], weights)}
         return cls(**{**record, **stated})
-
-    best: Best = field(default_factory=Best)
 
 
 class Store:

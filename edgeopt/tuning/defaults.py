@@ -9,7 +9,7 @@ from edgeopt.config import Recipe
 from edgeopt.errors import ModelError
 from edgeopt.stages.starting import constructor_arguments
 from edgeopt.training_tables import augmentation, contradictions, smoothing
-from edgeopt.tune_space import Choice, Parameter, Range, Space, with_value
+from edgeopt.tune_space import Choice, Parameter, Range, Space
 from edgeopt.tuning.trial import applies, contradicted
 
 #: Two classes: whether a model can be built with an argument does not depend on their number.
@@ -89,8 +89,7 @@ def _possible(key: str, parameter: Parameter, recipe: Recipe) -> Parameter | Non
 
 
 def _contradicts(recipe: Recipe, key: str, value: Any) -> bool:
-    changed = Recipe.model_validate(with_value(recipe.model_dump(exclude_unset=True), key, value))
-    return bool(contradicted(changed))
+    return bool(contradicted(recipe, {key: value}))
 
 
 def _regularization(recipe: Recipe) -> dict[str, Parameter]:

@@ -90,10 +90,15 @@ def draw(search: Search, trial: optuna.Trial) -> dict[str, Any]:
 
 def with_parameters(recipe: Recipe, parameters: Mapping[str, Any]) -> Recipe:
     """The recipe with these values of dotted keys; raises ConfigError when they contradict one another."""
+    return validate(Recipe, _varied(recipe, parameters), where="trial")
+
+
+def _varied(recipe: Recipe, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe states, with these values of dotted keys."""
     values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
     for key, value in parameters.items():
         values = with_value(values, key, value)
-    return validate(Recipe, values, where="trial")
+    return values
 
 
 def label(value: Any) -> Any:
@@ -131,15 +136,13 @@ def applies(recipe: Recipe, drawn: Mapping[str, Any], key: str, parameter: Param
 
 
 def _refused(recipe: Recipe, parameters: Mapping[str, Any], key: str) -> bool:
-    values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
-    for name, value in parameters.items():
-        values = with_value(values, name, value)
-    return any(problem.startswith(f"{key}:") for problem in contradicted(Recipe.model_validate(values)))
+    return any(problem.startswith(f"{key}:") for problem in contradicted(recipe, parameters))
 
 
-def contradicted(recipe: Recipe) -> list[str]:
-    """What in the tables that a trial is made of cannot hold together."""
-    return contradictions(recipe.train, recipe.augment, random_weights=recipe.model.random_weights)
+def contradicted(recipe: Recipe, parameters: Mapping[str, Any]) -> list[str]:
+    """What cannot hold together in the tables of a trial with these values of dotted keys."""
+    tried = Recipe.model_validate(_varied(recipe, parameters))
+    return contradictions(tried.train, tried.augment, random_weights=tried.model.random_weights)
 
 
 def _train(search: Search, recipe: Recipe, trial: optuna.Trial, folder: Path) -> dict[str, Any]:
