@@ -12,10 +12,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from edgeopt import resources
+from edgeopt.compress_table import CompressConfig as CompressConfig
+from edgeopt.compress_table import known_scheme
 from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
-from edgeopt.schemes import SCHEMES
 from edgeopt.training_tables import AugmentConfig as AugmentConfig
 from edgeopt.training_tables import Seed, Whole, contradictions
 from edgeopt.training_tables import Strict as Strict
@@ -109,9 +110,7 @@ class Target(Strict):
     @field_validator("scheme")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and value not in SCHEMES:
-            raise ValueError(f"unknown scheme {value!r}{did_you_mean(value, SCHEMES)}; use one of {', '.join(SCHEMES)}")
-        return value
+        return value if value is None else known_scheme(value)
 
 
 class CalibrationRecipe(Strict):
@@ -149,31 +148,6 @@ class ModelConfig(Strict):
         """Whether it starts from random numbers because that was stated; ``module:attr`` models may load their own."""
         own_code = ":" in self.name and not self.name.startswith(("timm:", "torchvision:"))
         return not self.pretrained and self.weights is None and not own_code
-
-
-class CompressConfig(Strict):
-    """Compression. ``prune`` is the fraction of the MACs removed."""
-
-    int8: bool = True
-    prune: float | None = Field(None, gt=0, lt=1)
-    schemes: tuple[str, ...] = ()
-    calibration: str = "default"
-    importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
-    epochs: int = Field(5, ge=0, le=10_000)  # of QAT
-    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
-    lr: float = Field(1e-4, gt=0, le=10)
-    recovery_lr: float = Field(1e-3, gt=0, le=10)
-    int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
-    temperature: float = Field(3.0, gt=0)
-    distill_weight: float = Field(0.9, ge=0, le=1)
-    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
-
-    @field_validator("schemes")
-    @classmethod
-    def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            Target._known_scheme(name)
-        return value
 
 
 class EnsembleConfig(Strict):

@@ -22,7 +22,7 @@ from edgeopt.data.ingest import ingest
 from edgeopt.data.loader import TrainLoader
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec, UInt8, prepare
-from edgeopt.stages.compress import _recipe
+from edgeopt.stages.passes import training_recipe
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.training_tables import PRESETS, augmentation, contradictions
 
@@ -197,7 +197,7 @@ def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pic
     assert made.record["metrics"]["val_top1"] > 0.6
     assert made.record["config"]["augment"]["rotation"] == 5
     assert made.record["config_origin"]["augment"]["mixup"] == "call"
-    again = TrainingPlan.for_recovery(CompressConfig(), **_recipe(SimpleNamespace(start=made)))  # type: ignore[arg-type]
+    again = TrainingPlan.for_recovery(CompressConfig(), **training_recipe(SimpleNamespace(start=made)))  # type: ignore[arg-type]
     assert (again.augment, again.flip, again.augmentation.mixup, again.augmentation.rotation) == (
         "light",
         False,

@@ -1,0 +1,41 @@
+"""The recipe's table ``[compress]``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from edgeopt.errors import did_you_mean
+from edgeopt.schemes import SCHEMES
+from edgeopt.training_tables import Strict
+
+
+def known_scheme(name: str) -> str:
+    """``name``, or ValueError for one that does not exist."""
+    if name not in SCHEMES:
+        raise ValueError(f"unknown scheme {name!r}{did_you_mean(name, SCHEMES)}; use one of {', '.join(SCHEMES)}")
+    return name
+
+
+class CompressConfig(Strict):
+    """Compression. ``prune`` is the fraction of the MACs removed."""
+
+    int8: bool = True
+    prune: float | None = Field(None, gt=0, lt=1)
+    schemes: tuple[str, ...] = ()
+    calibration: str = "default"
+    importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
+    epochs: int = Field(5, ge=0, le=10_000)  # of QAT
+    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
+    lr: float = Field(1e-4, gt=0, le=10)
+    recovery_lr: float = Field(1e-3, gt=0, le=10)
+    int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
+    temperature: float = Field(3.0, gt=0)
+    distill_weight: float = Field(0.9, ge=0, le=1)
+    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
+
+    @field_validator("schemes")
+    @classmethod
+    def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(known_scheme(name) for name in value)
