@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantizers
 from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target, origins
-from edgeopt.preprocess import PreprocessSpec
 from edgeopt.schemes import get_scheme
+from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
 from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, teacher_of, training_recipe
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 
-_CALIBRATION_BATCH = 16
 _SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
 
 
@@ -57,7 +55,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = source.preprocess
     start = remove_quantizers(trained.load()) if trained else source.load()
-    model = _calibrated(job, start, scheme, recipe, spec, int8_outputs=int8_outputs)
+    model = _calibrated(job, start, scheme, recipe, source, int8_outputs=int8_outputs)
     ptq = evaluate_val(model, job.workspace, spec)
     job.console.say(f"{name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
     plan = TrainingPlan.for_qat(job.config, **training_recipe(job), share=_SHORT_QAT if trained else 1.0)
@@ -81,18 +79,13 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
 
 
 def _calibrated(
-    job: Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, spec: PreprocessSpec, *, int8_outputs: bool
+    job: Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, source: Variant, *, int8_outputs: bool
 ) -> nn.Module:
-    pictures = job.workspace.calibration(recipe, spec)
-
-    def batches() -> Iterator[Tensor]:
-        for batch in pictures.batches(spec, _CALIBRATION_BATCH):
-            yield torch.from_numpy(batch)
-
+    pictures = calibration_set(job.workspace, recipe, source)
     with job.console.task(f"setting int8 ranges ({scheme})") as progress:
         return quantize(
             model,
-            batches(),
+            CalibrationBatches(pictures, source.preprocess),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
             int8_outputs=int8_outputs,
