@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.schemes import SCHEMES
-from edgeopt.training_tables import Strict
+from edgeopt.training_tables import Strict, seconds_of
 
 
 def known_scheme(name: str) -> str:
@@ -33,9 +33,27 @@ class CompressConfig(Strict):
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     temperature: float = Field(3.0, gt=0)
     distill_weight: float = Field(0.9, ge=0, le=1)
+    max_drop: float | None = Field(None, ge=0, le=100)  # points of val top-1; then the ladder is climbed
+    time: str | None = None  # when climbing ends; None: when no rung is left
+    trials: int | None = Field(None, ge=1, le=100)  # its rungs
     teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
+
+    @field_validator("time")
+    @classmethod
+    def _a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
 
     @field_validator("schemes")
     @classmethod
     def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(known_scheme(name) for name in value)
+
+    @model_validator(mode="after")
+    def _bounds_of_a_ladder(self) -> CompressConfig:
+        if self.max_drop is None and (self.time is not None or self.trials is not None):
+            raise ValueError("time and trials bound the ladder of max_drop, which is not set")
+        if self.max_drop is not None and not self.int8:
+            raise ValueError("max_drop chooses among ways to int8, and int8 is off")
+        return self

@@ -22,6 +22,7 @@ FLOAT_MAX_RELATIVE = 1e-3
 INT8_MIN_AGREEMENT = 0.99
 INT8_MAX_MEAN_OVER_STD = 0.05
 INT8_MIN_DECIDED = 16
+_MOST_PICTURES = 10**8
 
 
 def softmax(logits: Float) -> Float64:
@@ -138,6 +139,29 @@ def paired_drop(
     )
 
 
+def pictures_to_decide(drop: PairedDrop, limit_points: float) -> int | None:
+    """How many pictures would tell whether the true drop is above ``limit_points``, if their shares stay as measured.
+
+    That is where Tango's one-sided 95 % bound reaches the limit. None where no number would: the drop is at the limit.
+    """
+    within = drop.drop_points <= limit_points
+    lost, gained = drop.lost / drop.n, drop.gained / drop.n
+
+    def decided(n: int) -> bool:
+        bound = 100 * _tango(lost * n, gained * n, n, _z(0.95 if within else 0.05))
+        return bound <= limit_points if within else bound > limit_points
+
+    low, high = drop.n, 2 * drop.n
+    while not decided(high):
+        low, high = high, 2 * high
+        if high > _MOST_PICTURES:
+            return None
+    while high - low > 1 + low // 100:  # to within 1 %: it is a forecast
+        middle = (low + high) // 2
+        low, high = (low, middle) if decided(middle) else (middle, high)
+    return high
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Two-sided exact p-value that ``lost`` and ``gained`` differ by chance: binomial(lost + gained, 1/2), doubled."""
     discordant, term, total = lost + gained, 1, 0
@@ -147,7 +171,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, float(2 * total / 2**discordant))
 
 
-def _tango(lost: int, gained: int, n: int, z: float) -> float:
+def _tango(lost: float, gained: float, n: int, z: float) -> float:
     """The difference (lost - gained) / n at which the score test reaches ``z``: Tango, Stat. Med. 17 (1998) 891-908."""
 
     def score(delta: float) -> float:

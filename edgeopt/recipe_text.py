@@ -53,6 +53,8 @@ epochs = 20
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
 # prune = 0.3                            # remove this fraction of the MACs first
+# max_drop = 1.0                         # do as little as keeps val top-1 within so many points
+# time = "1h"                            # with max_drop: try for so long
 # calibration = "default"                # "fast", "default" or "thorough"
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 

@@ -8,6 +8,7 @@ import click
 
 from edgeopt.cli.common import Terminal, data_option, emit, force_option, given, output_options, pick_run, run_option
 from edgeopt.config import CompressConfig, validate
+from edgeopt.errors import BudgetMissedError
 
 
 @click.command("compress")
@@ -36,6 +37,15 @@ from edgeopt.config import CompressConfig, validate
     default=None,
     help="Of convolutions before swish, GELU and the like. [default: int8 where ONNX Runtime is a target]",
 )
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Do as little as keeps val top-1 within this many points: ranges, better ranges, training, longer training, "
+    "layers left in float. Exit code 3 when nothing does.",
+)
+@click.option("--time", help="With --max-drop: stop after this long, such as 30m or 2h.")
+@click.option("--trials", type=int, help="With --max-drop: try this many at most.")
 @click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
 @run_option
@@ -52,6 +62,9 @@ def command(
     epochs: int | None,
     recovery_epochs: int | None,
     int8_outputs: bool | None,
+    max_drop: float | None,
+    time: str | None,
+    trials: int | None,
     teacher: str | None,
     variant: str | None,
     run_path: Path | None,
@@ -59,7 +72,7 @@ def command(
     force: bool,
     as_json: bool,
     quiet: bool,
-) -> None:
+) -> int | None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
     if not int8 and prune is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
@@ -76,6 +89,9 @@ def command(
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
                 int8_outputs=int8_outputs,
+                max_drop=max_drop,
+                time=time,
+                trials=trials,
                 teacher=teacher,
             ),
         },
@@ -87,3 +103,5 @@ def command(
         pick_run(run_path, console), config, targets=targets, variant=variant, data=data, force=force, console=console
     )
     emit([item.to_json() for item in made], as_json=as_json, text="\n".join(item.summary() for item in made))
+    missed = any((item.record.get("ladder") or {}).get("verdict") == "missed" for item in made)
+    return BudgetMissedError.exit_code if missed else None

@@ -83,7 +83,7 @@ def place_quantizers(
             else nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
-            ignored_scope=nncf.IgnoredScope(patterns=[_pattern(name) for name in ignored]) if ignored else None,
+            ignored_scope=nncf.IgnoredScope(names=_operations(model, ignored, batches[0][:1])) if ignored else None,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 # NNCF's default, per channel on depthwise inputs, keeps the runtimes from fusing those convolutions.
                 activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
@@ -210,7 +210,18 @@ def _has_attention(model: nn.Module) -> bool:
     return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 
-def _pattern(module_name: str) -> str:
-    """NNCF names an operation ``blocks/0/conv/conv2d/0``: this matches all operations of one module."""
-    escaped = module_name.replace(".", "/")
-    return f"{escaped}/.*"
+def _operations(model: nn.Module, modules: Sequence[str], example: Tensor) -> list[str]:
+    """The operations of ``modules`` and all within, by NNCF's names (``blocks/0/conv/conv2d/0``).
+
+    Those of a module that a ModuleList holds carry the parent's name, and are told by the parameters they read.
+    """
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+
+    graph = build_nncf_graph(model, example)
+    found: dict[str, None] = {}
+    for node in graph.get_all_nodes():
+        if any(node.node_name.startswith(f"{name.replace('.', '/')}/") for name in modules):
+            found[node.node_name] = None
+        elif node.node_type == "nncf_model_const" and any(node.node_name.startswith(f"{name}.") for name in modules):
+            found |= dict.fromkeys(edge.to_node.node_name for edge in graph.get_output_edges(node))
+    return list(found)

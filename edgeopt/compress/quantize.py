@@ -14,6 +14,7 @@ from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrapp
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
 from edgeopt.schemes import Scheme
+from edgeopt.train.allocator import give_back_memory
 
 CONFIG_FORMAT = 1
 _HOOK_NAME = re.compile(r"(pre_hooks|post_hooks)\.[^.]{1,500}__\d{1,3}\.\d{1,3}")
@@ -157,6 +158,7 @@ class _Checked(Sequence[Tensor]):
         return len(self._batches)
 
     def __getitem__(self, index: Any) -> Any:
+        give_back_memory()  # what NNCF keeps of each batch is small, and must not hold on to the rest
         batch = self._batches[index]
         if isinstance(batch, Tensor):
             _check_batch(batch)

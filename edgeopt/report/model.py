@@ -182,6 +182,7 @@ class Report:
     created: str
     budget: tuple[BudgetLine, ...] = ()
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
+    ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:
@@ -208,6 +209,7 @@ class Report:
                 "exit_code": exit_code(self.budget),
                 "lines": [line.to_json() for line in self.budget],
             },
+            "ladders": {variant: dict(ladder) for variant, ladder in self.ladders.items()},
             "environment": {key: dict(machine) for key, machine in self.machines.items()},
             "commands": list(self.commands),
         }

@@ -14,16 +14,26 @@ from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, teache
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 
-_SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
+SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
 
 
 def quantized(job: Job, source: Variant, schemes: Sequence[str]) -> Iterator[Variant]:
+    """Int8 variants of ``source``; s8a8w takes over the weights of the scheme before it, with ranges of its own."""
+    from edgeopt.stages.ladder import climbed
+
+    make = _quantize_one if job.config.max_drop is None else climbed
     trained: Variant | None = None
     for scheme in schemes:
         trained_first = trained if trained is not None and scheme == "s8a8w" else None
-        variant = _quantize_one(job, source, scheme, trained_first)
+        variant = make(job, source, scheme, trained_first)
         trained = trained or variant
         yield variant
+
+
+def int8_name(job: Job, source: Variant, scheme: str) -> str:
+    """``int8-<scheme>`` and what ``source`` has behind ``float`` in its name."""
+    suffix = source.name.removeprefix(job.start.name)
+    return f"int8-{scheme}{job.start.name.removeprefix('float')}{suffix}"
 
 
 def wants_int8_outputs(config: CompressConfig, scheme: str, targets: Sequence[str]) -> bool:
@@ -48,17 +58,15 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
         "scheme": scheme,
         "int8_outputs": int8_outputs,
     }
-    suffix = source.name.removeprefix(job.start.name)
-    name = f"int8-{scheme}{job.start.name.removeprefix('float')}{suffix}"
-    stage = open_stage(job, name, inputs, config)
+    stage = open_stage(job, int8_name(job, source, scheme), inputs, config)
     if stage.done:
         return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
     spec = source.preprocess
     start = remove_quantizers(trained.load()) if trained else source.load()
-    model = _calibrated(job, start, scheme, recipe, source, int8_outputs=int8_outputs)
+    model = calibrated(job, start, scheme, recipe, source, int8_outputs=int8_outputs)
     ptq = evaluate_val(model, job.workspace, spec)
-    job.console.say(f"{name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
-    plan = TrainingPlan.for_qat(job.config, **training_recipe(job), share=_SHORT_QAT if trained else 1.0)
+    job.console.say(f"{stage.name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
+    plan = TrainingPlan.for_qat(job.config, **training_recipe(job), share=SHORT_QAT if trained else 1.0)
     teacher = teacher_of(job, spec)
     metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
     return commit_variant(
@@ -69,7 +77,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
         parent=source.name,
         stage_name="quantize",
         config=config,
-        origin={**origins(job.config, config), "scheme": _origin_of_schemes(job)},
+        origin={**origins(job.config, config), "scheme": origin_of_schemes(job)},
         inputs=inputs,
         metrics={**metrics, "ptq_val_top1": ptq["val_top1"], "ptq_val_loss": ptq["val_loss"]},
         calibration=recipe.model_dump(mode="json", by_alias=True),
@@ -78,9 +86,17 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
     )
 
 
-def _calibrated(
-    job: Job, model: nn.Module, scheme: str, recipe: CalibrationRecipe, source: Variant, *, int8_outputs: bool
+def calibrated(
+    job: Job,
+    model: nn.Module,
+    scheme: str,
+    recipe: CalibrationRecipe,
+    source: Variant,
+    *,
+    int8_outputs: bool,
+    ignored: Sequence[str] = (),
 ) -> nn.Module:
+    """``model`` with int8 ranges from the pictures that ``recipe`` draws for ``source``; ``ignored`` stays float."""
     pictures = calibration_set(job.workspace, recipe, source)
     with job.console.task(f"setting int8 ranges ({scheme})") as progress:
         return quantize(
@@ -88,12 +104,14 @@ def _calibrated(
             CalibrationBatches(pictures, source.preprocess),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
+            ignored=ignored,
             int8_outputs=int8_outputs,
             progress=progress,
         )
 
 
-def _origin_of_schemes(job: Job) -> str:
+def origin_of_schemes(job: Job) -> str:
+    """Who stated which schemes are made."""
     if job.config.schemes:
         return origins(job.config, {"schemes": None})["schemes"]
     return "target" if job.targets else "this machine's CPU, and TensorRT"
