@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.schemes import SCHEMES
-from edgeopt.training_tables import Strict
+from edgeopt.training_tables import Taught
 
 
 def known_scheme(name: str) -> str:
@@ -18,8 +18,8 @@ def known_scheme(name: str) -> str:
     return name
 
 
-class CompressConfig(Strict):
-    """Compression. ``prune`` is the fraction of the MACs removed."""
+class CompressConfig(Taught):
+    """Compression. ``prune`` is the fraction of the MACs removed; without ``teacher`` what is compressed teaches."""
 
     int8: bool = True
     prune: float | None = Field(None, gt=0, lt=1)
@@ -31,9 +31,6 @@ class CompressConfig(Strict):
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
-    temperature: float = Field(3.0, gt=0)
-    distill_weight: float = Field(0.9, ge=0, le=1)
-    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
 
     @field_validator("schemes")
     @classmethod

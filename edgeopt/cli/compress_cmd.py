@@ -6,8 +6,19 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, data_option, emit, force_option, given, output_options, pick_run, run_option
+from edgeopt.cli.common import (
+    Terminal,
+    data_option,
+    emit,
+    force_option,
+    given,
+    one_table,
+    output_options,
+    pick_run,
+    run_option,
+)
 from edgeopt.config import CompressConfig, validate
+from edgeopt.tables import DISTILL
 
 
 @click.command("compress")
@@ -36,8 +47,14 @@ from edgeopt.config import CompressConfig, validate
     default=None,
     help="Of convolutions before swish, GELU and the like. [default: int8 where ONNX Runtime is a target]",
 )
-@click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
+@click.option(
+    "--teacher",
+    help="Learn from this variant or ensemble of the run, or from the run in this folder. "
+    "[default: what is compressed]",
+)
+@click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
+@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of [compress], as in lr=0.0002.")
 @run_option
 @data_option
 @force_option
@@ -53,6 +70,8 @@ def command(
     recovery_epochs: int | None,
     int8_outputs: bool | None,
     teacher: str | None,
+    distill: str | None,
+    others: tuple[str, ...],
     variant: str | None,
     run_path: Path | None,
     data: str | None,
@@ -77,7 +96,9 @@ def command(
                 recovery_epochs=recovery_epochs,
                 int8_outputs=int8_outputs,
                 teacher=teacher,
+                distill=distill,
             ),
+            **one_table("compress", others),
         },
         where="compress options",
     )

@@ -29,7 +29,8 @@ from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 class TrainLoader:
     """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
 
-    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead.
+    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead. With
+    ``answers``, a teacher's float32 (items, classes), they are float32 (N, 1 + classes): the class, then its answers.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
     another epoch, unless there is less than one batch in all. With ``sampling`` balanced it has as many pictures, every
@@ -83,6 +84,7 @@ class TrainLoader:
         self._mix = make_mix(chosen, len(dataset.classes))
         self._unmixed = chosen.unmixed or 0.0
         self.epochs = epochs
+        self.answers: npt.NDArray[np.float32] | None = None
         self._share = (0, 1)
         self.batch_size = batch_size
         self._seed = seed
@@ -113,6 +115,15 @@ class TrainLoader:
     def share(self, share: tuple[int, int]) -> None:
         self._share = share
         self.batch_size = self._batch_size
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every epoch shows the same pictures: nothing about them is left to chance."""
+        return self._augment is None and self._mix is None
+
+    def plain(self, rows: Sequence[int]) -> Tensor:
+        """The pictures of these rows without augmentation, normalized; those that fit into one batch of equal size."""
+        return self._normalized(np.stack([self._cache[row] for row in rows]))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -161,6 +172,9 @@ class TrainLoader:
         mine = range(rank * len(rows) // count, (rank + 1) * len(rows) // count)
         pictures = np.stack([self._picture(int(rows[place]), int(seeds[1 + place])) for place in mine])
         images, labels = self._normalized(pictures), self.labels[torch.from_numpy(rows[mine])]
+        if self.answers is not None:
+            answers = torch.from_numpy(self.answers[rows[mine]])
+            return images, torch.cat([labels[:, None].to(answers.dtype), answers], dim=1)
         if self._mix is None or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
             return images, labels
         torch.default_generator.manual_seed(int(seeds[0]))
