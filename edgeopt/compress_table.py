@@ -30,6 +30,11 @@ class CompressConfig(Taught):
     recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
+    scale_lr: float = Field(10.0, gt=0, le=1000)  # of the int8 scales: so many times lr, by which fraction a step moves
+    batchnorm_epochs: float = Field(0.0, ge=0)  # of QAT, before BatchNorm's statistics are left alone
+    ema_decay: float = Field(0.99, ge=0, lt=1)  # in QAT: as train.ema_decay
+    light_end: float = Field(0.0, ge=0, le=1)  # the last share of QAT's epochs, whole ones, with crops and flips alone
+    ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
 
     @field_validator("schemes")

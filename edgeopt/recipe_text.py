@@ -58,6 +58,7 @@ int8 = true                              # ranges from calibration pictures, the
 # calibration = "default"                # "fast", "default" or "thorough"
 # teacher = "runs/big"                   # default: what is compressed; or a variant, an ensemble, timm:NAME
 # distill = "hinton"                     # or "dkd", "dist", "features"; also temperature, distill_weight
+# ignore = ["head"]                      # modules to leave unpruned and in float
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 
 [bench]

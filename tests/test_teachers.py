@@ -121,6 +121,26 @@ def test_another_run_teaches_the_pruned_and_the_int8_model_its_features(
         variant.load()  # strictly
 
 
+@pytest.mark.slow
+def test_ignored_modules_keep_their_channels_and_stay_in_float(pictures: Path, tmp_path: Path) -> None:
+    run = api.finetune(DataConfig(path=str(pictures), image_size=32), STUDENT, TRAIN, run=tmp_path / "run").run
+    call = ["compress", "--int8", "--prune", "0.3", "--scheme", "u8a7w", "--calibration", "fast", "--quiet", "--json"]
+    call += ["--run", str(run.path), "--epochs", "0", "--recovery-epochs", "0"]
+    wrong = CliRunner().invoke(group, [*call, "--ignore", "layer3.1"])
+    assert "no module is called layer3.1" in str(wrong.exception)
+    done = CliRunner().invoke(group, [*call, "--ignore", "layer4.0", "--set", "scale_lr=5"])
+    assert done.exit_code == 0, done.output
+    pruned, int8 = (variant for variant in run.variants().values() if variant["parent"] is not None)
+    assert int8["config"]["ignore"] == ["layer4.0"]
+    assert int8["config"]["scale_lr"] == 5
+    widths = pruned["pruning"]["widths"]
+    assert any(before > after for before, after in widths.values())
+    assert all(before == after for name, (before, after) in widths.items() if name.startswith("layer4.0"))
+    hooks = [one["hooks"] for one in open_variant(run, int8["name"]).architecture.to_json()["quantizers"]["quantizers"]]
+    assert hooks
+    assert not any("layer4/0/conv" in name for names in hooks for name in names)
+
+
 def test_teachers_that_cannot_teach_are_refused_by_name(big: Run, tmp_path: Path) -> None:
     others = paint_folder(tmp_path / "others", classes=2, each=10)
     (others / "class 1").rename(others / "a stranger")

@@ -54,6 +54,9 @@ from edgeopt.tables import DISTILL
 )
 @click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
+@click.option(
+    "--ignore", multiple=True, metavar="MODULE", help="Leave this module unpruned and in float; may be repeated."
+)
 @click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of [compress], as in lr=0.0002.")
 @run_option
 @data_option
@@ -71,6 +74,7 @@ def command(
     int8_outputs: bool | None,
     teacher: str | None,
     distill: str | None,
+    ignore: tuple[str, ...],
     others: tuple[str, ...],
     variant: str | None,
     run_path: Path | None,
@@ -97,6 +101,7 @@ def command(
                 int8_outputs=int8_outputs,
                 teacher=teacher,
                 distill=distill,
+                ignore=ignore,
             ),
             **one_table("compress", others),
         },

@@ -49,6 +49,8 @@ def compress(
     round_to = max((profile.round_to for profile in profiles), default=8)
     job = Job(workspace, config, start, teacher, tuple(targets), round_to, force, console)
     with run.lock():
+        # First, for a model that cannot be exported is better told before it is trained.
+        export(run, variants=[start.name], data=data, console=console)
         made = []
         source = start
         if config.prune is not None:
@@ -58,7 +60,7 @@ def compress(
             made += quantized(job, source, _schemes(config, targets))
         # With int8 on top, the pruned float model is a step on the way; `export --variant` exports it all the same.
         results = [item.name for item in made if item.record.get("scheme") or not config.int8]
-        export(run, variants=[start.name, *results], data=data, console=console)
+        export(run, variants=results, data=data, console=console)
     return made
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized
 from edgeopt.data.loader import TrainLoader
 from edgeopt.errors import RunError
 from edgeopt.files import make_folder, read_npy, write_npy
@@ -22,6 +21,7 @@ from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.distillation import DecoupledKD, Dist, Distillation, Divergence, Hinton
 from edgeopt.train.features import FeatureMatching
+from edgeopt.train.freezing import freeze_batchnorm_statistics
 from edgeopt.train.losses import Loss, make_loss
 from edgeopt.train.objectives import Classification, Objective, WithL1
 from edgeopt.train.processes import Processes, training_device
@@ -64,7 +64,7 @@ def objective_of(
         )
     if plan.l1:
         objective = WithL1(objective, plan.l1)
-    if plan.freeze_batchnorm or is_quantized(model):  # whose int8 ranges were set for these statistics
+    if plan.freeze_batchnorm:
         objective = _FrozenBatchNorm(objective)
     return objective
 

@@ -14,7 +14,7 @@ from edgeopt.stages.variants import Variant, commit_variant
 def pruned(job: Job, fraction: float) -> Variant:
     inputs = inputs_of(job, job.start)
     config = {
-        **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
+        **job.config.model_dump(include={"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}),
         **job.config.lesson(),
         "round_to": job.round_to,
     }
@@ -32,6 +32,7 @@ def pruned(job: Job, fraction: float) -> Variant:
             example=torch.zeros(1, *spec.input_shape),
             round_to=job.round_to,
             importance=job.config.importance,
+            ignored=job.config.ignore,
             gradient_batches=plan.gradient_batches(job.workspace, spec) if job.config.importance == "taylor" else None,
         )
     job.console.say(

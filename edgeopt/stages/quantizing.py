@@ -16,6 +16,7 @@ from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 
 _CALIBRATION_BATCH = 16
+_KEYS = {"epochs", "lr", "scale_lr", "batchnorm_epochs", "ema_decay", "light_end", "ignore"}
 _SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
 
 
@@ -45,7 +46,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
     int8_outputs = wants_int8_outputs(job.config, scheme, job.targets)
     inputs = {**inputs_of(job, source), **({"weights_from": model_hash(trained)} if trained else {})}
     config = {
-        **job.config.model_dump(include={"epochs", "lr"}),
+        **job.config.model_dump(include=_KEYS),
         **job.config.lesson(),
         "calibration": recipe.model_dump(mode="json", by_alias=True),
         "scheme": scheme,
@@ -95,6 +96,7 @@ def _calibrated(
             batches(),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
+            ignored=job.config.ignore,
             int8_outputs=int8_outputs,
             progress=progress,
         )

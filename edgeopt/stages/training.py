@@ -40,7 +40,6 @@ from edgeopt.training_tables import Preset, seconds_of, selection, smoothing
 _LR_BEFORE_TEST = 1e-3
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
 _ADAPTER_LR = 1e-3  # it may start from random numbers, whatever the rate of the student's fine-tuning
-_SCALE_LR = 10.0  # quantizer scales learn this many times as fast as weights: a step of lr moves them by a fraction lr
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class TrainingPlan:
     augment: Preset = "default"
     flip: bool = True
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)  # single values in place of the preset's
+    light_end: float = 0.0  # of the epochs, the last ones: only crops and mirroring
+    scale_lr: float = 10.0  # of quantizers' scales, in learning rates
     batch_size: int | Literal["auto"] = 32
     range_test: bool = False  # finds loop.lr
     workers: int = 0
@@ -122,13 +123,22 @@ class TrainingPlan:
         wanted = config.epochs * share
         epochs = max(1, round(wanted)) if wanted else 0
         loop = LoopConfig(
-            epochs=epochs, lr=config.lr, weight_decay=0.0, layer_decay=1.0, warmup_epochs=0.25, keep_initial=True
+            epochs=epochs,
+            lr=config.lr,
+            weight_decay=0.0,
+            layer_decay=1.0,
+            warmup_epochs=0.25,
+            ema_decay=config.ema_decay,
+            batchnorm_epochs=config.batchnorm_epochs,
+            keep_initial=True,
         )
         plan = cls(
             "int8 training",
             loop,
             **config.lesson(),
             epoch_share=min(1.0, wanted) if wanted else 1.0,
+            light_end=config.light_end,
+            scale_lr=config.scale_lr,
         )
         return plan.alike(**like)
 
@@ -169,6 +179,7 @@ class TrainingPlan:
                 flip=self.flip,
                 changes=self.augmentation,
                 epochs=self.loop.epochs,
+                light_end=self.light_end,
                 sampling=self.sampling,
                 seed=self.loop.seed,
                 workers=self.workers,
@@ -245,7 +256,7 @@ def _trained(
     validate = evaluator(workspace.prepared("val", spec), spec, processes=processes)
     steps = max(1, round(len(loader) * plan.epoch_share))
     frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
-    groups = _own_rates(plan, model)
+    groups = own_rates(plan, model)
     with console.task(plan.title) as progress, frozen:
         result = train(
             model,
@@ -266,11 +277,11 @@ def _trained(
     return result, {"batch_size": loader.batch_size, "lr": plan.loop.lr, "processes": processes.count}
 
 
-def _own_rates(plan: TrainingPlan, model: nn.Module) -> list[dict[str, Any]]:
+def own_rates(plan: TrainingPlan, model: nn.Module) -> list[dict[str, Any]]:
     """Parameters that do not learn at the layers' rates: quantizers' scales, and an adapter of features."""
     groups = []
     if is_quantized(model):
-        groups.append({"params": quantizer_parameters(model), "lr": plan.loop.lr * _SCALE_LR, "weight_decay": 0.0})
+        groups.append({"params": quantizer_parameters(model), "lr": plan.loop.lr * plan.scale_lr, "weight_decay": 0.0})
     if adapter := [parameter for name, parameter in model.named_parameters() if f"{ADAPTER}." in name]:
         groups.append({"params": adapter, "lr": max(plan.loop.lr, _ADAPTER_LR)})
     return groups

@@ -127,6 +127,13 @@ def fixed_batchnorms(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def freeze_batchnorm_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm in eval mode; call it after ``model.train()``."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def _norms(model: nn.Module, depth: dict[str, int]) -> list[tuple[nn.Module, int]]:
     """Every BatchNorm and its depth: its parameters', or, without any, that of the parameter before it."""
     found: list[tuple[nn.Module, int]] = []
