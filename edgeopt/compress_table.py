@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.schemes import SCHEMES
-from edgeopt.training_tables import Strict, seconds_of
+from edgeopt.training_tables import Taught, seconds_of
 
 
 def known_scheme(name: str) -> str:
@@ -18,8 +18,8 @@ def known_scheme(name: str) -> str:
     return name
 
 
-class CompressConfig(Strict):
-    """Compression. ``prune`` is the fraction of the MACs removed."""
+class CompressConfig(Taught):
+    """Compression. ``prune`` is the fraction of the MACs removed; without ``teacher`` what is compressed teaches."""
 
     int8: bool = True
     prune: float | None = Field(None, gt=0, lt=1)
@@ -30,13 +30,15 @@ class CompressConfig(Strict):
     recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
+    scale_lr: float = Field(10.0, gt=0, le=1000)  # of the int8 scales: so many times lr, by which fraction a step moves
+    batchnorm_epochs: float = Field(0.0, ge=0)  # of QAT, before BatchNorm's statistics are left alone
+    ema_decay: float = Field(0.99, ge=0, lt=1)  # in QAT: as train.ema_decay
+    light_end: float = Field(0.0, ge=0, le=1)  # the last share of QAT's epochs, whole ones, with crops and flips alone
+    ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
-    temperature: float = Field(3.0, gt=0)
-    distill_weight: float = Field(0.9, ge=0, le=1)
     max_drop: float | None = Field(None, ge=0, le=100)  # points of val top-1; then the ladder is climbed
     time: str | None = None  # when climbing ends; None: when no rung is left
     trials: int | None = Field(None, ge=1, le=100)  # its rungs
-    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
 
     @field_validator("time")
     @classmethod

@@ -18,7 +18,7 @@ from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
 from edgeopt.training_tables import AugmentConfig as AugmentConfig
-from edgeopt.training_tables import Seed, Whole, contradictions
+from edgeopt.training_tables import Seed, Taught, Whole, contradictions
 from edgeopt.training_tables import Strict as Strict
 from edgeopt.training_tables import TrainConfig as TrainConfig
 from edgeopt.tune_space import Space, read_space
@@ -317,6 +317,9 @@ def load_recipe(path: Path) -> Recipe:
     def file(name: str) -> str:
         return here(name) if name.endswith(".toml") or "/" in name else name
 
+    def teacher(table: Taught) -> str | None:  # another run's folder has a slash in it, a variant's name has none
+        return here(table.teacher) if table.teacher and "/" in table.teacher else table.teacher
+
     data, model, compress = recipe.data, recipe.model, recipe.compress
     if not data.path.startswith("torchvision:"):
         data = data.model_copy(update={"path": here(data.path)})
@@ -324,9 +327,11 @@ def load_recipe(path: Path) -> Recipe:
         data = data.model_copy(update={"exclude": here(data.exclude)})
     if model.weights:
         model = model.model_copy(update={"weights": here(model.weights)})
-    compress = compress.model_copy(update={"calibration": file(compress.calibration)})
+    compress = compress.model_copy(update={"calibration": file(compress.calibration), "teacher": teacher(compress)})
+    train = recipe.train.model_copy(update={"teacher": teacher(recipe.train)})
     targets = tuple(file(name) for name in recipe.targets)
-    return recipe.model_copy(update={"data": data, "model": model, "compress": compress, "targets": targets})
+    tables = {"data": data, "model": model, "train": train, "compress": compress}
+    return recipe.model_copy(update={**tables, "targets": targets})
 
 
 def load_target(name_or_file: str) -> Target:

@@ -179,6 +179,16 @@ def test_cutmix_pastes_a_rectangle_and_its_share_of_the_label(dataset: Dataset) 
     assert torch.allclose(targets, (1 - share) * hot + share * hot.roll(1, 0), atol=0.02)
 
 
+def test_in_the_last_share_of_the_epochs_pictures_are_only_cropped_and_mirrored(dataset: Dataset) -> None:
+    heavy = loader(dataset, augment="heavy", epochs=10, light_end=0.25)  # whole epochs: the last two
+    light = loader(dataset, augment="none", changes=AugmentConfig(crop=0.8, horizontal_flip=True))
+    for epoch, same in ((7, False), (8, True), (9, True)):
+        images, labels = next(heavy(epoch))
+        expected, classes = next(light(epoch))
+        assert torch.equal(images, expected) is same
+        assert torch.equal(labels, classes) if same else labels.is_floating_point()
+
+
 def test_mixing_is_decided_by_seed_epoch_and_step_alone_and_ends_before_training_does(dataset: Dataset) -> None:
     mixed = loader(dataset, mixup=0.4, cutmix=1.0, augment="heavy", unmixed=0.3)
     whole, rest = list(mixed(2)), list(loader(dataset, mixup=0.4, cutmix=1.0, augment="heavy", unmixed=0.3)(2, 3))

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, data_option, emit, force_option, given, output_options, pick_run, run_option
+from edgeopt.cli.common import (
+    Terminal,
+    data_option,
+    emit,
+    force_option,
+    given,
+    one_table,
+    output_options,
+    pick_run,
+    run_option,
+)
 from edgeopt.config import CompressConfig, validate
 from edgeopt.errors import BudgetMissedError
+from edgeopt.tables import DISTILL
 
 
 @click.command("compress")
@@ -46,8 +57,17 @@ from edgeopt.errors import BudgetMissedError
 )
 @click.option("--time", help="With --max-drop: stop after this long, such as 30m or 2h.")
 @click.option("--trials", type=int, help="With --max-drop: try this many at most.")
-@click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
+@click.option(
+    "--teacher",
+    help="Learn from this variant or ensemble of the run, or from the run in this folder. "
+    "[default: what is compressed]",
+)
+@click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
+@click.option(
+    "--ignore", multiple=True, metavar="MODULE", help="Leave this module unpruned and in float; may be repeated."
+)
+@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of [compress], as in lr=0.0002.")
 @run_option
 @data_option
 @force_option
@@ -66,6 +86,9 @@ def command(
     time: str | None,
     trials: int | None,
     teacher: str | None,
+    distill: str | None,
+    ignore: tuple[str, ...],
+    others: tuple[str, ...],
     variant: str | None,
     run_path: Path | None,
     data: str | None,
@@ -93,7 +116,10 @@ def command(
                 time=time,
                 trials=trials,
                 teacher=teacher,
+                distill=distill,
+                ignore=ignore,
             ),
+            **one_table("compress", others),
         },
         where="compress options",
     )

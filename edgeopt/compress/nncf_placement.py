@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeopt.compress.output_quantizers import close_convolutions
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
 from edgeopt.errors import ModelError
+from edgeopt.models.failing import failing_module
 from edgeopt.schemes import Scheme
 
 HOOKS = "__nncf_hooks"  # where NNCF keeps its hook modules, and so a prefix in the state dict
@@ -74,7 +75,7 @@ def place_quantizers(
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     quantized: nn.Module
-    with _quiet():
+    with _quiet(), _named(model):
         quantized = nncf.quantize(
             model,
             nncf.Dataset(_Counted(batches, progress)),
@@ -131,6 +132,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _named(model: nn.Module) -> Iterator[None]:
+    """What NNCF cannot follow is said with the module it happened in."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = failing_module(error, model)
+        raise ModelError(
+            f"the model cannot be quantized{f' at {where}' if where else ''}: {line}",
+            fix=f"write the forward method of {where or 'the model'} with plain torch operations on its input",
+        ) from error
+
+
 def _largest_weights(model: nn.Module, example: Tensor) -> dict[nn.Module, Tensor]:
     """The largest magnitude of each channel of what each NNCF weight quantizer sees, shaped like its scale.
 
@@ -179,7 +194,8 @@ def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Sche
     low, high = (value.detach() for value in theirs.get_input_low_input_high())
     if low.numel() != 1:
         raise ModelError(
-            f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
+            f"NNCF placed a per-channel activation quantizer at {name}",
+            fix=f"leave that module in float: --ignore {'.'.join(operation[:-2]) or 'MODULE'}",
         )
     lower_end, upper_end = _ends(model, operation)
     return activation_quantizer(

@@ -100,17 +100,6 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [quantizer.log_scale for _, quantizer in named_quantizers(model)]
 
 
-def freeze_batchnorm_statistics(model: nn.Module) -> None:
-    """Put every BatchNorm in eval mode; call it after ``model.train()``.
-
-    Late in quantization-aware training the noise of batch statistics moves the values whose ranges are being learned
-    (Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342, section 3.2.2, freezes them too).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
 def quantizer_config(model: nn.Module) -> dict[str, Any]:
     """JSON-able placement of the quantizers: all that ``rebuild_quantized`` needs besides the tensors."""
     if not is_quantized(model):

@@ -15,8 +15,8 @@ from edgeopt.stages.export import export
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
+from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.variants import Variant, open_variant
-from edgeopt.stages.voters import require_teacher
 from edgeopt.stages.workspace import open_workspace
 
 
@@ -32,7 +32,7 @@ def compress(
 ) -> list[Variant]:
     """Make the variants ``config`` asks for from ``variant`` (default: the original).
 
-    What they learn from is that variant, or ``config.teacher``: another float variant of the run, or an ensemble.
+    What they learn from is that variant, or ``config.teacher``; see :func:`edgeopt.stages.teachers.find_teacher`.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """
@@ -42,14 +42,15 @@ def compress(
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
         raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")
-    if config.teacher is not None:
-        require_teacher(run, config.teacher)
+    teacher = find_teacher(run, config.teacher or start.name, distill=config.distill, console=console)
     load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)
-    job = Job(workspace, config, start, tuple(targets), round_to, force, console)
+    job = Job(workspace, config, start, teacher, tuple(targets), round_to, force, console)
     with run.lock():
+        # First, for a model that cannot be exported is better told before it is trained.
+        export(run, variants=[start.name], data=data, console=console)
         made = []
         source = start
         if config.prune is not None:
@@ -59,7 +60,7 @@ def compress(
             made += quantized(job, source, _schemes(config, targets))
         # With int8 on top, the pruned float model is a step on the way; `export --variant` exports it all the same.
         results = [item.name for item in made if item.record.get("scheme") or not config.int8]
-        export(run, variants=[start.name, *results], data=data, console=console)
+        export(run, variants=results, data=data, console=console)
     return made
 
 

@@ -19,8 +19,8 @@ from edgeopt.metrics import Float, PairedDrop, paired_drop, pictures_to_decide
 from edgeopt.probability import loss_difference, nll
 from edgeopt.run import Run, Stage, discard, stage_key
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
-from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, teacher_of, training_recipe
-from edgeopt.stages.quantizing import SHORT_QAT, calibrated, int8_name, origin_of_schemes, wants_int8_outputs
+from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, training_recipe
+from edgeopt.stages.quantizing import KEYS, SHORT_QAT, calibrated, int8_name, origin_of_schemes, wants_int8_outputs
 from edgeopt.stages.training import TrainingPlan, fit, val_figures
 from edgeopt.stages.variants import Variant, commit_variant, is_own
 from edgeopt.train.evaluate_torch import logits
@@ -72,9 +72,9 @@ def climbed(job: Job, source: Variant, scheme: str, trained: Variant | None) -> 
     and none is climbed twice. The variant's record has the ladder: every rung, the verdict, and what it rests on.
     """
     config = {
-        **job.config.model_dump(
-            include={"epochs", "lr", "temperature", "distill_weight", "calibration", "max_drop", "time", "trials"}
-        ),
+        **job.config.model_dump(include=KEYS | {"max_drop", "time", "trials"}),
+        **job.config.lesson(),
+        "calibration": load_calibration(job.config.calibration).model_dump(mode="json", by_alias=True),
         "scheme": scheme,
         "int8_outputs": wants_int8_outputs(job.config, scheme, job.targets),
         "ladder": VERSION,
@@ -101,7 +101,7 @@ def climbed(job: Job, source: Variant, scheme: str, trained: Variant | None) -> 
         metrics=val_figures(chosen.answers, ladder.labels),
         calibration=chosen.record["calibration"],
         weights_from=trained.name if trained else None,
-        teacher=job.config.teacher or job.start.name,
+        teacher=job.teacher.name,
         ladder={
             "max_drop_points": job.config.max_drop,
             "reference": job.start.name,
@@ -338,7 +338,7 @@ class _Ladder:
 
     def _fit(self, plan: TrainingPlan, model: nn.Module, folder: Path) -> dict[str, Any]:
         job, spec = self.job, self.source.preprocess
-        return fit(plan, model, job.workspace, spec, folder=folder, console=job.console, teacher=teacher_of(job, spec))
+        return fit(plan, model, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig, validate
 from edgeopt.console import Console
-from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
-from edgeopt.stages.variants import Variant, open_variant
-from edgeopt.stages.voters import teacher_module
+from edgeopt.stages.teachers import Teacher
+from edgeopt.stages.variants import Variant
 from edgeopt.stages.workspace import Workspace
 from edgeopt.training_tables import selection
 
@@ -27,6 +24,7 @@ class Job:
     workspace: Workspace
     config: CompressConfig
     start: Variant
+    teacher: Teacher
     targets: tuple[str, ...]
     round_to: int
     force: bool
@@ -67,22 +65,8 @@ def inputs_of(job: Job, source: Variant) -> dict[str, str]:
     return {
         "dataset": str(job.run.info["fingerprint"]),
         "source": model_hash(source),
-        "teacher": _teacher_hash(job),
+        "teacher": job.teacher.sha256,
     }
-
-
-def teacher_of(job: Job, spec: PreprocessSpec) -> nn.Module:
-    """What the student learns from, as a model of pictures prepared for the student."""
-    return teacher_module(job.run, job.config.teacher or job.start.name, spec)
-
-
-def _teacher_hash(job: Job) -> str:
-    name = job.config.teacher
-    if name is None:
-        return model_hash(job.start)
-    if name in job.run.ensembles():
-        return str(job.run.ensembles()[name]["key"])  # of its members' weights and how they vote
-    return model_hash(open_variant(job.run, name))
 
 
 def model_hash(variant: Variant) -> str:

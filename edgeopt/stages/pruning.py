@@ -6,7 +6,7 @@ import torch
 
 from edgeopt.compress.prune import prune
 from edgeopt.config import origins
-from edgeopt.stages.passes import Job, inputs_of, open_stage, teacher_of, training_recipe
+from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, commit_variant
 
@@ -14,8 +14,8 @@ from edgeopt.stages.variants import Variant, commit_variant
 def pruned(job: Job, fraction: float) -> Variant:
     inputs = inputs_of(job, job.start)
     config = {
-        **job.config.model_dump(include={"prune", "importance", "recovery_epochs", "recovery_lr"}),
-        **job.config.model_dump(include={"temperature", "distill_weight"}),
+        **job.config.model_dump(include={"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}),
+        **job.config.lesson(),
         "round_to": job.round_to,
     }
     name = f"{job.start.name}-prune{round(fraction * 100):02d}"
@@ -32,14 +32,16 @@ def pruned(job: Job, fraction: float) -> Variant:
             example=torch.zeros(1, *spec.input_shape),
             round_to=job.round_to,
             importance=job.config.importance,
+            ignored=job.config.ignore,
             gradient_batches=plan.gradient_batches(job.workspace, spec) if job.config.importance == "taylor" else None,
         )
     job.console.say(
         f"pruned: {result.macs_before / 1e6:.0f} to {result.macs_after / 1e6:.0f} M MACs, "
         f"{result.parameters_before / 1e6:.2f} to {result.parameters_after / 1e6:.2f} M parameters"
     )
-    teacher = start if job.config.teacher is None else teacher_of(job, spec)
-    metrics = fit(plan, result.model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
+    metrics = fit(
+        plan, result.model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher
+    )
     return commit_variant(
         stage,
         result.model,
@@ -51,7 +53,7 @@ def pruned(job: Job, fraction: float) -> Variant:
         origin={**origins(job.config, config), "round_to": "target" if job.targets else "default"},
         inputs=inputs,
         metrics=metrics,
-        teacher=job.config.teacher or job.start.name,
+        teacher=job.teacher.name,
         pruning={
             "macs_before": result.macs_before,
             "macs_after": result.macs_after,

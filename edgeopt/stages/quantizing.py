@@ -10,10 +10,11 @@ from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantiz
 from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target, origins
 from edgeopt.schemes import get_scheme
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
-from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, teacher_of, training_recipe
+from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, training_recipe
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
 
+KEYS = {"epochs", "lr", "scale_lr", "batchnorm_epochs", "ema_decay", "light_end", "ignore"}
 SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
 
 
@@ -53,7 +54,8 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
     int8_outputs = wants_int8_outputs(job.config, scheme, job.targets)
     inputs = {**inputs_of(job, source), **({"weights_from": model_hash(trained)} if trained else {})}
     config = {
-        **job.config.model_dump(include={"epochs", "lr", "temperature", "distill_weight"}),
+        **job.config.model_dump(include=KEYS),
+        **job.config.lesson(),
         "calibration": recipe.model_dump(mode="json", by_alias=True),
         "scheme": scheme,
         "int8_outputs": int8_outputs,
@@ -67,8 +69,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
     ptq = evaluate_val(model, job.workspace, spec)
     job.console.say(f"{stage.name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
     plan = TrainingPlan.for_qat(job.config, **training_recipe(job), share=SHORT_QAT if trained else 1.0)
-    teacher = teacher_of(job, spec)
-    metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=teacher)
+    metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher)
     return commit_variant(
         stage,
         model,
@@ -82,7 +83,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
         metrics={**metrics, "ptq_val_top1": ptq["val_top1"], "ptq_val_loss": ptq["val_loss"]},
         calibration=recipe.model_dump(mode="json", by_alias=True),
         weights_from=trained.name if trained else None,
-        teacher=job.config.teacher or job.start.name,
+        teacher=job.teacher.name,
     )
 
 
@@ -104,7 +105,7 @@ def calibrated(
             CalibrationBatches(pictures, source.preprocess),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
-            ignored=ignored,
+            ignored=(*job.config.ignore, *ignored),
             int8_outputs=int8_outputs,
             progress=progress,
         )
