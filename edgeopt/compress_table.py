@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgeopt.errors import did_you_mean
+from edgeopt.latency_goal import latency_goal
 from edgeopt.schemes import SCHEMES
 from edgeopt.training_tables import Strict
 
@@ -19,10 +20,13 @@ def known_scheme(name: str) -> str:
 
 
 class CompressConfig(Strict):
-    """Compression. ``prune`` is the fraction of the MACs removed."""
+    """Compression. ``prune`` is the fraction of the MACs removed, ``latency`` what is pruned until (4ms, 0.6x)."""
 
     int8: bool = True
     prune: float | None = Field(None, gt=0, lt=1)
+    latency: str | None = None  # of the int8 engine, measured on the one target
+    timing_seconds: float = Field(60.0, gt=0, le=36_000)  # for timing its candidates, all together
+    rival: bool = True  # beside latency: the unpruned model at a smaller input of equal latency
     schemes: tuple[str, ...] = ()
     calibration: str = "default"
     importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
@@ -39,3 +43,18 @@ class CompressConfig(Strict):
     @classmethod
     def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(known_scheme(name) for name in value)
+
+    @field_validator("latency")
+    @classmethod
+    def _readable_latency(cls, value: str | None) -> str | None:
+        if value is not None:
+            latency_goal(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> CompressConfig:
+        if self.latency is not None and self.prune is not None:
+            raise ValueError("prune and latency both say how much to prune; leave one of them out")
+        if self.latency is not None and not self.int8:
+            raise ValueError("latency is that of an int8 engine; add int8")
+        return self

@@ -233,17 +233,28 @@ def require_compatible(
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
+    latency = _against_targets(values)
     try:
         train = TrainConfig.model_validate(values.get("train", {}))
         model = ModelConfig.model_validate(values.get("model", {}))
         augment = AugmentConfig.model_validate(values.get("augment", {}))
         wanted = values.get("ensemble")
         return [
+            *latency,
             *contradictions(train, augment, random_weights=model.random_weights),
             *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
         ]
     except ValidationError:
+        return latency
+
+
+def _against_targets(values: Mapping[str, Any]) -> list[str]:
+    """A latency is measured on one target."""
+    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
+    stated = compress.get("latency") if isinstance(compress, Mapping) else getattr(compress, "latency", None)
+    if stated is None or not isinstance(targets, (list, tuple)) or len(targets) == 1:
         return []
+    return [f"compress.latency: it is measured on one target, and targets names {len(targets)}; name one"]
 
 
 def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
-    "__init__", "api", "config", "console", "cross_validation", "data_table", "environment", "errors", "files",
+    "__init__", "api", "compress_table", "config", "console", "cross_validation", "data_table", "environment", "errors",
+    "files", "latency_goal",
     "metrics", "model_table", "picture_files", "preprocess", "probability", "recipe_text", "records", "registry",
     "resources", "run", "schemes", "sets", "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip

@@ -16,6 +16,16 @@ from edgeopt.config import CompressConfig, validate
 )
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
 @click.option(
+    "--latency",
+    metavar="L",
+    help="Prune until the measured int8 engine of the one --target takes 4ms, or 0.6x of the unpruned one's.",
+)
+@click.option(
+    "--rival/--no-rival",
+    default=None,
+    help="With --latency: also the unpruned model at a smaller input of equal latency. [default: on]",
+)
+@click.option(
     "--target",
     "targets",
     multiple=True,
@@ -45,6 +55,8 @@ from edgeopt.config import CompressConfig, validate
 def command(
     int8: bool,
     prune: float | None,
+    latency: str | None,
+    rival: bool | None,
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
     calibration: str | None,
@@ -61,7 +73,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and prune is None:
+    if not int8 and prune is None and latency is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
@@ -70,6 +82,8 @@ def command(
             "int8": int8,
             **given(
                 prune=prune,
+                latency=latency,
+                rival=rival,
                 schemes=schemes,
                 calibration=calibration,
                 importance=importance,

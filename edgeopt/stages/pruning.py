@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
 
-from edgeopt.compress.prune import prune
+import torch
+from torch import nn
+
+from edgeopt.compress.prune import MOST_IMPORTANT, layer_widths, prune
 from edgeopt.config import origins
+from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.stages.passes import Job, inputs_of, open_stage, teacher_of, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, commit_variant
@@ -52,12 +57,20 @@ def pruned(job: Job, fraction: float) -> Variant:
         inputs=inputs,
         metrics=metrics,
         teacher=job.config.teacher or job.start.name,
-        pruning={
-            "macs_before": result.macs_before,
-            "macs_after": result.macs_after,
-            "parameters_before": result.parameters_before,
-            "parameters_after": result.parameters_after,
-            "widths": {layer: list(pair) for layer, pair in result.widths.items()},
-            "untouched": dict(result.untouched),
-        },
+        pruning=pruning_record(start, result.model, torch.zeros(1, *spec.input_shape), result.untouched),
     )
+
+
+def pruning_record(start: nn.Module, pruned: nn.Module, example: torch.Tensor, reasons: Mapping[str, str]) -> Any:
+    """What became of ``start``: MACs, parameters and widths before and after, and why layers kept their widths."""
+    before, after = layer_widths(start), layer_widths(pruned)
+    return {
+        "macs_before": count_macs(start, example.shape),
+        "macs_after": count_macs(pruned, example.shape),
+        "parameters_before": count_parameters(start),
+        "parameters_after": count_parameters(pruned),
+        "widths": {layer: [width, after.get(layer, 0)] for layer, width in before.items()},
+        "untouched": {
+            layer: reasons.get(layer, MOST_IMPORTANT) for layer, width in before.items() if after.get(layer, 0) == width
+        },
+    }
