@@ -295,9 +295,10 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}" + (
-        f", got {_shown(item['input'])}" if item["type"] != "missing" else ""
-    )
+    # Of keys that contradict each other the input is their whole table.
+    telling = item["type"] != "missing" and not (item["type"] == "value_error" and isinstance(item["input"], Mapping))
+    head = f"{name}: " if name else ""
+    return f"{head}{message[0].lower()}{message[1:]}" + (f", got {_shown(item['input'])}" if telling else "")
 
 
 def _shown(value: object) -> str:

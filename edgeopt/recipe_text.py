@@ -52,9 +52,8 @@ epochs = 20
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
-# prune = 0.3                            # remove this fraction of the MACs first
-# latency = "4ms"                        # or "0.6x" of the unpruned int8 engine: prune until the one target meets it
-# rival = false                          # beside it: the unpruned model at a smaller input of equal latency
+# prune = 0.3                            # remove this fraction of the MACs first; or latency = "4ms" ("0.6x" of the
+#                                        # unpruned int8 engine): prune until the one target's engine takes no longer
 # calibration = "default"                # "fast", "default" or "thorough"
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 

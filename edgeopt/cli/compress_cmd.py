@@ -15,6 +15,8 @@ from edgeopt.config import CompressConfig, validate
     "--int8", is_flag=True, help="Quantize: post-training ranges, then quantization-aware training with distillation."
 )
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
+@click.option("--prune-steps", type=int, metavar="N", help="Remove them in N steps, each recovered. [default: 1]")
+@click.option("--drop-blocks", type=int, metavar="N", help="Drop the N residual blocks that are missed least, first.")
 @click.option(
     "--latency",
     metavar="L",
@@ -55,6 +57,8 @@ from edgeopt.config import CompressConfig, validate
 def command(
     int8: bool,
     prune: float | None,
+    prune_steps: int | None,
+    drop_blocks: int | None,
     latency: str | None,
     rival: bool | None,
     targets: tuple[str, ...],
@@ -73,7 +77,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and prune is None and latency is None:
+    if not int8 and prune is None and not drop_blocks and latency is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
@@ -82,6 +86,8 @@ def command(
             "int8": int8,
             **given(
                 prune=prune,
+                prune_steps=prune_steps,
+                drop_blocks=drop_blocks,
                 latency=latency,
                 rival=rival,
                 schemes=schemes,

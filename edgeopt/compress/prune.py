@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from edgeopt.compress.channels import TOLERANCE, Group, Importance, find_groups, plan_cuts
 from edgeopt.compress.graph import is_layer, outputs_of, quiet, trace
+from edgeopt.compress.replay import History as History
+from edgeopt.compress.replay import replay as replay
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
 from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 
-History: TypeAlias = list[Any]
-
 #: Why a layer that could have been cut was not.
 MOST_IMPORTANT = "among the most important of its kind"
-
-_OTHER_HISTORY = "use the architecture.json of this very model, or prune it again: edgeopt compress --prune F --force"
 
 
 @dataclass(frozen=True)
@@ -141,32 +139,6 @@ def prunable(
 def history_of(plan: Sequence[tuple[Group, int]]) -> History:
     """What :func:`replay` needs to make the cuts of ``plan``."""
     return [[group.name, True, group.channels(units)] for group, units in plan if units]
-
-
-def replay(model: nn.Module, history: Sequence[Any], *, example: Tensor | None = None) -> nn.Module:
-    """``model``, freshly built, with the channels of ``history`` removed again, in place; weights do not matter.
-
-    ``example`` is a picture (1, C, H, W); by default the model's own input size, else 64 px. The model comes back in
-    evaluation mode. Raises ModelError when the history is not of this model.
-    """
-    example = _default_example(model) if example is None else example
-    graph = trace(model.eval(), example)
-    modules = dict(model.named_modules())
-    for name, outputs, channels in history:
-        module = modules.get(name)
-        if module is None or module not in graph.module2node or not channels:
-            raise ModelError(f"pruning history: this model has no channels to cut in {name}", fix=_OTHER_HISTORY)
-        pruner = graph.get_pruner_of_module(module)
-        width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
-        if width is None or len(set(channels)) != len(channels) or not 0 <= min(channels) <= max(channels) < width:
-            raise ModelError(f"pruning history: {name} does not have the channels to cut", fix=_OTHER_HISTORY)
-        group = graph.get_pruning_group(
-            module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
-        )
-        if not graph.check_pruning_group(group):
-            raise ModelError(f"pruning history: nothing would be left of {name}", fix=_OTHER_HISTORY)
-        group.prune(record_history=False)
-    return model
 
 
 def _check_fraction(fraction: float) -> None:
@@ -325,11 +297,3 @@ def _result(
 def layer_widths(model: nn.Module) -> dict[str, int]:
     """The outputs of every convolution and linear layer."""
     return {name: outputs_of(module) for name, module in model.named_modules() if is_layer(module)}
-
-
-def _default_example(model: nn.Module) -> Tensor:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
-    size = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else (64, 64)
-    return torch.zeros(1, channels, *size)

@@ -38,7 +38,7 @@ def compress(
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """
     console, config = console or Silent(), config or CompressConfig()
-    if not config.int8 and config.prune is None:  # a latency implies int8
+    if not config.int8 and not config.prunes:  # a latency implies int8
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
@@ -57,8 +57,8 @@ def compress(
             return _to_latency(job, load_target(targets[0]), data)
         made = []
         source = start
-        if config.prune is not None:
-            source = pruned(job, config.prune)
+        if config.prunes:
+            source = pruned(job)
             made.append(source)
         if config.int8:
             made += quantized(job, source, _schemes(config, targets))

@@ -30,17 +30,15 @@ from edgeopt.registry import load_backend
 from edgeopt.run import stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.stages.passes import Job, inputs_of, open_stage, teacher_of, training_recipe
-from edgeopt.stages.pruning import pruning_record
+from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks
 from edgeopt.stages.quantizing import wants_int8_outputs
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.train.evaluate_torch import evaluator
-from edgeopt.train.soup import refresh_batchnorm
 
 VERSION = 1
 RECORD = "latency_search.json"
 _CALIBRATION_PICTURES = 32  # for the ranges of candidates, which nobody asks for answers
-_STATISTICS_BATCHES = 16
 _FINAL_SECONDS = 20.0
 
 
@@ -111,12 +109,6 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     )
 
 
-def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
-    """BatchNorm's statistics of a network that was just cut, from train pictures: it has the whole one's."""
-    batches = islice(plan.gradient_batches(job.workspace, spec), _STATISTICS_BATCHES)
-    refresh_batchnorm(model.eval(), (images for images, _ in batches))
-
-
 def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: TrainingPlan, folder: Path) -> None:
     """Time, predict, choose; leaves ``latency_search.json`` and the unpruned engine's ONNX, for a resume to find."""
     spec, taylor = job.start.preprocess, job.config.importance == "taylor"
@@ -138,12 +130,13 @@ def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: Train
         gather_statistics(job, pruned, plan, spec)
         return validate(pruned)
 
+    blocks = ranked_blocks(job, start, plan, spec)
     with _bed(job, target, scheme) as bed:
         slicer = Slicer(start, _ranged(job, start, scheme), get_scheme(scheme), bed.folder, spec.input_shape)
         with job.console.task("timing widths") as progress:
             result = search(
                 found,
-                Search(bed, slicer, goal_of(job), job.config.timing_seconds, _smaller_sizes(job)),
+                Search(bed, slicer, goal_of(job), job.config.timing_seconds, _smaller_sizes(job), blocks),
                 judge=judge,
                 say=job.console.say,
                 progress=progress,

@@ -53,10 +53,10 @@ class Variant:
         """The trained model, in evaluation mode; its weights' hash is checked first."""
         self.run.output(self.record, "model")
         own = self.run.path / "host" / self.name
-        return models.load(own, allow_code=_is_own(self.run))
+        return models.load(own, allow_code=is_own(self.run))
 
 
-def _is_own(run: Run) -> bool:
+def is_own(run: Run) -> bool:
     """Whether the run was made on this machine: only then does a ``module:attr`` model run its code."""
     from edgeopt import environment
 

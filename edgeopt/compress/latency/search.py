@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from edgeopt.bench import BenchResult, EngineSpec
+from edgeopt.compress.depth import BlockCost, dropped
 from edgeopt.compress.latency.bed import Bed
 from edgeopt.compress.latency.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency.slices import Slicer
@@ -33,13 +34,14 @@ Judge = Callable[[History], Mapping[str, float]]
 
 @dataclass
 class Search:
-    """What is searched for and where. ``seconds`` are for timing all candidates together; ``sizes``: the rival's."""
+    """What is searched for and where. ``seconds`` are for timing all candidates together; ``sizes`` are the rival's."""
 
     bed: Bed
     slicer: Slicer
     goal: LatencyGoal
     seconds: float
     sizes: Sequence[PreprocessSpec] = ()
+    blocks: Sequence[BlockCost] = ()  # that could go, the least missed first
     built: dict[str, EngineSpec] = field(default_factory=dict)
 
     def engine(self, name: str, history: History, spec: PreprocessSpec | None = None) -> EngineSpec:
@@ -101,7 +103,7 @@ def search(
     timed = [_timed(wanted, space, cuts, name, shares[name]) for name, cuts in zip(names, survey, strict=True)]
     error = held_out_error(timed, space.layers, found.costs)
     say(f"latency table: {error.median:.1%} off on {error.engines} engines it was not made from (median)")
-    plans = _plans(wanted, space, timed, found.costs, limit)
+    plans = [*_plans(wanted, space, timed, found.costs, limit), *_shallower(wanted, timed[0].layers, limit)]
     chosen = _choose(plans, judge, say)
     fitting = [spec for name, spec in smaller.items() if shares[name].high <= limit]
     return {
@@ -162,25 +164,40 @@ def _plans(
             cuts = choose(space, table.predict, aim)
             if cuts is None or not any(cuts):
                 break
-            history, name = history_of(space.plan(cuts)), f"{way.replace(' ', '-')}-{attempt}"
-            engines = [wanted.built[_REST], wanted.engine(name, history)]
-            share = Share.of(wanted.bed.measure(engines, max(_LEAST_SECONDS, wanted.seconds / 8), width=0.01), name)
-            plans.append(
-                {
-                    "way": way,
-                    "predicted_share": table.predict(space.shares(cuts)),
-                    **share.to_json(),
-                    "met": share.high <= limit,
-                    "kept_importance": space.kept(cuts),
-                    "history": history,
-                }
-            )
+            name = f"{way.replace(' ', '-')}-{attempt}"
+            plan, share = _measured(wanted, way, name, history_of(space.plan(cuts)), limit)
+            predicted = table.predict(space.shares(cuts))
+            plans.append({**plan, "predicted_share": predicted, "kept_importance": space.kept(cuts)})
             timed.append(_timed(wanted, space, cuts, name, share))
             if _CLOSE * limit <= share.high <= limit:
                 break
             known = share.high if isfinite(share.high) else share.value
             aim *= min(max(_FIRST_AIM * limit / known, 0.7), 1.3)
     return plans
+
+
+def _shallower(wanted: Search, parts: Mapping[str, float], limit: float) -> list[dict[str, Any]]:
+    """The same by depth: whole blocks dropped, as many as the limit needs. ``parts``: each layer's of the latency."""
+    plans: list[dict[str, Any]] = []
+    names, left, count = [block.name for block in wanted.blocks], 1.0, 0
+    while count < len(names) and left > limit:
+        left -= sum(part for layer, part in parts.items() if layer.startswith(f"{names[count]}."))
+        count += 1
+    tried: set[int] = set()
+    while 0 < count <= len(names) and count not in tried and len(tried) < _ROUNDS:
+        tried.add(count)
+        plan, _ = _measured(wanted, "depth", f"depth-{count}", dropped(names[:count]), limit)
+        plans.append({**plan, "dropped": names[:count], "kept_importance": -float(count)})
+        count += -1 if plan["met"] else 1
+    return plans
+
+
+def _measured(wanted: Search, way: str, name: str, history: History, limit: float) -> tuple[dict[str, Any], Share]:
+    """A plan's engine, whole, against the unpruned one."""
+    engines = [wanted.built[_REST], wanted.engine(name, history)]
+    seconds = max(_LEAST_SECONDS, wanted.seconds / 8)
+    share = Share.of(wanted.bed.measure(engines, seconds, width=0.01), name)
+    return {"way": way, **share.to_json(), "met": share.high <= limit, "history": history}, share
 
 
 def _choose(plans: list[dict[str, Any]], judge: Judge, say: Callable[[str], None]) -> dict[str, Any]:

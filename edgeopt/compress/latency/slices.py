@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compress.depth import DROP
 from edgeopt.compress.nncf_placement import hook_storage
 from edgeopt.compress.prune import History, replay
 from edgeopt.compress.quantize import quantizer_config
@@ -57,9 +59,13 @@ class Slicer:
         sliced = copy.deepcopy(self.model).cpu().eval()
         if history:
             replay(sliced, history, example=example)
-        try:
-            onnx.save(resliced(self._whole, self.model, sliced, shape), str(path))
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        graph = None
+        if not any(act[1] == DROP for act in history):  # without a block there are other nodes, not other widths
+            with suppress(onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+                graph = resliced(self._whole, self.model, sliced, shape)
+        if graph is not None:
+            onnx.save(graph, str(path))
+        else:
             self._exported.append(path.stem)
             quantized = quantized_like(sliced, self.quantized, example)
             export_qdq(quantized, path, input_shape=shape, scheme=self.scheme)
