@@ -233,17 +233,28 @@ def require_compatible(
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
+    latency = _against_targets(values)
     try:
         train = TrainConfig.model_validate(values.get("train", {}))
         model = ModelConfig.model_validate(values.get("model", {}))
         augment = AugmentConfig.model_validate(values.get("augment", {}))
         wanted = values.get("ensemble")
         return [
+            *latency,
             *contradictions(train, augment, random_weights=model.random_weights),
             *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
         ]
     except ValidationError:
+        return latency
+
+
+def _against_targets(values: Mapping[str, Any]) -> list[str]:
+    """A latency is measured on one target."""
+    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
+    stated = compress.get("latency") if isinstance(compress, Mapping) else getattr(compress, "latency", None)
+    if stated is None or not isinstance(targets, (list, tuple)) or len(targets) == 1:
         return []
+    return [f"compress.latency: it is measured on one target, and targets names {len(targets)}; name one"]
 
 
 def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
@@ -284,9 +295,10 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}" + (
-        f", got {_shown(item['input'])}" if item["type"] != "missing" else ""
-    )
+    # Of keys that contradict each other the input is their whole table.
+    telling = item["type"] != "missing" and not (item["type"] == "value_error" and isinstance(item["input"], Mapping))
+    head = f"{name}: " if name else ""
+    return f"{head}{message[0].lower()}{message[1:]}" + (f", got {_shown(item['input'])}" if telling else "")
 
 
 def _shown(value: object) -> str:

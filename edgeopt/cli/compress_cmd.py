@@ -27,6 +27,18 @@ from edgeopt.tables import DISTILL
     "--int8", is_flag=True, help="Quantize: post-training ranges, then quantization-aware training with distillation."
 )
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
+@click.option("--prune-steps", type=int, metavar="N", help="Remove them in N steps, each recovered. [default: 1]")
+@click.option("--drop-blocks", type=int, metavar="N", help="Drop the N residual blocks that are missed least, first.")
+@click.option(
+    "--latency",
+    metavar="L",
+    help="Prune until the measured int8 engine of the one --target takes 4ms, or 0.6x of the unpruned one's.",
+)
+@click.option(
+    "--rival/--no-rival",
+    default=None,
+    help="With --latency: also the unpruned model at a smaller input of equal latency. [default: on]",
+)
 @click.option(
     "--target",
     "targets",
@@ -75,6 +87,10 @@ from edgeopt.tables import DISTILL
 def command(
     int8: bool,
     prune: float | None,
+    prune_steps: int | None,
+    drop_blocks: int | None,
+    latency: str | None,
+    rival: bool | None,
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
     calibration: str | None,
@@ -97,7 +113,7 @@ def command(
     quiet: bool,
 ) -> int | None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and prune is None:
+    if not int8 and prune is None and not drop_blocks and latency is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
@@ -106,6 +122,10 @@ def command(
             "int8": int8,
             **given(
                 prune=prune,
+                prune_steps=prune_steps,
+                drop_blocks=drop_blocks,
+                latency=latency,
+                rival=rival,
                 schemes=schemes,
                 calibration=calibration,
                 importance=importance,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeopt import environment
-from edgeopt.config import CompressConfig, load_calibration, load_target
+from edgeopt.config import CompressConfig, Target, load_calibration, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.export import export
+from edgeopt.stages.latency import judged, pruned_to_latency, require_measurable, rival_of
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
@@ -37,12 +38,14 @@ def compress(
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """
     console, config = console or Silent(), config or CompressConfig()
-    if not config.int8 and config.prune is None:
+    if not config.int8 and not config.prunes:  # a latency implies int8
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
         raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")
     teacher = find_teacher(run, config.teacher or start.name, distill=config.distill, console=console)
+    if config.latency is not None:
+        require_measurable(load_target(targets[0] if targets else "openvino"), targets)
     load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
@@ -51,10 +54,12 @@ def compress(
     with run.lock():
         # First, for a model that cannot be exported is better told before it is trained.
         export(run, variants=[start.name], data=data, console=console)
+        if config.latency is not None:
+            return _to_latency(job, load_target(targets[0]), data)
         made = []
         source = start
-        if config.prune is not None:
-            source = pruned(job, config.prune)
+        if config.prunes:
+            source = pruned(job)
             made.append(source)
         if config.int8:
             made += quantized(job, source, _schemes(config, targets))
@@ -62,6 +67,21 @@ def compress(
         results = [item.name for item in made if item.record.get("scheme") or not config.int8]
         export(run, variants=results, data=data, console=console)
     return made
+
+
+def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
+    """The variant pruned until its engine meets the latency, and its rival; int8 of both, exported and measured."""
+    scheme, *others = _schemes(job.config, job.targets)
+    if others:
+        raise ConfigError(
+            f"a latency is that of one int8 scheme, not of {scheme} and {', '.join(others)}",
+            fix=f"leave out --scheme: {target.name} takes {scheme}",
+        )
+    pruned_one = pruned_to_latency(job, target, scheme)
+    rival = rival_of(job, pruned_one)
+    finals = [item for source in (pruned_one, rival) if source for item in quantized(job, source, (scheme,))]
+    export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)
+    return [pruned_one, *([rival] if rival else []), *judged(job, target, pruned_one, finals)]
 
 
 def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:
