@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.ensemble import ensemble
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
+    from edgeopt.stages.package import package
     from edgeopt.stages.predict import predict
     from edgeopt.stages.report import report
     from edgeopt.stages.tune import tune
@@ -29,6 +30,7 @@ _WHERE = {
     "evaluate": "stages.bench",
     "export": "stages.export",
     "finetune": "stages.finetune",
+    "package": "stages.package",
     "predict": "stages.predict",
     "report": "stages.report",
     "run_recipe": "pipeline",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "package",
     "predict",
     "report",
     "run_recipe",

@@ -195,6 +195,7 @@ class Recipe(Strict):
 
     name: str | None = None
     targets: tuple[str, ...] = ("onnxruntime", "openvino")
+    package: bool = False  # one for each target, where its engines can be packaged
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

@@ -146,6 +146,10 @@ class Backend(ABC):
         """Whether :meth:`build` can be called here. Differs from :meth:`availability` where building needs less."""
         return self.availability()
 
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any] | None:
+        """What a package's ``predict.py`` opens ``engine`` with, JSON-able; None where engines are not packaged."""
+        return None
+
     def require(self, *, to_build: bool = False) -> Availability:
         """That it runs (``to_build``: builds) here; raises MissingBackendError with what to install."""
         found = self.can_build() if to_build else self.availability()

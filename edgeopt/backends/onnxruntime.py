@@ -75,6 +75,11 @@ class OnnxRuntimeBackend(Backend):
         """From the capability table, for this CPU."""
         return schemes_for(self.name, processor())
 
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
+        """Provider, threads, and the entries of a session's configuration, for any machine of the target's kind."""
+        options = target.session
+        return {"provider": options.provider, "threads": options.threads, "entries": _exact_anywhere(engine)}
+
     def _build(self, request: BuildRequest) -> BuildResult:
         read_onnx(request.onnx)  # refuses external data
         # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
@@ -146,8 +151,14 @@ def _exact(engine: Path) -> dict[str, str]:
     x86 without VNNI adds pairs of u8*s8 products in int16. With weights beyond 7 bits they saturate, and ONNX Runtime
     has a slower way that does not (``kOrtSessionOptionsAvx2PrecisionMode``).
     """
+    found = _exact_anywhere(engine)
+    return found if processor() == "x86" else {}
+
+
+def _exact_anywhere(engine: Path) -> dict[str, str]:
+    """As :func:`_exact`, for whatever CPU: those with VNNI, and ARM's, take no notice of it."""
     model = read_onnx(engine)  # refuses external data
-    return {"session.x64quantprecision": "1"} if processor() == "x86" and model.weights_need_8_bits() else {}
+    return {"session.x64quantprecision": "1"} if model.weights_need_8_bits() else {}
 
 
 def _refused(doing: str, error: Exception, fix: str) -> BackendError:

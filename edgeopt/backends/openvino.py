@@ -63,6 +63,11 @@ class OpenVinoBackend(Backend):
         capabilities = _capabilities("CPU")
         return ("fp32", *(precision for precision, need in _NEEDS.items() if need in capabilities))
 
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
+        """Device, threads, and the properties a model is compiled with."""
+        options = target.session
+        return {"device": options.device, "threads": options.threads, "properties": _properties(precision)}
+
     def _build(self, request: BuildRequest) -> BuildResult:
         import openvino
 
@@ -97,7 +102,7 @@ class OpenVinoBackend(Backend):
         missing = _NEEDS.get(precision)
         if missing and missing not in _capabilities(device):
             raise BackendError(f"{device} does not compute in {precision} here", fix="use precision fp32 or int8")
-        properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        properties = _properties(precision)
         if device == "CPU":
             cores = environment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
@@ -218,6 +223,10 @@ def _capabilities(device: str) -> tuple[str, ...]:
     if device not in core.available_devices:
         return ()
     return tuple(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
+
+def _properties(precision: str) -> dict[str, str]:
+    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
 
 
 def _text(value: Any) -> str:
