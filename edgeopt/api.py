@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.ensemble import ensemble
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
+    from edgeopt.stages.foreign import import_onnx
     from edgeopt.stages.package import package
     from edgeopt.stages.predict import predict
     from edgeopt.stages.report import report
@@ -30,6 +31,7 @@ _WHERE = {
     "evaluate": "stages.bench",
     "export": "stages.export",
     "finetune": "stages.finetune",
+    "import_onnx": "stages.foreign",
     "package": "stages.package",
     "predict": "stages.predict",
     "report": "stages.report",
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "import_onnx",
     "package",
     "predict",
     "report",

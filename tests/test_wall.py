@@ -17,7 +17,7 @@ CORE = {
     "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "packaging", "predict", "report", "doctor"}
-DEVICE_STAGES = {"__init__", "bench", "build", "engines", "package", "predict", "report"}
+DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {

@@ -117,9 +117,11 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     planned = [
         Planned(_folder(name, precision), name, precision, None)
         for name in dict.fromkeys(floats)
+        if not known[name].get("scheme")  # a QDQ file from elsewhere is the original, and has no float one
         for precision in precisions
     ]
-    wants_int8 = target.precision == "int8" and (quantized or len(tree) == 1)
+    compressible = len(tree) == 1 and known[original].get("stage") != "import"  # else what is there is wanted
+    wants_int8 = target.precision == "int8" and (quantized or compressible)
     if not wants_int8 or (variants and not any(known[name].get("scheme") for name in variants)):
         return planned
     chosen = _int8_variants(run, target, _accepted(target, backend), tree, variants)
