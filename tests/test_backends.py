@@ -338,9 +338,15 @@ def test_openvino_refuses_a_precision_the_cpu_lacks(tmp_path: Path, monkeypatch:
     assert OpenVinoBackend().float_baselines() == ("fp32", "bf16")
 
 
-def test_openvino_refuses_a_device_that_is_not_here(tmp_path: Path) -> None:
+def test_openvino_leaves_a_device_that_is_not_here_to_the_device_and_opens_nothing_on_it(tmp_path: Path) -> None:
+    built = build(OpenVinoBackend, tmp_path, None, device="GPU")
+    assert (built.engine, built.runs_here) == (None, False)
+    assert "no device GPU here, only CPU" in built.reason
+    assert built.device_command.startswith("edgeopt build --target ")
+    build(OpenVinoBackend, tmp_path / "cpu", None)
+    elsewhere = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device="GPU"))
     with pytest.raises(BackendError, match="no device GPU here, only CPU"):
-        build(OpenVinoBackend, tmp_path, None, device="GPU")
+        OpenVinoBackend().open(next((tmp_path / "cpu").rglob("engine.xml")), elsewhere, precision="fp32")
 
 
 # TensorRT and TensorRT-RTX, as far as they go without a GPU

@@ -16,7 +16,7 @@ CORE = {
     "records", "registry", "resources", "run", "schemes", "sets", "training_tables", "tune_space", "tune_table",
     "voting",
 }  # fmt: skip
-DEVICE = {"backends", "bench", "evaluate", "packaging", "predict", "report", "doctor"}
+DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.

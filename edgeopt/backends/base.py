@@ -150,6 +150,14 @@ class Backend(ABC):
         """What a package's ``predict.py`` opens ``engine`` with, JSON-able; None where engines are not packaged."""
         return None
 
+    def schemes_on(self, target: Target) -> tuple[str, ...]:
+        """As :meth:`schemes`, on the device that ``target`` states; differs where a runtime has several."""
+        return self.schemes()
+
+    def missing(self, target: Target) -> str:
+        """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""
+        return ""
+
     def require(self, *, to_build: bool = False) -> Availability:
         """That it runs (``to_build``: builds) here; raises MissingBackendError with what to install."""
         found = self.can_build() if to_build else self.availability()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeopt import environment
 
 #: Processor kinds that decide the int8 kernels, see :func:`processor`.
-PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia")
+PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia", "intel-gpu", "intel-npu")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,18 @@ TABLE = (
         ("u8a8w", "s8a8w", "u8a7w"),
         "documented, not run here: OpenVINO's ARM plugin runs int8 convolutions through Compute Library; the fusion "
         "audit tells",
+    ),
+    Capability(
+        "openvino",
+        "intel-gpu",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "documented, not run here: the GPU plugin runs u8 and i8 activations by DP4a and XMX, which sum into int32",
+    ),
+    Capability(
+        "openvino",
+        "intel-npu",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "documented, not run here: the NPU plugin compiles quantized models ahead of time, u8 and i8 alike",
     ),
     Capability(
         "tensorrt",

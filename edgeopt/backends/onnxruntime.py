@@ -75,6 +75,13 @@ class OnnxRuntimeBackend(Backend):
         """From the capability table, for this CPU."""
         return schemes_for(self.name, processor())
 
+    def missing(self, target: Target) -> str:
+        """The execution provider, when this ONNX Runtime was built without it."""
+        import onnxruntime
+
+        wanted, present = target.session.provider, onnxruntime.get_available_providers()
+        return "" if wanted in present else f"this ONNX Runtime has no {wanted}, only {', '.join(present)}"
+
     def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
         """Provider, threads, and the entries of a session's configuration, for any machine of the target's kind."""
         options = target.session

@@ -63,6 +63,17 @@ class OpenVinoBackend(Backend):
         capabilities = _capabilities("CPU")
         return ("fp32", *(precision for precision, need in _NEEDS.items() if need in capabilities))
 
+    def schemes_on(self, target: Target) -> tuple[str, ...]:
+        """From the capability table, for the device that ``target`` states."""
+        kind = {"GPU": "intel-gpu", "NPU": "intel-npu"}.get(_family(target.session.device), processor())
+        return schemes_for(self.name, kind)
+
+    def missing(self, target: Target) -> str:
+        """The device, when OpenVINO does not find it."""
+        known = _core().available_devices
+        found = _family(target.session.device) in {_family(name) for name in known} | {"AUTO"}
+        return "" if found else f"OpenVINO has no device {target.session.device} here, only {', '.join(known)}"
+
     def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
         """Device, threads, and the properties a model is compiled with."""
         options = target.session
@@ -72,6 +83,9 @@ class OpenVinoBackend(Backend):
         import openvino
 
         read_onnx(request.onnx)  # refuses external data
+        if missing := self.missing(request.target):
+            on_device = f"edgeopt build --target {request.target.name}"
+            return BuildResult(engine=None, reason=missing, device_command=on_device, runs_here=False)
         try:
             model = _core().read_model(str(request.onnx))
             prepare(model)
@@ -81,14 +95,14 @@ class OpenVinoBackend(Backend):
             raise _refused(f"reading {request.onnx.name}", error, _UPGRADE) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
             fusion, device = session.audit(), session.describe()["device"]
-        exact = request.scheme is None or request.scheme.name in self.schemes()
+        exact = request.scheme is None or request.scheme.name in self.schemes_on(request.target)
         return BuildResult(
             engine="engine.xml",
             files=("engine.xml", "engine.bin"),
             fusion=fusion,
             # Without VNNI the kernels saturate and answer wrongly: the engine is right, this CPU is not.
             runs_here=exact,
-            reason="" if exact else f"this CPU does not compute {request.scheme and request.scheme.name} exactly",
+            reason="" if exact else f"this machine does not compute {request.scheme and request.scheme.name} exactly",
             device_command="" if exact else f"edgeopt build --target {request.target.name}",
             details={"device": device},
         )
@@ -173,8 +187,7 @@ class OpenVinoSession(Session):
         """The engine compiled for ``batch`` pictures, or for any number when it is -1."""
         core = _core()
         known = core.available_devices
-        family = self._device.split(".")[0].split(":")[0]
-        if family not in {name.split(".")[0] for name in known} | {"AUTO"}:
+        if _family(self._device) not in {_family(name) for name in known} | {"AUTO"}:
             raise BackendError(
                 f"OpenVINO has no device {self._device} here, only {', '.join(known)}",
                 fix="install its driver, or choose another session.device",
@@ -216,6 +229,11 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _family(device: str) -> str:
+    """GPU of GPU.0, AUTO of AUTO:GPU,CPU."""
+    return device.split(".")[0].split(":")[0]
 
 
 def _capabilities(device: str) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def _int8_variants(
 def _accepted(target: Target, backend: Backend) -> tuple[str, ...]:
     """Schemes the target runs exactly, best first. Weights of 7 bits run wherever those of 8 bits do."""
     if target.scheme is None:
-        return backend.schemes()
+        return backend.schemes_on(target)
     return (target.scheme, "u8a7w") if target.scheme == "u8a8w" else (target.scheme,)
 
 
