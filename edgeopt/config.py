@@ -101,6 +101,7 @@ class Target(Strict):
     status: Literal["measured", "emulated", "untested"] = "untested"
     round_to: int = Field(8, ge=1, le=128)
     batch: int = Field(1, ge=1, le=1024)
+    min_int8_share_macs: float = Field(1.0, ge=0, le=1)  # of an int8 engine, for `build --strict`
     match: Match = Match()
     session: SessionOptions = SessionOptions()
     budget: Budget = Budget()

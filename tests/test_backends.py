@@ -95,6 +95,20 @@ def test_a_layer_left_in_float_is_named_and_its_macs_are_missing(backend: type[B
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_layer_is_timed_slowest_first(backend: type[Backend], tmp_path: Path) -> None:
+    built = build(backend, tmp_path, backend().schemes()[0])
+    times = built.layer_times
+    assert times is not None
+    assert (times.runs, times.batch) == (10, 1)
+    ms = [layer.ms for layer in times.layers]
+    assert ms == sorted(ms, reverse=True)
+    assert 0 < sum(ms) < 1000
+    kinds = " ".join(layer.kind for layer in times.layers)
+    assert kinds.count("QLinearConv") + kinds.count("Convolution") >= 2
+    assert len({layer.name for layer in times.layers}) >= 3
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_float_model_has_no_int8(backend: type[Backend], tmp_path: Path) -> None:
     fusion = build(backend, tmp_path, None).fusion
     assert fusion is not None

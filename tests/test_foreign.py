@@ -81,6 +81,20 @@ def test_a_package_is_built_again_from_what_it_holds(desk: Path, tmp_path: Path)
     assert squashed[0].label == _answer(desk / "float.onnx", desk / "photos" / "00.png", own)
 
 
+def test_strict_asks_for_the_targets_share_of_the_macs(desk: Path, tmp_path: Path) -> None:
+    part = tiny_onnx.write_qdq(tmp_path / "part.onnx", "u8a7w", float_gemm=True)  # 40 of 18,472 MACs in float
+    run = api.import_onnx(part, desk / "labels.txt", pictures=[str(desk / "photos")], run=tmp_path / "run")
+    with pytest.raises(BackendError, match=r"99\.8% of the MACs are int8 \(2 of 3 .*\), onnxruntime asks for 100%"):
+        api.build(run, "onnxruntime", strict=True)
+    (tmp_path / "board.toml").write_text(
+        'schema = 1\ntitle = "t"\nbackend = "onnxruntime"\nmin_int8_share_macs = 0.95\n'
+    )
+    [built] = api.build(run, str(tmp_path / "board.toml"), strict=True)
+    times = json.loads((run.path / "device/board/part/layer_times.json").read_text())
+    assert times["layers"][0]["ms"] >= times["layers"][-1]["ms"]
+    assert built.record["fusion"]["int8_layers"] == 2
+
+
 def _broken(path: Path, **changes: object) -> Path:
     """The float model with another input shape, type or opset, or without its last node."""
     model = onnx.load(str(tiny_onnx.write_float(path)))

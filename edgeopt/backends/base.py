@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -60,6 +60,32 @@ class FusionReport:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """Median milliseconds of one executed layer; ``kind`` is its operator, or what the runtime calls its kernel."""
+
+    name: str
+    kind: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What the runtime's own profiler says of every executed layer, slowest first; ``layer_times.json``.
+
+    Of ``runs`` calls with ``batch`` pictures on one thread while building: where the time goes, no benchmark.
+    """
+
+    layers: tuple[LayerTime, ...]
+    runs: int
+    batch: int
+    source: str  # how it was read
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to ``layer_times.json``."""
+        return {"schema": 1, "threads": 1, **asdict(self)}
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
@@ -82,6 +108,7 @@ class BuildResult:
     engine: str | None
     files: tuple[str, ...] = ()  # every file the engine consists of, ``engine`` first; its size is their sum
     fusion: FusionReport | None = None
+    layer_times: LayerTimes | None = None
     reason: str = ""
     device_command: str = ""  # what to type on the device when there is no engine here
     runs_here: bool = True  # False for an engine of another GPU, built ahead of time

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgeopt import environment
-from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import (
     Availability,
     Backend,
@@ -21,6 +21,7 @@ from edgeopt.backends.base import (
     BuildResult,
     Float32,
     FusionReport,
+    LayerTimes,
     Session,
 )
 from edgeopt.backends.capability import processor, schemes_for
@@ -95,7 +96,13 @@ class OnnxRuntimeBackend(Backend):
         shutil.copyfile(request.onnx, engine)
         provider = request.target.session.provider
         fusion = _audit(engine, provider, request.input_shape)
-        return BuildResult(engine=engine.name, fusion=fusion, files=(engine.name,), details={"provider": provider})
+        return BuildResult(
+            engine=engine.name,
+            fusion=fusion,
+            layer_times=_times(engine, provider, request.target.batch, request.input_shape),
+            files=(engine.name,),
+            details={"provider": provider},
+        )
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         cores = environment.usable_cores()
@@ -209,39 +216,60 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
 
 
 def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:
-    """Runs one black picture with the runtime's profiler on and reads the operators it executed."""
-    with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:
-        session = _load(
-            engine,
-            provider,
-            1,
-            {
-                "enable_profiling": True,
-                "profile_file_prefix": str(Path(folder) / "run"),
-                # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
-                "session.disable_prepacking": "1",
-                **_exact(engine),
-            },
-        )
-        try:
-            session.run(None, {session.get_inputs()[0].name: np.zeros((1, *input_shape), np.float32)})
-        except Exception as error:
-            raise _refused(f"running one picture {input_shape}", error, _UPGRADE) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    """The operators that one black picture runs through."""
+    # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
+    events = _profile(engine, provider, (1, *input_shape), 1, {"session.disable_prepacking": "1"})
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
+
+
+def _times(engine: Path, provider: str, batch: int, input_shape: tuple[int, int, int]) -> LayerTimes:
+    """The time of every operator, as the engine will run; the first run, which allocates, left out."""
+    events = _profile(engine, provider, (batch, *input_shape), 1 + TIMED_RUNS, {})
+    nodes = [event for event in events if _is_kernel(event)]
+    each = len(nodes) // (1 + TIMED_RUNS)
+    return layer_times(
+        ((_name(event), str(event["args"].get("op_name", "")), event["dur"] / 1000) for event in nodes[each:]),
+        runs=TIMED_RUNS,
+        batch=batch,
+        source="ONNX Runtime's own profile",
+    )
+
+
+def _profile(
+    engine: Path, provider: str, shape: tuple[int, ...], runs: int, configure: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The events of ``runs`` calls with black pictures on one thread, with the runtime's profiler on."""
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:
+        profiling = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "run")}
+        session = _load(engine, provider, 1, {**profiling, **configure, **_exact(engine)})
+        name = session.get_inputs()[0].name
+        try:
+            for _ in range(runs):
+                session.run(None, {name: np.zeros(shape, np.float32)})
+        except Exception as error:
+            raise _refused(f"running pictures {shape}", error, _UPGRADE) from error
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
+
+
+def _is_kernel(event: Mapping[str, Any]) -> bool:
+    return event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    return str(event["name"]).removesuffix("_kernel_time") or str(event["args"].get("op_name", ""))
 
 
 def _executed_layers(events: list[dict[str, Any]]) -> list[ComputeLayer]:
     layers = []
     for event in events:
-        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith("_kernel_time"):
+        if not _is_kernel(event):
             continue
         arguments = event["args"]
         operator = arguments.get("op_name", "")
         int8 = operator in _INT8_CONVS or operator in _INT8_MATMULS
         if int8 or operator in _FLOAT_CONVS or operator in _FLOAT_MATMULS:
-            name = event["name"].removesuffix("_kernel_time")
-            layers.append(ComputeLayer(name or operator, int8, _macs(operator, arguments)))
+            layers.append(ComputeLayer(_name(event), int8, _macs(operator, arguments)))
     return layers
 
 

@@ -20,7 +20,9 @@ from edgeopt.cli.common import Terminal, emit, force_option, output_options, pic
 @click.option(
     "--variant", "variants", multiple=True, help="Build this int8 variant; may be repeated. [default: all that fit]"
 )
-@click.option("--strict", is_flag=True, help="A compute layer left in float is an error.")
+@click.option(
+    "--strict", is_flag=True, help="Fewer MACs in int8 than the target asks for (by default all) are an error."
+)
 @click.option(
     "--onnx",
     type=click.Path(path_type=Path),

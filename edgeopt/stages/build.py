@@ -23,7 +23,7 @@ from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
 
-VERSION = 2  # of what a build leaves; a change makes every build stale
+VERSION = 3  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
 
 
@@ -74,7 +74,8 @@ def build(
 ) -> list[Built]:
     """Build every engine of ``run`` that ``target`` (a name or a TOML file) wants, with the float ones to compare with.
 
-    ``variants`` restricts the int8 ones. ``strict`` makes a compute layer left in float an error. Raises
+    ``variants`` restricts the int8 ones. ``strict`` raises for int8 engines of fewer MACs in int8 than the
+    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers). Raises
     MissingStageError when no variant has a scheme the target runs, MissingBackendError, BackendError, ParityError.
     """
     console = console or Silent()
@@ -276,6 +277,8 @@ def _commit(
 ) -> dict[str, Any]:
     if result.fusion is not None:
         write_json(stage.folder / "fusion.json", result.fusion.to_json())
+    if result.layer_times is not None:
+        write_json(stage.folder / "layer_times.json", result.layer_times.to_json())
     kept = [path for path in sorted(stage.folder.rglob("*")) if path.is_file() and path.name != "pending.json"]
     return stage.commit(
         outputs={path.relative_to(stage.folder).as_posix(): path for path in kept},
@@ -303,7 +306,7 @@ def _commit(
 
 
 def _judge(built: Sequence[Built], *, strict: bool) -> None:
-    """Raise for engines that answer differently from what was trained and, when ``strict``, for float layers."""
+    """Raise for engines that answer differently from what was trained and, when ``strict``, for too few int8 MACs."""
     wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
     if wrong:
         worst = "; ".join(f"{item.target}/{item.name}: {item.record['parity']['message']}" for item in wrong)
@@ -311,12 +314,17 @@ def _judge(built: Sequence[Built], *, strict: bool) -> None:
             f"an engine does not answer as the model it was made from: {worst}",
             fix="if this CPU lacks int8 dot-products (edgeopt doctor): edgeopt compress --int8 --scheme u8a7w",
         )
-    if strict:
-        for item in built:
-            fusion = item.record.get("fusion") or {}
-            if item.record["precision"] == "int8" and fusion.get("int8_share", 1.0) < 1.0:
-                counts = f"{fusion['int8_layers']} of {fusion['compute_layers']}"
-                raise BackendError(
-                    f"{item.target}/{item.name}: only {counts} compute layers are int8",
-                    fix="see fusion.json for their names, or build without --strict",
-                )
+    for item in built if strict else ():
+        fusion = item.record.get("fusion") or {}
+        share = fusion.get("int8_share_macs")
+        of = "MACs" if share is not None else "compute layers"
+        share = fusion.get("int8_share", 1.0) if share is None else share
+        least = float(item.record["profile"]["min_int8_share_macs"])
+        if item.record["precision"] == "int8" and share < least:
+            counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
+            raise BackendError(
+                f"{item.target}/{item.name}: {share:.1%} of the {of} are int8 ({counts}), "
+                f"{item.target} asks for {least:.0%}",
+                fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out "
+                "--strict",
+            )
