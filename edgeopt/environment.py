@@ -197,6 +197,12 @@ def board() -> str:
     return _read("/proc/device-tree/model")
 
 
+def cache_folder() -> Path:
+    """Where this user's caches of edgeopt are, by the XDG base directory specification."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache") / "edgeopt"
+
+
 def machine_id() -> str:
     """Twelve hex digits for this kind of machine as engines see it: architecture, CPU, flags, GPU; no personal data."""
     parts = [platform.system(), platform.machine(), cpu()["name"], *cpu()["flags"], board()]

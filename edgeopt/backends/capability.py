@@ -92,6 +92,44 @@ TABLE = (
 )
 
 
+@dataclass(frozen=True)
+class Precision:
+    """A precision that ``backend`` computes in, and what that takes."""
+
+    backend: str
+    precision: str
+    needs: str  # of the device; empty: nothing
+    evidence: str
+
+
+PRECISIONS = (
+    Precision("onnxruntime", "fp32", "", "measured"),
+    Precision(
+        "onnxruntime",
+        "fp16",
+        "",
+        "measured on AVX2, ONNX Runtime 1.31: float16 weights, computed in float32 between casts, so half the size and "
+        "no faster; documented: native on CUDA and on ARM64 with FP16 arithmetic",
+    ),
+    Precision("onnxruntime", "int8", "", "measured; see TABLE"),
+    Precision("openvino", "fp32", "", "measured"),
+    Precision("openvino", "bf16", "BF16 in the device's OPTIMIZATION_CAPABILITIES", "measured on AVX512-BF16"),
+    Precision("openvino", "fp16", "FP16 in the device's OPTIMIZATION_CAPABILITIES", "documented, not run here"),
+    Precision("openvino", "int8", "", "measured; see TABLE"),
+    Precision("tensorrt", "fp32", "", "documented, not run here"),
+    Precision("tensorrt", "fp16", "", "documented, not run here: a strongly typed network of the float16 ONNX"),
+    Precision("tensorrt", "int8", "", "documented, not run here: int8, and float16 for the rest"),
+    Precision("tensorrt_rtx", "fp32", "", "engine built, TensorRT-RTX 1.7"),
+    Precision("tensorrt_rtx", "fp16", "", "engine built, TensorRT-RTX 1.7"),
+    Precision("tensorrt_rtx", "int8", "", "engine built, TensorRT-RTX 1.7: int8, and float16 for the rest"),
+)
+
+
+def precisions_of(backend: str) -> tuple[str, ...]:
+    """The precisions of a backend, from the table."""
+    return tuple(row.precision for row in PRECISIONS if row.backend == backend)
+
+
 def processor() -> str:
     """``"arm64"``, ``"x86-dot"`` (VNNI or AMX: u8*s8 summed into int32) or ``"x86"`` (sums saturate at int16)."""
     if platform.machine() in ("arm64", "aarch64"):

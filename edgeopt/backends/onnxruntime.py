@@ -24,8 +24,8 @@ from edgeopt.backends.base import (
     LayerTimes,
     Session,
 )
-from edgeopt.backends.capability import processor, schemes_for
-from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.backends.capability import precisions_of, processor, schemes_for
+from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
 
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend(Backend):
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "onnxruntime"
     native_code: ClassVar[bool] = False  # an ONNX file; external data is refused, custom operators are not loaded
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("onnxruntime")
 
     def availability(self) -> Availability:
         """Not ok when the module is missing, broken, or both of its packages are installed over each other."""
@@ -86,15 +86,24 @@ class OnnxRuntimeBackend(Backend):
     def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
         """Provider, threads, and the entries of a session's configuration, for any machine of the target's kind."""
         options = target.session
-        return {"provider": options.provider, "threads": options.threads, "entries": _exact_anywhere(engine)}
+        entries = {**_exact_anywhere(engine), **_spinning(target)}
+        return {"provider": options.provider, "threads": options.threads, "entries": entries}
 
     def _build(self, request: BuildRequest) -> BuildResult:
-        read_onnx(request.onnx)  # refuses external data
+        model = read_onnx(request.onnx)  # refuses external data
+        if request.precision == "fp16" and not any(one.dtype == FLOAT16 for one in model.initializers.values()):
+            raise BackendError(
+                f"{request.onnx.name} has no float16 weights",
+                fix="edgeopt export --force writes such a file",
+            )
         # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
         # what is timed.
         engine = request.folder / "engine.onnx"
-        shutil.copyfile(request.onnx, engine)
         provider = request.target.session.provider
+        if request.target.session.optimized:
+            _optimize(request.onnx, engine, provider)
+        else:
+            shutil.copyfile(request.onnx, engine)
         fusion = _audit(engine, provider, request.input_shape)
         return BuildResult(
             engine=engine.name,
@@ -107,8 +116,8 @@ class OnnxRuntimeBackend(Backend):
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         cores = environment.usable_cores()
         threads = min(threads or cores, cores)  # more than the cores only wait for each other
-        exact = _exact(engine)
-        return OnnxRuntimeSession(_load(engine, target.session.provider, threads, exact), threads, options=exact)
+        entries = {**_exact(engine), **_spinning(target)}
+        return OnnxRuntimeSession(_load(engine, target.session.provider, threads, entries), threads, options=entries)
 
 
 class OnnxRuntimeSession(Session):
@@ -173,6 +182,19 @@ def _exact_anywhere(engine: Path) -> dict[str, str]:
     """As :func:`_exact`, for whatever CPU: those with VNNI, and ARM's, take no notice of it."""
     model = read_onnx(engine)  # refuses external data
     return {"session.x64quantprecision": "1"} if model.weights_need_8_bits() else {}
+
+
+def _spinning(target: Target) -> dict[str, str]:
+    """Spinning is the runtime's default; without it, idle threads leave their cores to others."""
+    return {} if target.session.spinning else {"session.intra_op.allow_spinning": "0"}
+
+
+def _optimize(source: Path, engine: Path, provider: str) -> None:
+    """Write the graph as ONNX Runtime fuses it; what depends on the very CPU it still does when loading."""
+    import onnxruntime
+
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    _load(source, provider, 1, {"optimized_model_filepath": str(engine), "graph_optimization_level": level})
 
 
 def _refused(doing: str, error: Exception, fix: str) -> BackendError:

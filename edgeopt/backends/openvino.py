@@ -23,11 +23,12 @@ from edgeopt.backends.base import (
     LayerTimes,
     Session,
 )
-from edgeopt.backends.capability import processor, schemes_for
+from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.openvino_passes import prepare
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
+from edgeopt.files import make_folder
 
 _INSTALL = 'pip install "edgeopt[openvino]"'
 _UPGRADE = f"pip install --upgrade openvino, then build again; if that does not help, {REPORT}"
@@ -45,7 +46,7 @@ class OpenVinoBackend(Backend):
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     native_code: ClassVar[bool] = False  # a graph in XML and its weights
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("openvino")
 
     def availability(self) -> Availability:
         """Not ok when the module is missing or finds no device."""
@@ -80,7 +81,7 @@ class OpenVinoBackend(Backend):
     def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
         """Device, threads, and the properties a model is compiled with."""
         options = target.session
-        return {"device": options.device, "threads": options.threads, "properties": _properties(precision)}
+        return {"device": options.device, "threads": options.threads, "properties": _properties(precision, target)}
 
     def _build(self, request: BuildRequest) -> BuildResult:
         import openvino
@@ -120,7 +121,9 @@ class OpenVinoBackend(Backend):
         missing = _NEEDS.get(precision)
         if missing and missing not in _capabilities(device):
             raise BackendError(f"{device} does not compute in {precision} here", fix="use precision fp32 or int8")
-        properties = _properties(precision)
+        properties = _properties(precision, target)
+        if target.session.cache:
+            properties["CACHE_DIR"] = str(make_folder(environment.cache_folder() / "openvino"))
         if device == "CPU":
             cores = environment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
@@ -138,9 +141,13 @@ class OpenVinoSession(Session):
         self._input = self._request.get_input_tensor().data
         self._output = self._request.get_output_tensor().data
         self._any: Any = None
+        self._queue: Any = None
 
     def _infer(self, batch: Float32) -> Float32:
         if batch.shape != self._input.shape:
+            several = batch.shape[1:] == self._input.shape[1:] and len(batch) % self._batch == 0
+            if several and self._properties["PERFORMANCE_HINT"] == "THROUGHPUT":
+                return self._infer_several(batch)
             return self._infer_any(batch)
         np.copyto(self._input, batch)
         self._request.start_async()
@@ -149,7 +156,7 @@ class OpenVinoSession(Session):
 
     def close(self) -> None:
         """Gives the compiled models back."""
-        self._input = self._output = self._request = self._compiled = self._any = None
+        self._input = self._output = self._request = self._compiled = self._any = self._queue = None
 
     def describe(self) -> dict[str, Any]:
         """Device, threads and precision as the plugin states them, version."""
@@ -162,6 +169,7 @@ class OpenVinoSession(Session):
             "threads": stated["INFERENCE_NUM_THREADS"],
             "streams": stated["NUM_STREAMS"],
             "pinning": stated["ENABLE_CPU_PINNING"],
+            "hint": self._properties["PERFORMANCE_HINT"].lower(),
             "precision_hint": self._properties["INFERENCE_PRECISION_HINT"],
             "static_batch": self._batch,
         }
@@ -220,6 +228,19 @@ class OpenVinoSession(Session):
             fix = _UPGRADE if self._device == "CPU" else elsewhere
             raise _refused(f"compiling {self._engine.name}", error, fix) from error
 
+    def _infer_several(self, batch: Float32) -> Float32:
+        """Batches of the compiled size through as many requests at once as the plugin finds best."""
+        import openvino
+
+        if self._queue is None:
+            self._queue = openvino.AsyncInferQueue(self._compiled)
+            self._queue.set_callback(_keep)
+        parts: list[Any] = [None] * (len(batch) // self._batch)
+        for index, part in enumerate(np.split(batch, len(parts))):
+            self._queue.start_async({0: part}, userdata=(parts, index))
+        self._queue.wait_all()
+        return np.concatenate(parts)
+
     def _infer_any(self, batch: Float32) -> Float32:
         import openvino
 
@@ -248,6 +269,12 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def _keep(request: Any, userdata: tuple[list[Any], int]) -> None:
+    """A finished request's logits, copied to their place."""
+    parts, index = userdata
+    parts[index] = request.get_output_tensor().data.copy()
+
+
 def _family(device: str) -> str:
     """GPU of GPU.0, AUTO of AUTO:GPU,CPU."""
     return device.split(".")[0].split(":")[0]
@@ -260,8 +287,15 @@ def _capabilities(device: str) -> tuple[str, ...]:
     return tuple(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
 
 
-def _properties(precision: str) -> dict[str, str]:
-    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+def _properties(precision: str, target: Target) -> dict[str, str]:
+    """What a model is compiled with on any machine, as the target's session states it."""
+    session = target.session
+    stated = {"PERFORMANCE_HINT": session.hint.upper(), "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    if session.streams:
+        stated["NUM_STREAMS"] = str(session.streams)
+    if session.pinning is not None:
+        stated["ENABLE_CPU_PINNING"] = "YES" if session.pinning else "NO"
+    return stated
 
 
 def _text(value: Any) -> str:
