@@ -256,6 +256,7 @@ class BuildRecord(Record):
         message: Text
         n: Count
         top1_agreement: Share
+        parted: Text | None = None
 
     created: Text
     key: Text

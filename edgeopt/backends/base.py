@@ -185,6 +185,15 @@ class Backend(ABC):
         """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""
         return ""
 
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any] | None:
+        """``tensor`` as an engine of ``onnx`` computes it; ``exposed`` is the file with it as an output.
+
+        None where the runtime cannot be asked (:mod:`edgeopt.backends.bisection`).
+        """
+        return None
+
     def require(self, *, to_build: bool = False) -> Availability:
         """That it runs (``to_build``: builds) here; raises MissingBackendError with what to install."""
         found = self.can_build() if to_build else self.availability()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeopt import environment
 from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
@@ -88,6 +89,12 @@ class OnnxRuntimeBackend(Backend):
         options = target.session
         entries = {**_exact_anywhere(engine), **_spinning(target)}
         return {"provider": options.provider, "threads": options.threads, "entries": entries}
+
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any]:
+        """From the graph, fused as the engine's is."""
+        return run_one(exposed, target.session.provider, tensor, pictures, _exact(onnx))
 
     def _build(self, request: BuildRequest) -> BuildResult:
         model = read_onnx(request.onnx)  # refuses external data
@@ -235,6 +242,18 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
             fix="install the driver and libraries this provider needs, or choose session.provider = " + repr(_CPU),
         )
     return session
+
+
+def run_one(
+    onnx: Path, provider: str, tensor: str, pictures: Float32, configure: Mapping[str, Any]
+) -> npt.NDArray[Any]:
+    """The output ``tensor`` of ``onnx`` for ``pictures``, on one thread."""
+    session = _load(onnx, provider, 1, configure)
+    try:
+        found: npt.NDArray[Any] = session.run([tensor], {session.get_inputs()[0].name: pictures})[0]
+    except Exception as error:
+        raise _refused(f"asking for {tensor}", error, _UPGRADE) from error
+    return found
 
 
 def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:

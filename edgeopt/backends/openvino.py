@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeopt import environment
 from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
@@ -82,6 +83,20 @@ class OpenVinoBackend(Backend):
         """Device, threads, and the properties a model is compiled with."""
         options = target.session
         return {"device": options.device, "threads": options.threads, "properties": _properties(precision, target)}
+
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any]:
+        """From the model, compiled as the engine is."""
+        try:
+            model = _core().read_model(str(exposed))
+            prepare(model)
+            compiled = _core().compile_model(model, target.session.device, _properties(precision, target))
+            request = compiled.create_infer_request()
+            request.infer({0: pictures})
+            return np.array(request.get_tensor(tensor).data)
+        except Exception as error:
+            raise _refused(f"asking for {tensor}", error, _UPGRADE) from error
 
     def _build(self, request: BuildRequest) -> BuildResult:
         import openvino

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeopt import environment
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult
+from edgeopt.backends.bisection import first_difference
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingStageError, ParityError
@@ -230,7 +231,8 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     with console.task(f"building {target.name}/{item.name}"):
         result = backend.build(request)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
-    record = _commit(stage, target, item, backend, result, parity, export)
+        parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
+    record = _commit(stage, target, item, backend, result, parity, export, parted)
     return Built(target.name, stage.name, record, skipped=False)
 
 
@@ -266,6 +268,21 @@ def _parity(
     return int8_parity(reference, logits, noise_floor=float(export.get("noise_floor") or 0.0))
 
 
+def _parted(
+    run: Run, backend: Backend, target: Target, item: Planned, onnx: Path, spec: PreprocessSpec, export: dict[str, Any]
+) -> str:
+    """Words on where the engine of ``onnx`` and what was trained part, for the error."""
+    calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
+    try:
+        pictures = next(calibration.batches(spec, _PARITY_BATCH))
+        layer = first_difference(backend, onnx, target, item.precision, pictures)
+    except BackendError as error:
+        return f"where they part is not known: {error.message}"
+    if layer is None:
+        return "every layer computes what the ONNX says, so that it is the ONNX that differs"
+    return f"they part first at {layer}"
+
+
 def _commit(
     stage: Stage,
     target: Target,
@@ -274,6 +291,7 @@ def _commit(
     result: BuildResult,
     parity: Parity | None,
     export: dict[str, Any],
+    parted: str,
 ) -> dict[str, Any]:
     if result.fusion is not None:
         write_json(stage.folder / "fusion.json", result.fusion.to_json())
@@ -300,16 +318,20 @@ def _commit(
         fits_this_machine=environment.matches(target.match),
         onnx_sha256=_stated_hash(export, source_onnx(stage.run, backend, item.variant, item.precision)[0], stage.run),
         fusion=result.fusion.to_json() if result.fusion else None,
-        parity=parity.to_json() if parity else None,
+        parity={**parity.to_json(), **({"parted": parted} if parted else {})} if parity else None,
         details=dict(result.details),
     )
+
+
+def _told(parity: Mapping[str, Any]) -> str:
+    return f"{parity['message']}; {parity['parted']}" if parity.get("parted") else str(parity["message"])
 
 
 def _judge(built: Sequence[Built], *, strict: bool) -> None:
     """Raise for engines that answer differently from what was trained and, when ``strict``, for too few int8 MACs."""
     wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
     if wrong:
-        worst = "; ".join(f"{item.target}/{item.name}: {item.record['parity']['message']}" for item in wrong)
+        worst = "; ".join(f"{item.target}/{item.name}: {_told(item.record['parity'])}" for item in wrong)
         raise ParityError(
             f"an engine does not answer as the model it was made from: {worst}",
             fix="if this CPU lacks int8 dot-products (edgeopt doctor): edgeopt compress --int8 --scheme u8a7w",
