@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeopt.pipeline import demo, run_recipe
+    from edgeopt.remote import run_on
     from edgeopt.stages.bench import bench, evaluate
     from edgeopt.stages.build import build
     from edgeopt.stages.check import check
@@ -35,6 +36,7 @@ _WHERE = {
     "package": "stages.package",
     "predict": "stages.predict",
     "report": "stages.report",
+    "run_on": "remote",
     "run_recipe": "pipeline",
     "tune": "stages.tune",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "package",
     "predict",
     "report",
+    "run_on",
     "run_recipe",
     "tune",
 ]

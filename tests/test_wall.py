@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "classify", "config", "console", "cross_validation", "data_table", "environment", "errors",
     "files", "metrics", "model_table", "picture_files", "pixels", "preprocess", "probability", "recipe_text",
-    "records", "registry", "resources", "run", "schemes", "sets", "training_tables", "tune_space", "tune_table",
-    "voting",
+    "records", "registry", "remote", "resources", "run", "schemes", "sets", "training_tables", "tune_space",
+    "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}

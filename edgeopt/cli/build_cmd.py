@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, output_options, pick_run, run_option
+from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
 
 
 @click.command("build")
@@ -33,6 +34,7 @@ from edgeopt.cli.common import Terminal, emit, force_option, output_options, pic
 @click.option(
     "--data", "pictures", multiple=True, help="Pictures to compare engines on with the file; may be repeated."
 )
+@on_option
 @run_option
 @force_option
 @output_options
@@ -44,13 +46,14 @@ def command(
     labels: Path | None,
     preprocess: Path | None,
     pictures: tuple[str, ...],
+    on: str | None,
     run_path: Path | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Build engines for a target, with the float ones they are compared with."""
-    from edgeopt.stages.build import build
+    from edgeopt.stages.build import Built, build
     from edgeopt.stages.foreign import import_onnx
 
     console = Terminal(quiet=quiet)
@@ -61,6 +64,14 @@ def command(
         console.say(f"run: {run.path}")
     else:
         run = pick_run(run_path, console)
+    if on is not None:
+        from edgeopt.remote import run_on
+
+        typed = options_of(target=targets, variant=variants, strict=strict, force=force)
+        records = json.loads(run_on(run, on, ["build", "--json", *typed], console=console))
+        lines = [Built(one["target"], one["variant"], one, skipped=False).summary() for one in records]
+        emit(records, as_json=as_json, text="\n".join(lines))
+        return
     built = [
         item
         for target in targets
