@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeopt.pipeline import demo, run_recipe
+    from edgeopt.remote import run_on
     from edgeopt.stages.bench import bench, evaluate
     from edgeopt.stages.build import build
     from edgeopt.stages.check import check
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from edgeopt.stages.ensemble import ensemble
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
+    from edgeopt.stages.foreign import import_onnx
+    from edgeopt.stages.package import package
     from edgeopt.stages.predict import predict
     from edgeopt.stages.report import report
     from edgeopt.stages.tune import tune
@@ -29,8 +32,11 @@ _WHERE = {
     "evaluate": "stages.bench",
     "export": "stages.export",
     "finetune": "stages.finetune",
+    "import_onnx": "stages.foreign",
+    "package": "stages.package",
     "predict": "stages.predict",
     "report": "stages.report",
+    "run_on": "remote",
     "run_recipe": "pipeline",
     "tune": "stages.tune",
 }
@@ -47,8 +53,11 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "import_onnx",
+    "package",
     "predict",
     "report",
+    "run_on",
     "run_recipe",
     "tune",
 ]

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgeopt import resources
 from edgeopt.compress_table import CompressConfig as CompressConfig
@@ -86,8 +86,23 @@ class SessionOptions(Strict):
 
     threads: int = Field(0, ge=0, le=1024)
     device: str = "CPU"  # OpenVINO: CPU, GPU, NPU, AUTO
+    hint: Literal["latency", "throughput"] = "latency"  # OpenVINO; throughput: several requests at once
+    streams: int = Field(0, ge=0, le=1024)  # OpenVINO: requests computed at once; 0: what the hint makes of it
+    pinning: bool | None = None  # OpenVINO: threads stay on their cores; None: its own choice
+    cache: bool = False  # OpenVINO: compiled models are kept in the user's cache folder, for a faster start
     provider: str = "CPUExecutionProvider"  # ONNX Runtime
+    spinning: bool = True  # ONNX Runtime: idle threads wait actively, which is faster and takes a core each
+    optimized: bool = False  # ONNX Runtime: the graph is optimized when built and not when loaded
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX, such as "SM86"; empty: the GPU of this machine
+
+
+#: What only one backend understands; a backend that a package adds may read any.
+_SESSION_OF = {
+    "onnxruntime": {"provider", "spinning", "optimized"},
+    "openvino": {"device", "hint", "streams", "pinning", "cache"},
+    "tensorrt": {"compute_capabilities"},
+    "tensorrt_rtx": {"compute_capabilities"},
+}
 
 
 class Target(Strict):
@@ -102,10 +117,22 @@ class Target(Strict):
     status: Literal["measured", "emulated", "untested"] = "untested"
     round_to: int = Field(8, ge=1, le=128)
     batch: int = Field(1, ge=1, le=1024)
+    min_int8_share_macs: float = Field(1.0, ge=0, le=1)  # of an int8 engine, for `build --strict`
     match: Match = Match()
     session: SessionOptions = SessionOptions()
     budget: Budget = Budget()
     sources: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _session_of_the_backend(self) -> Target:
+        """A key that the backend does not read would be decoration."""
+        own = _SESSION_OF.get(self.backend)
+        strange = sorted(self.session.model_fields_set - {"threads"} - own) if own is not None else []
+        default = SessionOptions()
+        strange = [name for name in strange if getattr(self.session, name) != getattr(default, name)]
+        if strange:
+            raise ValueError(f"session.{', session.'.join(strange)}: not read by {self.backend}")
+        return self
 
     @field_validator("scheme")
     @classmethod
@@ -169,6 +196,7 @@ class Recipe(Strict):
 
     name: str | None = None
     targets: tuple[str, ...] = ("onnxruntime", "openvino")
+    package: bool = False  # one for each target, where its engines can be packaged
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,12 @@ def board() -> str:
     return _read("/proc/device-tree/model")
 
 
+def cache_folder() -> Path:
+    """Where this user's caches of edgeopt are, by the XDG base directory specification."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache") / "edgeopt"
+
+
 def machine_id() -> str:
     """Twelve hex digits for this kind of machine as engines see it: architecture, CPU, flags, GPU; no personal data."""
     parts = [platform.system(), platform.machine(), cpu()["name"], *cpu()["flags"], board()]
@@ -211,16 +218,28 @@ def host_id() -> str:
 
 def matches(match: Match) -> bool:
     """Whether this machine is the device a target describes."""
+    return not misfits(match)
+
+
+def misfits(match: Match) -> list[str]:
+    """What keeps this machine from being the device a target describes, a line each; empty when it is."""
+    wrong = []
     if match.machine and match.machine != platform.machine():
-        return False
+        wrong.append(f"the machine is {platform.machine()}, not {match.machine}")
     if match.board and match.board.lower() not in board().lower():
-        return False
+        wrong.append(f"the board is {board() or 'not stated'}, not a {match.board}")
     if match.cpu and match.cpu.lower() not in str(cpu()["name"]).lower():
-        return False
-    if match.gpu:
-        found = [gpu.get("name", "").lower() for gpu in gpus()]
-        return bool(found) and (match.gpu.lower() == "nvidia" or any(match.gpu.lower() in name for name in found))
-    return True
+        wrong.append(f"the CPU is {cpu()['name']}, not a {match.cpu}")
+    if match.gpu and not _has_gpu(match.gpu):
+        found = ", ".join(gpu.get("name", "") for gpu in gpus())
+        wrong.append(f"the GPU is {found}, not {match.gpu}" if found else "there is no NVIDIA GPU")
+    return wrong
+
+
+def _has_gpu(wanted: str) -> bool:
+    """Whether a GPU's name has the words ``wanted``: an L40 is no L4."""
+    words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", re.IGNORECASE)
+    return any(wanted.lower() == "nvidia" or words.search(gpu.get("name", "")) for gpu in gpus())
 
 
 def record() -> dict[str, Any]:

@@ -10,6 +10,7 @@ EdgeoptError                 base; a user error: one line saying what is wrong, 
 │   └── MissingStageError    a stage that this verb needs has not been made; the fix is the command that makes it
 ├── BackendError             a runtime refused a model, or an engine does not fit this machine
 │   └── MissingBackendError  the runtime is not installed here; the fix is the install command
+├── RemoteError              another machine cannot be reached over ssh, has no edgeopt, or its edgeopt says no
 ├── LoweringError            the ONNX that was written is not what its scheme promises
 ├── ParityError              an export or an engine does not answer as the model it was made from
 ├── BudgetMissedError        a budget is missed (exit 3)
@@ -83,6 +84,10 @@ class BackendError(EdgeoptError):
 
 class MissingBackendError(BackendError):
     """The runtime is not installed here."""
+
+
+class RemoteError(EdgeoptError):
+    """Another machine cannot be reached over ssh, has no edgeopt, or its edgeopt says no."""
 
 
 class LoweringError(EdgeoptError):

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from edgeopt import metrics
 from edgeopt.backends.base import Float32, Session
+from edgeopt.classify import NOT_FINITE as NOT_FINITE
+from edgeopt.classify import checked_logits as checked_logits
 from edgeopt.errors import REPORT, BackendError, DataError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.sets import PictureSet
 
 Int64 = npt.NDArray[np.int64]
-
-NOT_FINITE = f'set precision = "fp32" in the target and build again; if that is not finite either, {REPORT}'
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,3 @@ def evaluate(
             fix="engine and set must be of one run: copy the run folder again, as a whole",
         )
     return Evaluation(answers, answers.argmax(axis=1).astype(np.int64), np.asarray(picture_set.labels, np.int64))
-
-
-def checked_logits(logits: Float32, pictures: int) -> Float32:
-    """``logits`` when they are finite and (pictures, classes); raises BackendError saying what they are instead."""
-    if logits.ndim != 2 or len(logits) != pictures:
-        raise BackendError(
-            f"the engine answered {logits.shape} for {pictures} pictures, not ({pictures}, classes)",
-            fix="build it from a model that gives one row of logits for each picture",
-        )
-    if not np.isfinite(logits).all():
-        raise BackendError(
-            "the engine answered numbers that are not finite (NaN or infinity)",
-            fix=NOT_FINITE,
-        )
-    return logits

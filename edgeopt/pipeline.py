@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
-from edgeopt.errors import MissingBackendError
+from edgeopt.errors import BackendError, MissingBackendError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 
@@ -101,8 +101,18 @@ def _bench(journey: Journey) -> None:
     )
 
 
+def _package(journey: Journey) -> None:
+    from edgeopt.stages.package import package
+
+    for target in journey.recipe.targets if journey.recipe.package else ():
+        try:
+            journey.console.say(package(journey.opened, target, console=journey.console).summary())
+        except BackendError as error:  # of a runtime whose engines are built on the device
+            journey.console.say(f"not packaged: {error.message}; {error.fix}")
+
+
 Step = Callable[[Journey], None]
-STEPS: tuple[Step, ...] = (_finetune, _ensemble, _compress, _build, _bench)
+STEPS: tuple[Step, ...] = (_finetune, _ensemble, _compress, _build, _bench, _package)
 DEMO_STEPS: tuple[Step, ...] = (_finetune, _compress_unpruned, _compress, _build, _bench)
 
 

@@ -14,6 +14,7 @@ RECIPE = """\
 # An edgeopt recipe: the whole run. Every key left out keeps its default. Run it with: edgeopt run {name}
 
 targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
+# package = true                         # for each of them a folder and a zip to copy to the device
 
 [data]
 path = "photos"                          # one subfolder a class; or train/val/test subfolders of such; or labels.csv

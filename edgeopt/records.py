@@ -276,6 +276,24 @@ class FusionRecord(_Part):
     source: Text | None = None
 
 
+class LayerTimesRecord(Record):
+    """``layer_times.json``, of one engine."""
+
+    fix: ClassVar[str] = "build the engine again with --force"
+
+    class Layer(_Part):
+        """An executed layer."""
+
+        name: Text
+        kind: Text
+        ms: Annotated[float, Field(ge=0, le=1e12)]
+
+    layers: Annotated[list[Layer], Field(max_length=100_000)]
+    runs: Count
+    batch: Count
+    source: Text
+
+
 class BuildRecord(Record):
     """``device/<target>/<variant>/build.json``."""
 
@@ -288,6 +306,7 @@ class BuildRecord(Record):
         message: Text
         n: Count
         top1_agreement: Share
+        parted: Text | None = None
 
     created: Text
     key: Text

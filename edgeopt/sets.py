@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgeopt import records
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError, RunError
-from edgeopt.files import read_npy, sha256
+from edgeopt.files import read_npy, sha256, write_atomically, write_json
 from edgeopt.preprocess import Float32, PreprocessSpec, UInt8, normalize
 
 _FIX = records.SetRecord.fix
@@ -60,6 +60,33 @@ def open_set(folder: Path, name: str, *, checked: bool = False) -> PictureSet:
     if not count or pictures.shape != (count, *size, 3) or labels.shape != (count,) or labels.min() < 0:
         raise RunError(f"the {name} set in {folder} is damaged: its pictures, labels and names do not fit", fix=_FIX)
     return PictureSet(name=name, pictures=pictures, labels=labels.astype(np.int64), paths=tuple(stated["paths"]))
+
+
+def write_prepared(
+    folder: Path,
+    name: str,
+    spec: PreprocessSpec,
+    *,
+    fill: Callable[[Path], object],
+    labels: Sequence[int],
+    paths: Sequence[str],
+) -> None:
+    """Write the set ``name`` as :func:`open_set` reads it; ``fill`` writes its uint8 (N, height, width, 3)."""
+    record = folder / f"{name}.json"
+    record.unlink(missing_ok=True)  # the files it vouches for are about to change
+    pictures, answers = folder / f"{name}.npy", folder / f"{name}.labels.npy"
+    write_atomically(pictures, fill)
+    write_atomically(answers, lambda path: np.save(path, np.asarray(labels, dtype=np.int64)))
+    write_json(
+        record,
+        {
+            "schema": 1,
+            "name": name,
+            "paths": list(paths),
+            "preprocess": spec.to_json(),
+            "sha256": {path.name: sha256(path) for path in (pictures, answers)},
+        },
+    )
 
 
 def _size(folder: Path, stated: Mapping[str, Any]) -> tuple[int, int]:

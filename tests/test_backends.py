@@ -14,11 +14,12 @@ import onnx
 import pytest
 import tiny_onnx
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from edgeopt import environment
 from edgeopt.backends import capability, device_memory, openvino_passes, trt_common, trt_table
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
-from edgeopt.backends.base import Backend, BuildRequest, BuildResult
+from edgeopt.backends.base import Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
@@ -92,6 +93,20 @@ def test_a_layer_left_in_float_is_named_and_its_macs_are_missing(backend: type[B
     assert [name for name in fusion.float_layers if "logits" in name or "Gemm" in name] == list(fusion.float_layers)
     expected = (MACS["conv"] + MACS["depthwise"]) / sum(MACS.values())
     assert fusion.int8_share_macs == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_layer_is_timed_slowest_first(backend: type[Backend], tmp_path: Path) -> None:
+    built = build(backend, tmp_path, backend().schemes()[0])
+    times = built.layer_times
+    assert times is not None
+    assert (times.runs, times.batch) == (30, 1)
+    ms = [layer.ms for layer in times.layers]
+    assert ms == sorted(ms, reverse=True)
+    assert 0 < sum(ms) < 1000
+    kinds = " ".join(layer.kind for layer in times.layers)
+    assert kinds.count("QLinearConv") + kinds.count("Convolution") >= 2
+    assert len({layer.name for layer in times.layers}) >= 3
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -338,9 +353,15 @@ def test_openvino_refuses_a_precision_the_cpu_lacks(tmp_path: Path, monkeypatch:
     assert OpenVinoBackend().float_baselines() == ("fp32", "bf16")
 
 
-def test_openvino_refuses_a_device_that_is_not_here(tmp_path: Path) -> None:
+def test_openvino_leaves_a_device_that_is_not_here_to_the_device_and_opens_nothing_on_it(tmp_path: Path) -> None:
+    built = build(OpenVinoBackend, tmp_path, None, device="GPU")
+    assert (built.engine, built.runs_here) == (None, False)
+    assert "no device GPU here, only CPU" in built.reason
+    assert built.device_command.startswith("edgeopt build --target ")
+    build(OpenVinoBackend, tmp_path / "cpu", None)
+    elsewhere = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device="GPU"))
     with pytest.raises(BackendError, match="no device GPU here, only CPU"):
-        build(OpenVinoBackend, tmp_path, None, device="GPU")
+        OpenVinoBackend().open(next((tmp_path / "cpu").rglob("engine.xml")), elsewhere, precision="fp32")
 
 
 # TensorRT and TensorRT-RTX, as far as they go without a GPU
@@ -592,3 +613,59 @@ def test_tensorrt_on_a_gpu_answers_as_onnx_runtime_and_splits_large_batches(
         with kind().open(request.folder / built.engine, request.target, precision="fp32") as session:
             answers.append(session.infer(batch))
     np.testing.assert_allclose(answers[1], answers[0], rtol=1e-3, atol=1e-4)
+
+
+# What a target's session states
+
+
+def _session(backend: type[Backend], folder: Path, **options: object) -> tuple[Session, np.ndarray]:
+    """An int8 engine opened as ``options`` say, and its answers for 6 pictures of noise."""
+    built = build(backend, folder, backend().schemes()[0], **options)
+    target = Target(schema=1, title="t", backend=backend.name, session=SessionOptions(**options))
+    session = backend().open(folder / "built" / str(built.engine), target, precision="int8")
+    pictures = np.random.default_rng(0).normal(size=(6, *tiny_onnx.SHAPE)).astype(np.float32)
+    return session, session.infer(pictures)
+
+
+def test_onnx_runtime_does_not_spin_and_loads_an_optimized_graph_when_told(tmp_path: Path) -> None:
+    plain, expected = _session(OnnxRuntimeBackend, tmp_path / "plain")
+    quiet, same = _session(OnnxRuntimeBackend, tmp_path / "quiet", spinning=False)
+    assert "options" not in plain.describe()
+    assert quiet.describe()["options"] == {"session.intra_op.allow_spinning": "0"}
+    np.testing.assert_array_equal(same, expected)
+    _, same = _session(OnnxRuntimeBackend, tmp_path / "optimized", optimized=True)
+    np.testing.assert_array_equal(same, expected)
+    operators = {node.op_type for node in read_onnx(tmp_path / "optimized/built/engine.onnx").nodes}
+    assert "QLinearConv" in operators
+    assert "Conv" not in operators
+
+
+def test_openvino_compiles_with_hint_streams_and_pinning_as_told(tmp_path: Path) -> None:
+    plain, expected = _session(OpenVinoBackend, tmp_path / "plain")
+    stated = plain.describe()
+    assert (stated["hint"], stated["streams"]) == ("latency", 1)
+    many, same = _session(OpenVinoBackend, tmp_path / "many", hint="throughput", streams=2, pinning=False)
+    stated = many.describe()
+    assert (stated["hint"], int(stated["streams"]), stated["pinning"]) == ("throughput", 2, False)
+    np.testing.assert_allclose(same, expected, atol=1e-5)  # through the queue, in order
+    auto, same = _session(OpenVinoBackend, tmp_path / "auto", device="AUTO:CPU")
+    assert "CPU" in auto.describe()["device"]
+    np.testing.assert_allclose(same, expected, atol=1e-5)
+
+
+def test_openvino_keeps_compiled_models_in_the_users_cache_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _, expected = _session(OpenVinoBackend, tmp_path / "first", cache=True)
+    blobs = list((tmp_path / "cache/edgeopt/openvino").glob("*.blob"))
+    assert blobs
+    _, same = _session(OpenVinoBackend, tmp_path / "first", cache=True)
+    np.testing.assert_array_equal(same, expected)
+    assert list((tmp_path / "cache/edgeopt/openvino").glob("*.blob")) == blobs
+
+
+def test_a_session_key_that_the_backend_does_not_read_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"session.streams: not read by onnxruntime"):
+        Target(schema=1, title="t", backend="onnxruntime", session=SessionOptions(streams=2))
+    Target(schema=1, title="t", backend="somebody.elses", session=SessionOptions(streams=2))

@@ -107,6 +107,16 @@ def test_targets_lists_every_shipped_one_as_text_and_as_json() -> None:
     assert all(isinstance(row["this_machine"], bool) for row in values)
 
 
+def test_targets_this_says_of_each_why() -> None:
+    done = edgeopt("targets", "--this", "--json")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == set(resources.names("targets"))
+    assert rows["onnxruntime"]["fits"]
+    assert not rows["jetson-thor"]["fits"]
+    assert any("board" in why for why in rows["jetson-thor"]["why"])
+    assert "sources:" in edgeopt("targets", "jetson-thor").stdout
+
+
 def test_models_as_json() -> None:
     assert "tf_efficientnet_lite0" in {row["name"] for row in json.loads(edgeopt("models", "--json").stdout)}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import tiny_onnx
 from conftest import paint_folder
 
 from edgeopt.cli import VERBS
@@ -48,7 +49,7 @@ def _typed(document: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README assumes to be there: photos/, new-pictures/, model.pth."""
+    """What the README assumes to be there: photos/, new-pictures/, model.pth, classifier.onnx, labels.txt."""
     import torch
     from torchvision.models import resnet18
 
@@ -57,6 +58,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "photos/class 0", folder / "new-pictures")
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=3).state_dict(), folder / "model.pth")
+    tiny_onnx.write_float(folder / "classifier.onnx")
+    (folder / "labels.txt").write_text("".join(f"class {index}\n" for index in range(tiny_onnx.CLASSES)))
     return folder
 
 

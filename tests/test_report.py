@@ -440,6 +440,19 @@ def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path
     assert "keeps" in html or "loses" in html
 
 
+def test_the_slowest_layers_are_listed_with_their_share_and_names_are_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "slow")
+    layers = [{"name": f"<b>{i}</b>", "kind": "QLinearConv", "ms": 40.0 / (i + 1)} for i in range(20)]
+    stated = {"schema": 1, "threads": 1, "runs": 10, "batch": 1, "source": "planted", "layers": layers}
+    write_json(run / "device" / INT8 / "layer_times.json", stated)
+    row = assemble(run).row(INT8)
+    assert row is not None
+    assert [ms for _, _, ms in row.slowest_layers] == [40.0 / (i + 1) for i in range(15)]
+    html = write_report(run).html.read_text(encoding="utf-8")
+    assert "<td><code>&lt;b&gt;0&lt;/b&gt;</code></td><td>QLinearConv</td><td>40.0</td><td>28 %</td>" in html
+    assert "<b>0" not in html
+
+
 def test_labels_and_names_from_strangers_are_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     quote = '" onload="alert(2)'

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import platform
 import re
+from pathlib import Path
 
 import pytest
 
-from edgeopt import registry, resources
+from edgeopt import environment, registry, resources
 from edgeopt.backends import capability
-from edgeopt.config import CalibrationRecipe, Target, load_calibration, load_target
+from edgeopt.config import CalibrationRecipe, Match, SessionOptions, Target, load_calibration, load_target
+from edgeopt.fit import fit
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGETS = resources.names("targets")
 CALIBRATIONS = resources.names("calibration")
 
@@ -18,7 +23,66 @@ def test_the_promised_targets_and_recipes_are_shipped() -> None:
     assert {
         "onnxruntime", "openvino", "tensorrt", "raspberry-pi-5", "intel-n100", "jetson-orin-nano", "rtx-desktop",
     } <= set(TARGETS)  # fmt: skip
+    assert len(TARGETS) >= 14
     assert {"fast", "default", "thorough"} <= set(CALIBRATIONS)
+
+
+def _processor(target: Target) -> str:
+    """The row of the capability table for the device that a target describes."""
+    if target.backend.startswith("tensorrt"):
+        return "nvidia"
+    if target.session.device != "CPU":
+        return f"intel-{target.session.device.lower()}"
+    if target.match.machine == "aarch64":
+        return "arm64"
+    return "x86" if target.match.cpu == "Ryzen" else "x86-dot"  # of Zen 3 and earlier; the N100 has AVX-VNNI
+
+
+def test_every_field_of_a_target_is_used_by_the_code() -> None:
+    """As an attribute or a key, anywhere but where it is declared; budgets are judged by all their names."""
+    used: set[str] = set()
+    for path in (ROOT / "edgeopt").rglob("*.py"):
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+    fields = {*Target.model_fields, *Match.model_fields, *SessionOptions.model_fields}
+    assert fields - used == set()
+
+
+@pytest.mark.parametrize(
+    ("stated", "gpu", "found"), [("L4", "NVIDIA L4", True), ("L4", "NVIDIA L40S", False), ("nvidia", "Tesla T4", True)]
+)
+def test_a_gpu_is_recognized_by_whole_words(
+    stated: str, gpu: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: ({"name": gpu},))
+    assert environment.matches(Match(gpu=stated)) is found
+
+
+def test_this_machine_fits_what_it_is_and_the_rest_says_why_not() -> None:
+    here = platform.machine()
+    board = Target(schema=1, title="t", backend="onnxruntime", match=Match(machine="sparc", board="Toaster"))
+    assert [why.split(",")[0] for why in fit(board).why] == [f"the machine is {here}", "the board is not stated"]
+    assert fit(load_target("onnxruntime")).fits
+    assert fit(load_target("onnxruntime")).why[0] == "it describes any machine"
+    assert any("1024 threads are stated" in why for why in _why(session=SessionOptions(threads=1024)))
+    assert any(
+        "no CUDAExecutionProvider" in why for why in _why(session=SessionOptions(provider="CUDAExecutionProvider"))
+    )
+    npu = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device="NPU"))
+    assert any("OpenVINO has no device NPU here, only" in why for why in fit(npu).why)
+    if capability.processor() == "x86":
+        assert any(
+            "does not compute u8a8w exactly, but u8a7w" in why for why in _why(backend="openvino", scheme="u8a8w")
+        )
+
+
+def _why(backend: str = "onnxruntime", **values: object) -> tuple[str, ...]:
+    return fit(Target(schema=1, title="t", backend=backend, **values)).why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -30,8 +94,7 @@ def test_a_target_is_consistent_and_sourced(name: str) -> None:
     backend = registry.load_backend(target.backend)
     assert target.precision in backend.precisions
     if target.scheme is not None:
-        rows = [row for row in capability.TABLE if row.backend == target.backend]
-        assert any(target.scheme in row.schemes for row in rows)
+        assert target.scheme in capability.schemes_for(target.backend, _processor(target))
     if target.backend in ("tensorrt", "tensorrt_rtx"):
         assert target.scheme == "s8a8w"
         assert target.match.gpu or target.match.board

@@ -11,13 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
-    "__init__", "api", "compress_table", "config", "console", "cross_validation", "data_table", "environment",
-    "errors", "files", "latency_goal", "metrics", "model_table", "picture_files", "preprocess", "probability",
-    "recipe_text", "records", "registry", "resources", "run", "schemes", "sets", "tables", "training_tables",
-    "tune_space", "tune_table", "voting",
+    "__init__", "api", "classify", "compress_table", "config", "console", "cross_validation", "data_table",
+    "environment", "errors", "files", "latency_goal", "metrics", "model_table", "picture_files", "pixels", "preprocess",
+    "probability", "recipe_text", "records", "registry", "remote", "resources", "run", "schemes", "sets", "tables",
+    "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip
-DEVICE = {"backends", "bench", "evaluate", "predict", "report", "doctor"}
-DEVICE_STAGES = {"__init__", "bench", "build", "engines", "predict", "report"}
+DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
+DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from statistics import median
 
-from edgeopt.backends.base import FusionReport
+from edgeopt.backends.base import FusionReport, LayerTime, LayerTimes
+
+#: Calls of an engine by which its layers are timed, after one that is not counted.
+TIMED_RUNS = 30
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ def fusion_report(backend: str, layers: Iterable[ComputeLayer], source: str) -> 
         source=source,
         int8_share_macs=share,
     )
+
+
+def layer_times(samples: Iterable[tuple[str, str, float]], *, runs: int, batch: int, source: str) -> LayerTimes:
+    """From (layer, kind, milliseconds) of every run: medians, slowest first."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for name, kind, ms in samples:
+        found.setdefault((name, kind), []).append(ms)
+    layers = [LayerTime(name, kind, round(median(values), 6)) for (name, kind), values in found.items()]
+    return LayerTimes(tuple(sorted(layers, key=lambda layer: -layer.ms)), runs, batch, source)
 
 
 def conv_macs(output: Sequence[int], weight: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -17,9 +17,6 @@ from edgeopt.errors import BackendError, MissingBackendError
 from edgeopt.schemes import Scheme
 
 Float32 = npt.NDArray[np.float32]
-
-#: Calls that a layer's time is the median of.
-PROFILED_CALLS = 30
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,32 @@ class FusionReport:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """Median milliseconds of one executed layer; ``kind`` is its operator, or what the runtime calls its kernel."""
+
+    name: str
+    kind: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """What the runtime's own profiler says of every executed layer, slowest first; ``layer_times.json``.
+
+    Of ``runs`` calls with ``batch`` pictures on one thread while building: where the time goes, no benchmark.
+    """
+
+    layers: tuple[LayerTime, ...]
+    runs: int
+    batch: int
+    source: str  # how it was read
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to ``layer_times.json``."""
+        return {"schema": 1, "threads": 1, **asdict(self)}
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
@@ -85,6 +108,7 @@ class BuildResult:
     engine: str | None
     files: tuple[str, ...] = ()  # every file the engine consists of, ``engine`` first; its size is their sum
     fusion: FusionReport | None = None
+    layer_times: LayerTimes | None = None
     reason: str = ""
     device_command: str = ""  # what to type on the device when there is no engine here
     runs_here: bool = True  # False for an engine of another GPU, built ahead of time
@@ -148,6 +172,27 @@ class Backend(ABC):
     def can_build(self) -> Availability:
         """Whether :meth:`build` can be called here. Differs from :meth:`availability` where building needs less."""
         return self.availability()
+
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any] | None:
+        """What a package's ``predict.py`` opens ``engine`` with, JSON-able; None where engines are not packaged."""
+        return None
+
+    def schemes_on(self, target: Target) -> tuple[str, ...]:
+        """As :meth:`schemes`, on the device that ``target`` states; differs where a runtime has several."""
+        return self.schemes()
+
+    def missing(self, target: Target) -> str:
+        """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""
+        return ""
+
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any] | None:
+        """``tensor`` as an engine of ``onnx`` computes it; ``exposed`` is the file with it as an output.
+
+        None where the runtime cannot be asked (:mod:`edgeopt.backends.bisection`).
+        """
+        return None
 
     def require(self, *, to_build: bool = False) -> Availability:
         """That it runs (``to_build``: builds) here; raises MissingBackendError with what to install."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeopt import environment
 
 #: Processor kinds that decide the int8 kernels, see :func:`processor`.
-PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia")
+PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia", "intel-gpu", "intel-npu")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ TABLE = (
         "audit tells",
     ),
     Capability(
+        "openvino",
+        "intel-gpu",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "documented, not run here: the GPU plugin runs u8 and i8 activations by DP4a and XMX, which sum into int32",
+    ),
+    Capability(
+        "openvino",
+        "intel-npu",
+        ("u8a8w", "s8a8w", "u8a7w"),
+        "documented, not run here: the NPU plugin compiles quantized models ahead of time, u8 and i8 alike",
+    ),
+    Capability(
         "tensorrt",
         "nvidia",
         ("s8a8w",),
@@ -78,6 +90,44 @@ TABLE = (
         "measured with TensorRT-RTX 1.7: the layer table of the build shows Int8 convolutions and gemms",
     ),
 )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision that ``backend`` computes in, and what that takes."""
+
+    backend: str
+    precision: str
+    needs: str  # of the device; empty: nothing
+    evidence: str
+
+
+PRECISIONS = (
+    Precision("onnxruntime", "fp32", "", "measured"),
+    Precision(
+        "onnxruntime",
+        "fp16",
+        "",
+        "measured on AVX2, ONNX Runtime 1.31: float16 weights, computed in float32 between casts, so half the size and "
+        "no faster; documented: native on CUDA and on ARM64 with FP16 arithmetic",
+    ),
+    Precision("onnxruntime", "int8", "", "measured; see TABLE"),
+    Precision("openvino", "fp32", "", "measured"),
+    Precision("openvino", "bf16", "BF16 in the device's OPTIMIZATION_CAPABILITIES", "measured on AVX512-BF16"),
+    Precision("openvino", "fp16", "FP16 in the device's OPTIMIZATION_CAPABILITIES", "documented, not run here"),
+    Precision("openvino", "int8", "", "measured; see TABLE"),
+    Precision("tensorrt", "fp32", "", "documented, not run here"),
+    Precision("tensorrt", "fp16", "", "documented, not run here: a strongly typed network of the float16 ONNX"),
+    Precision("tensorrt", "int8", "", "documented, not run here: int8, and float16 for the rest"),
+    Precision("tensorrt_rtx", "fp32", "", "engine built, TensorRT-RTX 1.7"),
+    Precision("tensorrt_rtx", "fp16", "", "engine built, TensorRT-RTX 1.7"),
+    Precision("tensorrt_rtx", "int8", "", "engine built, TensorRT-RTX 1.7: int8, and float16 for the rest"),
+)
+
+
+def precisions_of(backend: str) -> tuple[str, ...]:
+    """The precisions of a backend, from the table."""
+    return tuple(row.precision for row in PRECISIONS if row.backend == backend)
 
 
 def processor() -> str:

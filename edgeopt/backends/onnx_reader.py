@@ -63,12 +63,17 @@ class OnnxNode:
 
 @dataclass
 class OnnxModel:
-    """What is needed of a model. ``inputs`` maps each true input to (data type, dims), -1 where a dim is symbolic."""
+    """What is needed of a model. ``inputs`` and ``output_kinds`` map names to (data type, dims), -1 where symbolic.
+
+    ``inputs`` are the true ones, without initializers; ``opsets`` maps operator domains to versions, "" for ONNX's own.
+    """
 
     nodes: list[OnnxNode] = field(default_factory=list)
     initializers: dict[str, OnnxTensor] = field(default_factory=dict)
     inputs: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    output_kinds: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    opsets: dict[str, int] = field(default_factory=dict)
     names: int = 0  # kept so far
 
     def weights_need_8_bits(self) -> bool:
@@ -95,6 +100,8 @@ def read_onnx(path: Path) -> OnnxModel:
             if number == 7 and isinstance(value, memoryview):
                 graphs += 1
                 _graph(value, model, depth=0)
+            elif number == 8 and isinstance(value, memoryview):
+                _opset(value, model)
             elif number == 25 and isinstance(value, memoryview):  # a function: only its tensors' location matters
                 _scan_nodes(value, 7, depth=0)
     except _MalformedError as error:
@@ -170,6 +177,17 @@ def _integers(value: int | memoryview, most: int) -> list[int]:
     return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
 
 
+def _opset(buffer: memoryview, model: OnnxModel) -> None:
+    domain, version = "", 0
+    for number, value in _fields(buffer):
+        if number == 1:
+            domain = _text(value)
+        elif number == 2 and isinstance(value, int):
+            version = value
+    model.opsets["" if domain == "ai.onnx" else domain] = version
+    _count(model, 1)
+
+
 def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
     for number, value in _fields(buffer):
         if isinstance(value, int):
@@ -189,7 +207,9 @@ def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
             model.inputs[name] = (dtype, dims)
             _count(model, 1)
         elif number == 12:
-            model.outputs.append(_value_info(value)[0])
+            name, dtype, dims = _value_info(value)
+            model.outputs.append(name)
+            model.output_kinds[name] = (dtype, dims)
             _count(model, 1)
 
 

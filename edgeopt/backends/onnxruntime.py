@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeopt import environment
-from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import (
-    PROFILED_CALLS,
     Availability,
     Backend,
     BuildRequest,
     BuildResult,
     Float32,
     FusionReport,
+    LayerTimes,
     Session,
 )
-from edgeopt.backends.capability import processor, schemes_for
-from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.backends.capability import precisions_of, processor, schemes_for
+from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
 
@@ -51,7 +52,7 @@ class OnnxRuntimeBackend(Backend):
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "onnxruntime"
     native_code: ClassVar[bool] = False  # an ONNX file; external data is refused, custom operators are not loaded
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("onnxruntime")
 
     def availability(self) -> Availability:
         """Not ok when the module is missing, broken, or both of its packages are installed over each other."""
@@ -76,15 +77,48 @@ class OnnxRuntimeBackend(Backend):
         """From the capability table, for this CPU."""
         return schemes_for(self.name, processor())
 
+    def missing(self, target: Target) -> str:
+        """The execution provider, when this ONNX Runtime was built without it."""
+        import onnxruntime
+
+        wanted, present = target.session.provider, onnxruntime.get_available_providers()
+        return "" if wanted in present else f"this ONNX Runtime has no {wanted}, only {', '.join(present)}"
+
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
+        """Provider, threads, and the entries of a session's configuration, for any machine of the target's kind."""
+        options = target.session
+        entries = {**_exact_anywhere(engine), **_spinning(target)}
+        return {"provider": options.provider, "threads": options.threads, "entries": entries}
+
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any]:
+        """From the graph, fused as the engine's is."""
+        return run_one(exposed, target.session.provider, tensor, pictures, _exact(onnx))
+
     def _build(self, request: BuildRequest) -> BuildResult:
-        read_onnx(request.onnx)  # refuses external data
+        model = read_onnx(request.onnx)  # refuses external data
+        if request.precision == "fp16" and not any(one.dtype == FLOAT16 for one in model.initializers.values()):
+            raise BackendError(
+                f"{request.onnx.name} has no float16 weights",
+                fix="edgeopt export --force writes such a file",
+            )
         # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
         # what is timed.
         engine = request.folder / "engine.onnx"
-        shutil.copyfile(request.onnx, engine)
         provider = request.target.session.provider
+        if request.target.session.optimized:
+            _optimize(request.onnx, engine, provider)
+        else:
+            shutil.copyfile(request.onnx, engine)
         fusion = _audit(engine, provider, request.input_shape)
-        return BuildResult(engine=engine.name, fusion=fusion, files=(engine.name,), details={"provider": provider})
+        return BuildResult(
+            engine=engine.name,
+            fusion=fusion,
+            layer_times=_times(engine, provider, 1, np.zeros((request.target.batch, *request.input_shape), np.float32)),
+            files=(engine.name,),
+            details={"provider": provider},
+        )
 
     def layer_times(
         self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
@@ -92,19 +126,14 @@ class OnnxRuntimeBackend(Backend):
         """By the kernel times in ONNX Runtime's profile."""
         cores = environment.usable_cores()
         threads = min(threads or target.session.threads or cores, cores)
-        events = _profile(engine, target.session.provider, threads, batch, PROFILED_CALLS, _exact(engine))
-        calls: dict[str, list[float]] = {}
-        for event in events:
-            name = str(event.get("name", ""))
-            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-                calls.setdefault(name.removesuffix("_kernel_time"), []).append(float(event["dur"]))
-        return {name: float(np.median(times)) for name, times in calls.items()}
+        times = _times(engine, target.session.provider, threads, batch)
+        return {layer.name: 1000 * layer.ms for layer in times.layers}
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         cores = environment.usable_cores()
         threads = min(threads or cores, cores)  # more than the cores only wait for each other
-        exact = _exact(engine)
-        return OnnxRuntimeSession(_load(engine, target.session.provider, threads, exact), threads, options=exact)
+        entries = {**_exact(engine), **_spinning(target)}
+        return OnnxRuntimeSession(_load(engine, target.session.provider, threads, entries), threads, options=entries)
 
 
 class OnnxRuntimeSession(Session):
@@ -161,8 +190,27 @@ def _exact(engine: Path) -> dict[str, str]:
     x86 without VNNI adds pairs of u8*s8 products in int16. With weights beyond 7 bits they saturate, and ONNX Runtime
     has a slower way that does not (``kOrtSessionOptionsAvx2PrecisionMode``).
     """
+    found = _exact_anywhere(engine)
+    return found if processor() == "x86" else {}
+
+
+def _exact_anywhere(engine: Path) -> dict[str, str]:
+    """As :func:`_exact`, for whatever CPU: those with VNNI, and ARM's, take no notice of it."""
     model = read_onnx(engine)  # refuses external data
-    return {"session.x64quantprecision": "1"} if processor() == "x86" and model.weights_need_8_bits() else {}
+    return {"session.x64quantprecision": "1"} if model.weights_need_8_bits() else {}
+
+
+def _spinning(target: Target) -> dict[str, str]:
+    """Spinning is the runtime's default; without it, idle threads leave their cores to others."""
+    return {} if target.session.spinning else {"session.intra_op.allow_spinning": "0"}
+
+
+def _optimize(source: Path, engine: Path, provider: str) -> None:
+    """Write the graph as ONNX Runtime fuses it; what depends on the very CPU it still does when loading."""
+    import onnxruntime
+
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    _load(source, provider, 1, {"optimized_model_filepath": str(engine), "graph_optimization_level": level})
 
 
 def _refused(doing: str, error: Exception, fix: str) -> BackendError:
@@ -205,12 +253,37 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
     return session
 
 
+def run_one(
+    onnx: Path, provider: str, tensor: str, pictures: Float32, configure: Mapping[str, Any]
+) -> npt.NDArray[Any]:
+    """The output ``tensor`` of ``onnx`` for ``pictures``, on one thread."""
+    session = _load(onnx, provider, 1, configure)
+    try:
+        found: npt.NDArray[Any] = session.run([tensor], {session.get_inputs()[0].name: pictures})[0]
+    except Exception as error:
+        raise _refused(f"asking for {tensor}", error, _UPGRADE) from error
+    return found
+
+
 def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:
-    """Runs one black picture with the runtime's profiler on and reads the operators it executed."""
+    """The operators that one black picture runs through."""
     # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
     options = {"session.disable_prepacking": "1", **_exact(engine)}
     events = _profile(engine, provider, 1, np.zeros((1, *input_shape), np.float32), 1, options)
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
+
+
+def _times(engine: Path, provider: str, threads: int, batch: Float32) -> LayerTimes:
+    """The time of every operator, as the engine will run; the first run, which allocates, left out."""
+    events = _profile(engine, provider, threads, batch, 1 + TIMED_RUNS, _exact(engine))
+    nodes = [event for event in events if _is_kernel(event)]
+    each = len(nodes) // (1 + TIMED_RUNS)
+    return layer_times(
+        ((_name(event), str(event["args"].get("op_name", "")), event["dur"] / 1000) for event in nodes[each:]),
+        runs=TIMED_RUNS,
+        batch=len(batch),
+        source="ONNX Runtime's own profile",
+    )
 
 
 def _profile(
@@ -229,17 +302,24 @@ def _profile(
     return events
 
 
+def _is_kernel(event: Mapping[str, Any]) -> bool:
+    return event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    return str(event["name"]).removesuffix("_kernel_time") or str(event["args"].get("op_name", ""))
+
+
 def _executed_layers(events: list[dict[str, Any]]) -> list[ComputeLayer]:
     layers = []
     for event in events:
-        if event.get("cat") != "Node" or not str(event.get("name", "")).endswith("_kernel_time"):
+        if not _is_kernel(event):
             continue
         arguments = event["args"]
         operator = arguments.get("op_name", "")
         int8 = operator in _INT8_CONVS or operator in _INT8_MATMULS
         if int8 or operator in _FLOAT_CONVS or operator in _FLOAT_MATMULS:
-            name = event["name"].removesuffix("_kernel_time")
-            layers.append(ComputeLayer(name or operator, int8, _macs(operator, arguments)))
+            layers.append(ComputeLayer(_name(event), int8, _macs(operator, arguments)))
     return layers
 
 

@@ -6,27 +6,30 @@ from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeopt import environment
-from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
+from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import (
-    PROFILED_CALLS,
     Availability,
     Backend,
     BuildRequest,
     BuildResult,
     Float32,
     FusionReport,
+    LayerTimes,
     Session,
 )
-from edgeopt.backends.capability import processor, schemes_for
+from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.openvino_passes import prepare
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
+from edgeopt.files import make_folder
 
 _INSTALL = 'pip install "edgeopt[openvino]"'
 _UPGRADE = f"pip install --upgrade openvino, then build again; if that does not help, {REPORT}"
@@ -44,7 +47,7 @@ class OpenVinoBackend(Backend):
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     native_code: ClassVar[bool] = False  # a graph in XML and its weights
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("openvino")
 
     def availability(self) -> Availability:
         """Not ok when the module is missing or finds no device."""
@@ -65,10 +68,43 @@ class OpenVinoBackend(Backend):
         capabilities = _capabilities("CPU")
         return ("fp32", *(precision for precision, need in _NEEDS.items() if need in capabilities))
 
+    def schemes_on(self, target: Target) -> tuple[str, ...]:
+        """From the capability table, for the device that ``target`` states."""
+        kind = {"GPU": "intel-gpu", "NPU": "intel-npu"}.get(_family(target.session.device), processor())
+        return schemes_for(self.name, kind)
+
+    def missing(self, target: Target) -> str:
+        """The device, when OpenVINO does not find it."""
+        known = _core().available_devices
+        found = _family(target.session.device) in {_family(name) for name in known} | {"AUTO"}
+        return "" if found else f"OpenVINO has no device {target.session.device} here, only {', '.join(known)}"
+
+    def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any]:
+        """Device, threads, and the properties a model is compiled with."""
+        options = target.session
+        return {"device": options.device, "threads": options.threads, "properties": _properties(precision, target)}
+
+    def tap(
+        self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
+    ) -> npt.NDArray[Any]:
+        """From the model, compiled as the engine is."""
+        try:
+            model = _core().read_model(str(exposed))
+            prepare(model)
+            compiled = _core().compile_model(model, target.session.device, _properties(precision, target))
+            request = compiled.create_infer_request()
+            request.infer({0: pictures})
+            return np.array(request.get_tensor(tensor).data)
+        except Exception as error:
+            raise _refused(f"asking for {tensor}", error, _UPGRADE) from error
+
     def _build(self, request: BuildRequest) -> BuildResult:
         import openvino
 
         read_onnx(request.onnx)  # refuses external data
+        if missing := self.missing(request.target):
+            on_device = f"edgeopt build --target {request.target.name}"
+            return BuildResult(engine=None, reason=missing, device_command=on_device, runs_here=False)
         try:
             model = _core().read_model(str(request.onnx))
             prepare(model)
@@ -77,15 +113,16 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise _refused(f"reading {request.onnx.name}", error, _UPGRADE) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
-            fusion, device = session.audit(), session.describe()["device"]
-        exact = request.scheme is None or request.scheme.name in self.schemes()
+            fusion, device, times = session.audit(), session.describe()["device"], session.times()
+        exact = request.scheme is None or request.scheme.name in self.schemes_on(request.target)
         return BuildResult(
             engine="engine.xml",
             files=("engine.xml", "engine.bin"),
             fusion=fusion,
+            layer_times=times,
             # Without VNNI the kernels saturate and answer wrongly: the engine is right, this CPU is not.
             runs_here=exact,
-            reason="" if exact else f"this CPU does not compute {request.scheme and request.scheme.name} exactly",
+            reason="" if exact else f"this machine does not compute {request.scheme and request.scheme.name} exactly",
             device_command="" if exact else f"edgeopt build --target {request.target.name}",
             details={"device": device},
         )
@@ -96,7 +133,7 @@ class OpenVinoBackend(Backend):
         """By the executed graph's own counters, with the names of all that was fused into each node."""
         opened = self._open(engine, target, precision, threads, {"PERF_COUNT": "YES"})
         with closing(opened) as session:
-            return session.layer_times(batch)
+            return session.fused_times(batch)
 
     def _open(
         self,
@@ -114,7 +151,9 @@ class OpenVinoBackend(Backend):
         missing = _NEEDS.get(precision)
         if missing and missing not in _capabilities(device):
             raise BackendError(f"{device} does not compute in {precision} here", fix="use precision fp32 or int8")
-        properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        properties = _properties(precision, target)
+        if target.session.cache:
+            properties["CACHE_DIR"] = str(make_folder(environment.cache_folder() / "openvino"))
         if device == "CPU":
             cores = environment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
@@ -132,9 +171,13 @@ class OpenVinoSession(Session):
         self._input = self._request.get_input_tensor().data
         self._output = self._request.get_output_tensor().data
         self._any: Any = None
+        self._queue: Any = None
 
     def _infer(self, batch: Float32) -> Float32:
         if batch.shape != self._input.shape:
+            several = batch.shape[1:] == self._input.shape[1:] and len(batch) % self._batch == 0
+            if several and self._properties["PERFORMANCE_HINT"] == "THROUGHPUT":
+                return self._infer_several(batch)
             return self._infer_any(batch)
         np.copyto(self._input, batch)
         self._request.start_async()
@@ -143,7 +186,7 @@ class OpenVinoSession(Session):
 
     def close(self) -> None:
         """Gives the compiled models back."""
-        self._input = self._output = self._request = self._compiled = self._any = None
+        self._input = self._output = self._request = self._compiled = self._any = self._queue = None
 
     def describe(self) -> dict[str, Any]:
         """Device, threads and precision as the plugin states them, version."""
@@ -156,6 +199,7 @@ class OpenVinoSession(Session):
             "threads": stated["INFERENCE_NUM_THREADS"],
             "streams": stated["NUM_STREAMS"],
             "pinning": stated["ENABLE_CPU_PINNING"],
+            "hint": self._properties["PERFORMANCE_HINT"].lower(),
             "precision_hint": self._properties["INFERENCE_PRECISION_HINT"],
             "static_batch": self._batch,
         }
@@ -171,18 +215,31 @@ class OpenVinoSession(Session):
                 layers.append(ComputeLayer(node.get_friendly_name(), int8, self._macs(kind, node)))
         return fusion_report("openvino", layers, "runtimePrecision of the compiled model's layers (get_runtime_model)")
 
-    def layer_times(self, batch: Float32) -> dict[str, float]:
+    def fused_times(self, batch: Float32) -> dict[str, float]:
         """See :meth:`Backend.layer_times`; the session must have been opened with PERF_COUNT."""
-        calls: dict[str, list[float]] = {}
-        for _ in range(PROFILED_CALLS):
+        samples: dict[str, list[float]] = {}
+        for _ in range(TIMED_RUNS):
             self.infer(batch)
             for node in self._request.get_profiling_info():
-                calls.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
+                samples.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
         fused = {
             node.get_friendly_name(): _text(node.get_rt_info()["originalLayersNames"])
             for node in self._compiled.get_runtime_model().get_ordered_ops()
         }
-        return {fused.get(name) or name: float(np.median(times)) for name, times in calls.items()}
+        return {fused.get(name) or name: float(np.median(times)) for name, times in samples.items()}
+
+    def times(self) -> LayerTimes:
+        """The time of every layer by the plugin's own counters, of a model compiled with these on."""
+        request = self._compile(self._batch, {"PERF_COUNT": "YES"}).create_infer_request()
+        request.get_input_tensor().data[:] = 0
+        samples = []
+        for run in range(1 + TIMED_RUNS):
+            request.infer()
+            for layer in request.get_profiling_info() if run else ():  # the first run allocates
+                if str(layer.status).endswith("EXECUTED"):
+                    ms = layer.real_time.total_seconds() * 1000
+                    samples.append((layer.node_name, f"{layer.node_type} ({layer.exec_type})", ms))
+        return layer_times(samples, runs=TIMED_RUNS, batch=self._batch, source="OpenVINO's performance counters")
 
     def _macs(self, kind: str, node: Any) -> int | None:
         """MACs of one picture."""
@@ -194,12 +251,11 @@ class OpenVinoSession(Session):
             return matmul_macs(output, inputs[0]) // self._batch
         return None
 
-    def _compile(self, batch: int) -> Any:
-        """The engine compiled for ``batch`` pictures, or for any number when it is -1."""
+    def _compile(self, batch: int, more: Mapping[str, str] = MappingProxyType({})) -> Any:
+        """The engine compiled for ``batch`` pictures, or for any number when it is -1, with ``more`` properties."""
         core = _core()
         known = core.available_devices
-        family = self._device.split(".")[0].split(":")[0]
-        if family not in {name.split(".")[0] for name in known} | {"AUTO"}:
+        if _family(self._device) not in {_family(name) for name in known} | {"AUTO"}:
             raise BackendError(
                 f"OpenVINO has no device {self._device} here, only {', '.join(known)}",
                 fix="install its driver, or choose another session.device",
@@ -209,11 +265,24 @@ class OpenVinoSession(Session):
             shape = model.input().get_partial_shape()
             shape[0] = batch
             model.reshape(shape)
-            return core.compile_model(model, self._device, self._properties)
+            return core.compile_model(model, self._device, {**self._properties, **more})
         except Exception as error:
             elsewhere = f'update the driver of {self._device}, or set session.device = "CPU" in the target'
             fix = _UPGRADE if self._device == "CPU" else elsewhere
             raise _refused(f"compiling {self._engine.name}", error, fix) from error
+
+    def _infer_several(self, batch: Float32) -> Float32:
+        """Batches of the compiled size through as many requests at once as the plugin finds best."""
+        import openvino
+
+        if self._queue is None:
+            self._queue = openvino.AsyncInferQueue(self._compiled)
+            self._queue.set_callback(_keep)
+        parts: list[Any] = [None] * (len(batch) // self._batch)
+        for index, part in enumerate(np.split(batch, len(parts))):
+            self._queue.start_async({0: part}, userdata=(parts, index))
+        self._queue.wait_all()
+        return np.concatenate(parts)
 
     def _infer_any(self, batch: Float32) -> Float32:
         import openvino
@@ -243,11 +312,33 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def _keep(request: Any, userdata: tuple[list[Any], int]) -> None:
+    """A finished request's logits, copied to their place."""
+    parts, index = userdata
+    parts[index] = request.get_output_tensor().data.copy()
+
+
+def _family(device: str) -> str:
+    """GPU of GPU.0, AUTO of AUTO:GPU,CPU."""
+    return device.split(".")[0].split(":")[0]
+
+
 def _capabilities(device: str) -> tuple[str, ...]:
     core = _core()
     if device not in core.available_devices:
         return ()
     return tuple(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
+
+def _properties(precision: str, target: Target) -> dict[str, str]:
+    """What a model is compiled with on any machine, as the target's session states it."""
+    session = target.session
+    stated = {"PERFORMANCE_HINT": session.hint.upper(), "INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    if session.streams:
+        stated["NUM_STREAMS"] = str(session.streams)
+    if session.pinning is not None:
+        stated["ENABLE_CPU_PINNING"] = "YES" if session.pinning else "NO"
+    return stated
 
 
 def _text(value: Any) -> str:

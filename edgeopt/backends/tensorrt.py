@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from edgeopt import environment
 from edgeopt.backends import tensorrt_rtx, trt_table
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Session
-from edgeopt.backends.capability import schemes_for
+from edgeopt.backends.capability import precisions_of, schemes_for
 from edgeopt.backends.device_memory import gpu_count
 from edgeopt.backends.onnx_reader import OnnxModel, read_onnx
 from edgeopt.backends.trt_common import TrtSession, build_engine, check_signed_zero_points, collecting_logger
@@ -27,7 +27,7 @@ class TensorRtBackend(Backend):
 
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("tensorrt")
     float_rest: ClassVar[str] = "fp16"
 
     def availability(self) -> Availability:

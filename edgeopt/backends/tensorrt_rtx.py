@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from edgeopt.backends import trt_table
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Session
-from edgeopt.backends.capability import schemes_for
+from edgeopt.backends.capability import precisions_of, schemes_for
 from edgeopt.backends.device_memory import compute_capability, gpu_count
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.trt_common import TrtSession, build_engine, check_signed_zero_points, collecting_logger
@@ -26,7 +26,7 @@ class TensorRtRtxBackend(Backend):
 
     name: ClassVar[str] = "tensorrt_rtx"
     extra: ClassVar[str] = "tensorrt-rtx"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = precisions_of("tensorrt_rtx")
     float_rest: ClassVar[str] = "fp16"
 
     def availability(self) -> Availability:

@@ -29,6 +29,7 @@ VERBS = {
     "report": ("report", "Write the report: HTML, Markdown, JSON, JUnit."),
     "eval": ("eval", "Accuracy of one engine on the test set."),
     "predict": ("predict", "Classify pictures with one engine."),
+    "package": ("package", "Write what a device needs, as a folder and a zip."),
     "run": ("run", "All of it, as a recipe says."),
     "init": ("init", "Write a commented recipe, edgeopt.toml."),
     "show": ("show", "What is in a run, and what to type next."),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, force_option, output_options, pick_run, run_option
+from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
 
 
 @click.command("build")
@@ -20,7 +21,20 @@ from edgeopt.cli.common import Terminal, emit, force_option, output_options, pic
 @click.option(
     "--variant", "variants", multiple=True, help="Build this int8 variant; may be repeated. [default: all that fit]"
 )
-@click.option("--strict", is_flag=True, help="A compute layer left in float is an error.")
+@click.option(
+    "--strict", is_flag=True, help="Fewer MACs in int8 than the target asks for (by default all) are an error."
+)
+@click.option(
+    "--onnx",
+    type=click.Path(path_type=Path),
+    help="Build a classifier from elsewhere: float32, or with QDQ, of a dynamic batch; makes a run for it.",
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="Its classes, one a line, in the order of its logits.")
+@click.option("--preprocess", type=click.Path(path_type=Path), help="Its preprocess.json. [default: ImageNet's usual]")
+@click.option(
+    "--data", "pictures", multiple=True, help="Pictures to compare engines on with the file; may be repeated."
+)
+@on_option
 @run_option
 @force_option
 @output_options
@@ -28,16 +42,36 @@ def command(
     targets: tuple[str, ...],
     variants: tuple[str, ...],
     strict: bool,
+    onnx: Path | None,
+    labels: Path | None,
+    preprocess: Path | None,
+    pictures: tuple[str, ...],
+    on: str | None,
     run_path: Path | None,
     force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Build engines for a target, with the float ones they are compared with."""
-    from edgeopt.stages.build import build
+    from edgeopt.stages.build import Built, build
+    from edgeopt.stages.foreign import import_onnx
 
     console = Terminal(quiet=quiet)
-    run = pick_run(run_path, console)
+    if (onnx is None) != (labels is None) or (onnx is None and (preprocess or pictures)):
+        raise click.UsageError("--onnx and --labels belong together, and --preprocess and --data to them")
+    if onnx is not None and labels is not None:
+        run = import_onnx(onnx, labels, preprocess=preprocess, pictures=pictures, run=run_path, console=console)
+        console.say(f"run: {run.path}")
+    else:
+        run = pick_run(run_path, console)
+    if on is not None:
+        from edgeopt.remote import run_on
+
+        typed = options_of(target=targets, variant=variants, strict=strict, force=force)
+        records = json.loads(run_on(run, on, ["build", "--json", *typed], console=console))
+        lines = [Built(one["target"], one["variant"], one, skipped=False).summary() for one in records]
+        emit(records, as_json=as_json, text="\n".join(lines))
+        return
     built = [
         item
         for target in targets

@@ -113,6 +113,11 @@ trust_option = click.option(
     is_flag=True,
     help="Open engines built on another machine too: TensorRT's are native code, so only of someone you trust.",
 )
+on_option = click.option(
+    "--on",
+    metavar="URL",
+    help="Do it on another machine, ssh://[user@]host[:port][/folder], with the edgeopt that is there.",
+)
 max_pixels_option = click.option(
     "--max-pixels",
     type=int,
@@ -221,6 +226,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def given(**options: Any) -> Mapping[str, Any]:
     """The options that were typed: those that are not None and not an empty tuple."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
+
+
+def options_of(**stated: Any) -> list[str]:
+    """Options as they are typed: ``target=("a", "b")``, ``seconds=3.0``, ``force=True``; not None and False."""
+    typed: list[str] = []
+    for name, value in stated.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            typed.append(flag)
+        elif isinstance(value, (list, tuple)):
+            typed += [word for one in value for word in (flag, str(one))]
+        elif value is not None and value is not False:
+            typed += [flag, str(value)]
+    return typed
 
 
 class OrAuto(click.ParamType["int | float | str"]):

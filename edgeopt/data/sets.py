@@ -13,9 +13,10 @@ from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.split import draw
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
-from edgeopt.files import sha256, write_atomically, write_json
+from edgeopt.files import write_atomically, write_json
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS
 from edgeopt.preprocess import Float32, PreprocessSpec, UInt8, normalize, prepare
+from edgeopt.sets import write_prepared
 
 
 def load_item(dataset: Dataset, item: Item, spec: PreprocessSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> UInt8:
@@ -59,20 +60,13 @@ def write_set(
     if not items:
         raise DataError(f"the {name} set would be empty", fix="add pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / f"{name}.json"
-    record.unlink(missing_ok=True)  # the files it vouches for are about to change
-    pictures, labels = folder / f"{name}.npy", folder / f"{name}.labels.npy"
-    write_atomically(pictures, lambda path: _fill(dataset, items, spec, path, max_pixels, progress))
-    write_atomically(labels, lambda path: np.save(path, np.asarray([item.label for item in items], dtype=np.int64)))
-    write_json(
-        record,
-        {
-            "schema": 1,
-            "name": name,
-            "paths": [item.path for item in items],
-            "preprocess": spec.to_json(),
-            "sha256": {path.name: sha256(path) for path in (pictures, labels)},
-        },
+    write_prepared(
+        folder,
+        name,
+        spec,
+        fill=lambda path: _fill(dataset, items, spec, path, max_pixels, progress),
+        labels=[item.label for item in items],
+        paths=[item.path for item in items],
     )
 
 

@@ -107,6 +107,8 @@ class EngineRow:
     int8_share_macs: float | None = None
     float_layers: tuple[str, ...] = ()
     fusion_source: str = ""
+    slowest_layers: tuple[tuple[str, str, float], ...] = ()  # name, kind, milliseconds, of the runtime's own profile
+    layers_ms: float | None = None  # all layers of that profile together
     batch: int | None = None
     threads: int | None = None
     bench_id: str | None = None  # engines with the same were interleaved; others' milliseconds do not compare

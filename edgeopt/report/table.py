@@ -24,6 +24,7 @@ T = TypeVar("T")
 ORIGINAL_TARGET = "pytorch"
 #: Differences of accuracy between the simulated and the deployed int8 model that are worth a warning, in points.
 SIMULATION_GAP_POINTS = 1.0
+_SLOWEST = 15  # layers listed of an engine
 
 
 def assemble(run_path: Path) -> Report:
@@ -172,6 +173,16 @@ def _fusion(folder: Path, build: Record) -> dict[str, Any]:
         **{name: fusion.get(name) for name in names},
         "float_layers": tuple(str(name) for name in fusion.get("float_layers") or ()),
         "fusion_source": str(fusion.get("source") or ""),
+        **_layer_times(folder),
+    }
+
+
+def _layer_times(folder: Path) -> dict[str, Any]:
+    times = _optional(folder / "layer_times.json", records.LayerTimesRecord) or {}
+    layers = times.get("layers") or []
+    return {
+        "slowest_layers": tuple((one["name"], one["kind"], one["ms"]) for one in layers[:_SLOWEST]),
+        "layers_ms": sum(one["ms"] for one in layers) if layers else None,
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeopt import environment
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult
+from edgeopt.backends.bisection import first_difference
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingStageError, ParityError
@@ -23,7 +24,7 @@ from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
 
-VERSION = 2  # of what a build leaves; a change makes every build stale
+VERSION = 3  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
 
 
@@ -74,7 +75,8 @@ def build(
 ) -> list[Built]:
     """Build every engine of ``run`` that ``target`` (a name or a TOML file) wants, with the float ones to compare with.
 
-    ``variants`` restricts the int8 ones. ``strict`` makes a compute layer left in float an error. Raises
+    ``variants`` restricts the int8 ones. ``strict`` raises for int8 engines of fewer MACs in int8 than the
+    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers). Raises
     MissingStageError when no variant has a scheme the target runs, MissingBackendError, BackendError, ParityError.
     """
     console = console or Silent()
@@ -117,9 +119,11 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     planned = [
         Planned(_folder(name, precision), name, precision, None)
         for name in dict.fromkeys(floats)
+        if not known[name].get("scheme")  # a QDQ file from elsewhere is the original, and has no float one
         for precision in precisions
     ]
-    wants_int8 = target.precision == "int8" and (quantized or len(tree) == 1)
+    compressible = len(tree) == 1 and known[original].get("stage") != "import"  # else what is there is wanted
+    wants_int8 = target.precision == "int8" and (quantized or compressible)
     if not wants_int8 or (variants and not any(known[name].get("scheme") for name in variants)):
         return planned
     chosen = _int8_variants(run, target, _accepted(target, backend), tree, variants)
@@ -161,7 +165,7 @@ def _int8_variants(
 def _accepted(target: Target, backend: Backend) -> tuple[str, ...]:
     """Schemes the target runs exactly, best first. Weights of 7 bits run wherever those of 8 bits do."""
     if target.scheme is None:
-        return backend.schemes()
+        return backend.schemes_on(target)
     return (target.scheme, "u8a7w") if target.scheme == "u8a8w" else (target.scheme,)
 
 
@@ -227,7 +231,8 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     with console.task(f"building {target.name}/{item.name}"):
         result = backend.build(request)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
-    record = _commit(stage, target, item, backend, result, parity, export)
+        parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
+    record = _commit(stage, target, item, backend, result, parity, export, parted)
     return Built(target.name, stage.name, record, skipped=False)
 
 
@@ -263,6 +268,21 @@ def _parity(
     return int8_parity(reference, logits, noise_floor=float(export.get("noise_floor") or 0.0))
 
 
+def _parted(
+    run: Run, backend: Backend, target: Target, item: Planned, onnx: Path, spec: PreprocessSpec, export: dict[str, Any]
+) -> str:
+    """Words on where the engine of ``onnx`` and what was trained part, for the error."""
+    calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
+    try:
+        pictures = next(calibration.batches(spec, _PARITY_BATCH))
+        layer = first_difference(backend, onnx, target, item.precision, pictures)
+    except BackendError as error:
+        return f"where they part is not known: {error.message}"
+    if layer is None:
+        return "every layer computes what the ONNX says, so that it is the ONNX that differs"
+    return f"they part first at {layer}"
+
+
 def _commit(
     stage: Stage,
     target: Target,
@@ -271,9 +291,12 @@ def _commit(
     result: BuildResult,
     parity: Parity | None,
     export: dict[str, Any],
+    parted: str,
 ) -> dict[str, Any]:
     if result.fusion is not None:
         write_json(stage.folder / "fusion.json", result.fusion.to_json())
+    if result.layer_times is not None:
+        write_json(stage.folder / "layer_times.json", result.layer_times.to_json())
     kept = [path for path in sorted(stage.folder.rglob("*")) if path.is_file() and path.name != "pending.json"]
     return stage.commit(
         outputs={path.relative_to(stage.folder).as_posix(): path for path in kept},
@@ -295,26 +318,35 @@ def _commit(
         fits_this_machine=environment.matches(target.match),
         onnx_sha256=_stated_hash(export, source_onnx(stage.run, backend, item.variant, item.precision)[0], stage.run),
         fusion=result.fusion.to_json() if result.fusion else None,
-        parity=parity.to_json() if parity else None,
+        parity={**parity.to_json(), **({"parted": parted} if parted else {})} if parity else None,
         details=dict(result.details),
     )
 
 
+def _told(parity: Mapping[str, Any]) -> str:
+    return f"{parity['message']}; {parity['parted']}" if parity.get("parted") else str(parity["message"])
+
+
 def _judge(built: Sequence[Built], *, strict: bool) -> None:
-    """Raise for engines that answer differently from what was trained and, when ``strict``, for float layers."""
+    """Raise for engines that answer differently from what was trained and, when ``strict``, for too few int8 MACs."""
     wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
     if wrong:
-        worst = "; ".join(f"{item.target}/{item.name}: {item.record['parity']['message']}" for item in wrong)
+        worst = "; ".join(f"{item.target}/{item.name}: {_told(item.record['parity'])}" for item in wrong)
         raise ParityError(
             f"an engine does not answer as the model it was made from: {worst}",
             fix="if this CPU lacks int8 dot-products (edgeopt doctor): edgeopt compress --int8 --scheme u8a7w",
         )
-    if strict:
-        for item in built:
-            fusion = item.record.get("fusion") or {}
-            if item.record["precision"] == "int8" and fusion.get("int8_share", 1.0) < 1.0:
-                counts = f"{fusion['int8_layers']} of {fusion['compute_layers']}"
-                raise BackendError(
-                    f"{item.target}/{item.name}: only {counts} compute layers are int8",
-                    fix="see fusion.json for their names, or build without --strict",
-                )
+    for item in built if strict else ():
+        fusion = item.record.get("fusion") or {}
+        share = fusion.get("int8_share_macs")
+        of = "MACs" if share is not None else "compute layers"
+        share = fusion.get("int8_share", 1.0) if share is None else share
+        least = float(item.record["profile"]["min_int8_share_macs"])
+        if item.record["precision"] == "int8" and share < least:
+            counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
+            raise BackendError(
+                f"{item.target}/{item.name}: {share:.1%} of the {of} are int8 ({counts}), "
+                f"{item.target} asks for {least:.0%}",
+                fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out "
+                "--strict",
+            )

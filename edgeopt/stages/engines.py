@@ -61,12 +61,15 @@ class Engine:
         """The engine file, its hash and those of its companions checked; BackendError when there is none here."""
         if self.record.get("engine") is None:
             raise BackendError(f"{self.key} has no engine here: {self.record.get('reason')}", fix=self._rebuild())
+        return self.files[0]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files the engine consists of, the one to open first, their hashes checked."""
         name = str(self.record["engine"])
-        path = self.run.output(self.record, name)
-        for other in self.record["outputs"]:  # OpenVINO keeps the weights in a file beside, of the same name
-            if other != name and Path(other).stem == Path(name).stem:
-                self.run.output(self.record, other)
-        return path
+        # OpenVINO keeps the weights in a file beside, of the same name.
+        beside = [other for other in self.record["outputs"] if other != name and Path(other).stem == Path(name).stem]
+        return [self.run.output(self.record, one) for one in (name, *beside)]
 
     @property
     def temperature(self) -> float:
@@ -85,16 +88,20 @@ class Engine:
 
     def unusable(self) -> str:
         """Why the engine cannot be opened on this machine; empty when it can."""
+        if self.record.get("engine") is not None and self.record.get("runs_here") is False:
+            return str(self.record.get("reason") or "it is for another device")
+        return self.unsound() or self._foreign() or self._unavailable()
+
+    def unsound(self) -> str:
+        """Why the engine should be used nowhere; empty when it may be."""
         if self.record.get("engine") is None:
             return str(self.record.get("reason") or "it was not built")
-        if self.record.get("runs_here") is False:
-            return str(self.record.get("reason") or "it is for another device")
         if self.record["backend"] not in backends():
             return f"its backend {self.record['backend']} is not installed here"
         parity = self.record.get("parity") or {}
         if not parity.get("ok", True):
             return f"it does not answer as trained: {parity['message']}"
-        return self._outdated() or self._foreign() or self._unavailable()
+        return self._outdated()
 
     def open(self, *, threads: int = 0) -> Session:
         """A session; raises BackendError with the command that rebuilds an engine that does not fit this machine."""

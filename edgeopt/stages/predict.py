@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
+from edgeopt.classify import rate
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError
 from edgeopt.predict import Prediction
@@ -41,4 +43,15 @@ def predict(
     for key, error in run.damaged_engines().items():
         console.say(f"left out: {key} ({error.message})")
     with chosen.open() as session:
-        return classify(session, images, chosen.preprocess, labels(run), top=top, temperature=chosen.temperature)
+        started = time.perf_counter()
+        found, failures = classify(
+            session,
+            images,
+            chosen.preprocess,
+            labels(run),
+            top=top,
+            batch=chosen.target.batch,  # what the engine was built and, on OpenVINO and TensorRT, compiled for
+            temperature=chosen.temperature,
+        )
+        console.say(rate(len(found), time.perf_counter() - started))
+    return found, failures

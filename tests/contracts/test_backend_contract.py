@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tiny_onnx  # beside conftest.py, one folder up
 
 from edgeopt import registry, resources
+from edgeopt.backends import capability
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, FusionReport, Session
 from edgeopt.config import SessionOptions, Target, load_target
 from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.export.precision import to_fp16
 from edgeopt.schemes import SCHEMES, get_scheme
 
 BACKENDS = sorted(registry.backends())
@@ -111,6 +115,37 @@ def test_a_package_that_is_not_installed_is_a_reason_and_not_a_crash(
     found = registry.load_backend(package).can_build()
     assert not found.ok
     assert found.install == f'pip install "edgeopt[{package.replace("_", "-")}]"'
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_a_precision_of_the_table_answers_as_float32_or_is_refused_aloud(
+    backend: Backend, precision: str, tmp_path: Path
+) -> None:
+    """Those that the capability table does not list are refused by name; so is what this machine's devices lack."""
+    request = _request(_builds(backend), tmp_path / "built", precision)
+    if precision not in backend.precisions:
+        with pytest.raises(BackendError, match=f"has no precision {precision}"):
+            backend.build(request)
+        return
+    if precision == "fp16" and backend.name != "openvino":  # which makes it of the float32 file
+        half = tmp_path / "half.onnx"
+        to_fp16(request.onnx, half)
+        request = replace(request, onnx=half)
+    [row] = [one for one in capability.PRECISIONS if (one.backend, one.precision) == (backend.name, precision)]
+    if row.needs and precision not in backend.float_baselines():
+        with pytest.raises(BackendError, match=f"does not compute in {precision}"):
+            backend.build(request)
+        return
+    built = backend.build(request)
+    if built.engine is None or not built.runs_here:
+        pytest.skip(f"built for another device: {built.reason}")
+    pictures = _pictures(4)
+    with backend.open(request.folder / built.engine, request.target, precision=precision, threads=1) as session:
+        answers = session.infer(pictures)
+    reference = onnxruntime.InferenceSession(str(request.onnx.with_name("built.onnx"))).run(None, {"input": pictures})[
+        0
+    ]
+    assert np.abs(answers - reference).mean() <= {"fp32": 1e-3, "int8": 0.05}.get(precision, 0.01) * reference.std()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -1,0 +1,90 @@
+"""Where an engine parts from its ONNX: real runtimes, one layer changed behind their backs, found by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_onnx
+from onnx import numpy_helper
+from small_run import write_small_run
+
+from edgeopt import api
+from edgeopt.backends.base import Backend
+from edgeopt.backends.bisection import expose, first_difference
+from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
+from edgeopt.backends.openvino import OpenVinoBackend
+from edgeopt.config import Target
+from edgeopt.errors import ParityError
+
+BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
+PICTURES = np.random.default_rng(0).normal(size=(8, *tiny_onnx.SHAPE)).astype(np.float32)
+
+
+def _changed(source: Path, initializer: str, path: Path) -> Path:
+    """The model with the sign of one layer's weights turned."""
+    model = onnx.load(str(source))
+    [tensor] = [one for one in model.graph.initializer if one.name == initializer]
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), initializer))
+    onnx.save(model, str(path))
+    return path
+
+
+def _target(backend: type[Backend]) -> Target:
+    return Target(schema=1, title="t", backend=backend.name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("initializer", "layer"),
+    [("conv_q", "Conv_c1 (Conv)"), ("depthwise_q", "Conv_c2 (Conv)"), ("gemm_q", "Gemm_gemm_out")],
+)
+def test_the_first_layer_that_computes_something_else_is_named(
+    backend: type[Backend], initializer: str, layer: str, tmp_path: Path
+) -> None:
+    right = tiny_onnx.write_qdq(tmp_path / "right.onnx", backend().schemes()[0])
+    wrong = _changed(right, initializer, tmp_path / "wrong.onnx")
+    found = first_difference(backend(), wrong, _target(backend), "int8", PICTURES, reference=right)
+    assert found is not None
+    assert found.startswith(layer)
+    assert first_difference(backend(), right, _target(backend), "int8", PICTURES) is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_float_layer_is_named_as_well(backend: type[Backend], tmp_path: Path) -> None:
+    right = tiny_onnx.write_float(tmp_path / "right.onnx")
+    wrong = _changed(right, "depthwise", tmp_path / "wrong.onnx")
+    found = first_difference(backend(), wrong, _target(backend), "fp32", PICTURES, reference=right)
+    assert found == "Conv_c2 (Conv)"
+    assert first_difference(backend(), right, _target(backend), "fp32", PICTURES) is None
+
+
+def test_an_exposed_tensor_is_an_output_to_the_onnx_package_too(tmp_path: Path) -> None:
+    source = tiny_onnx.write_qdq(tmp_path / "a.onnx", "u8a7w")
+    expose(source, tmp_path / "b.onnx", "r1_q", 2)
+    before, after = onnx.load(str(source)).graph, onnx.load(str(tmp_path / "b.onnx")).graph
+    assert [one.name for one in after.output] == [*(one.name for one in before.output), "r1_q"]
+    assert list(after.node) == list(before.node)
+    assert after.output[1].type.tensor_type.elem_type == 2
+
+
+def test_a_build_that_answers_otherwise_says_whether_a_layer_or_the_onnx_differs(tmp_path: Path) -> None:
+    """The answers recorded at export are another model's, so that no layer of the engine is to blame."""
+    run = write_small_run(tmp_path / "run")
+    export = run.path / "host/int8-u8a7w/export"
+    other = np.load(export / "logits.npy")[:, ::-1]
+    shutil.rmtree(run.path / "device")
+    record = export / "parity.json"
+    np.save(export / "logits.npy", other)
+    from edgeopt.files import read_json, sha256, write_json
+
+    stated = read_json(record)
+    stated["outputs"]["logits"]["sha256"] = sha256(export / "logits.npy")
+    write_json(record, stated)
+    with pytest.raises(
+        ParityError, match="every layer computes what the ONNX says, so that it is the ONNX that differs"
+    ):
+        api.build(run, "onnxruntime")

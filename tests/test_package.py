@@ -1,0 +1,229 @@
+"""Packages: a folder and a zip that answer as ``edgeopt predict`` does, without edgeopt."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import paint
+from small_run import write_small_run
+
+from edgeopt import Recipe, Run, api
+from edgeopt.cli.predict_cmd import command
+from edgeopt.console import Silent
+from edgeopt.errors import BackendError, MissingStageError, RunError
+from edgeopt.packaging.contents import FOLDER
+from edgeopt.pipeline import STEPS, Journey, Step
+from edgeopt.stages.package import Packaged
+from edgeopt.stages.predict import predict
+
+_ALONE = {"numpy", "PIL", "onnxruntime", "openvino", FOLDER, *sys.stdlib_module_names}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = write_small_run(tmp_path_factory.mktemp("package") / "small")
+    api.build(run, "openvino")
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 pictures of several sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(20):
+        paint(index % 5, index, (30 + 3 * index, 45 - index)).save(folder / f"{index:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run: Run) -> Packaged:
+    return api.package(run, "onnxruntime")
+
+
+class Said(Silent):
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def _ask(python: Path, package: Path, *arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    """``predict.py`` with nothing of this checkout in reach."""
+    typed = [str(python), str(package / "predict.py"), *map(str, arguments)]
+    return subprocess.run(
+        typed, capture_output=True, text=True, check=False, input=given, env=_own(), cwd=package.parent
+    )
+
+
+def _own() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def test_unpacked_elsewhere_it_answers_as_edgeopt_predict(
+    run: Run, made: Packaged, photos: Path, tmp_path: Path
+) -> None:
+    shutil.unpack_archive(made.archive, tmp_path)
+    package = tmp_path / made.folder.name
+    expected, _ = predict(run, [str(photos)], engine="onnxruntime/int8-u8a7w")
+    done = _ask(Path(sys.executable), package, photos, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [one.to_json() for one in expected]
+    assert "20 pictures in" in done.stderr
+    listed = _ask(
+        Path(sys.executable), package, "-", "--top", "2", given=f"{photos / '03.png'}\n{photos}/nothing.png\n"
+    )
+    assert listed.returncode == 1
+    assert listed.stdout.rstrip("\n") == expected[3].to_text()[: len(listed.stdout) - 1]
+    assert listed.stdout.count("%") == 2
+    assert "nothing.png: does not exist" in listed.stderr
+
+
+def test_what_it_holds_is_listed_hashed_and_free_of_edgeopt(made: Packaged) -> None:
+    names = {path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()}
+    sums = dict(reversed(line.split("  ")) for line in (made.folder / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == names - {"SHA256SUMS"}
+    for name, stated in sums.items():
+        assert hashlib.sha256((made.folder / name).read_bytes()).hexdigest() == stated
+    inside = zipfile.ZipFile(made.archive).namelist()
+    assert {name.split("/", 1)[1] for name in inside} == names
+    for path in made.folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                assert {name.split(".")[0] for name in modules} <= _ALONE, path
+    assert [line.split(">")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == [
+        "numpy", "pillow", "onnxruntime",
+    ]  # fmt: skip
+
+
+def test_its_figures_are_those_measured(run: Run, made: Packaged) -> None:
+    latency = json.loads((run.path / "device/onnxruntime/int8-u8a7w/latency.json").read_text())
+    accuracy = json.loads((run.path / "device/onnxruntime/int8-u8a7w/accuracy.json").read_text())
+    figures = made.manifest["figures"]
+    assert (figures["p50_ms"], figures["top1"]) == (latency["p50_ms"], accuracy["top1"])
+    readme = (made.folder / "README.md").read_text()
+    assert f"{100 * accuracy['top1']:.1f} % of 20 test pictures" in readme
+    assert f"| measured on | {latency['measured_on']['cpu']['name']} |" in readme
+    assert "Not measured" not in readme
+
+
+def test_the_command_line_asks_for_pictures_listed_on_standard_input(run: Run, photos: Path) -> None:
+    expected, _ = predict(run, [str(photos / "03.png"), str(photos / "05.png")], top=2)
+    typed = ["-", "--top", "2", "--run", str(run.path)]
+    done = CliRunner().invoke(command, typed, input=f"{photos}/03.png\n\n{photos}/0[5].png\n", catch_exceptions=False)
+    assert done.stdout == "".join(f"{one.to_text()}\n" for one in expected)
+    assert done.stdout.count("%") == 4
+    assert re.search(r"2 pictures in \d+\.\d\d s: \d+\.\d pictures/s, decoding included", done.stderr)
+
+
+def test_a_changed_engine_is_refused(made: Packaged, photos: Path, tmp_path: Path) -> None:
+    package = shutil.copytree(made.folder, tmp_path / "package")
+    with (package / "engine.onnx").open("ab") as engine:
+        engine.write(b"\0")
+    done = _ask(Path(sys.executable), package, photos)
+    assert done.returncode == 1
+    assert "engine.onnx is not the file that was packaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_engine_makes_the_same_package_and_foreign_folders_are_kept(
+    run: Run, made: Packaged, tmp_path: Path
+) -> None:
+    before = made.archive.read_bytes()
+    assert api.package(run, "onnxruntime").archive.read_bytes() == before
+    assert not list(made.folder.parent.glob(".*"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is no package"):
+        api.package(run, "onnxruntime", out=mine)
+    assert (mine / "thesis.txt").is_file()
+    other = api.package(run, "onnxruntime", variant="float", out=tmp_path / "other")
+    assert (other.folder, other.manifest["precision"]) == (tmp_path / "other", "fp32")
+
+
+def test_what_cannot_be_packaged_says_why(run: Run, path_run: Run) -> None:
+    with pytest.raises(MissingStageError, match="no engine for intel-n100"):
+        api.package(run, "intel-n100")
+    with pytest.raises(MissingStageError, match='did you mean "int8-u8a7w"'):
+        api.package(run, "onnxruntime", variant="int8-u8a7")
+    with pytest.raises(BackendError, match="tied to the GPU"):
+        api.package(path_run, "rtx-desktop")
+
+
+def test_a_recipe_packages_every_target_that_can_be(path_run: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(path_run.path, tmp_path / "run"))
+    recipe = Recipe.model_validate(
+        {"package": True, "targets": ["onnxruntime", "rtx-desktop"], "data": {"path": "nowhere"}}
+    )
+    said = Said()
+    steps: list[Step] = [one for one in STEPS if one.__name__ == "_package"]
+    steps[0](Journey(recipe, None, False, said, run=run))
+    [folder] = [one for one in (run.path / "packages").iterdir() if one.is_dir()]
+    assert folder.name.startswith("onnxruntime-int8")
+    assert "not packaged: engines of tensorrt_rtx are tied to the GPU" in "\n".join(said.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_in_an_environment_with_the_requirements_alone_it_answers_as_edgeopt_predict(
+    run: Run, photos: Path, tmp_path: Path, target: str
+) -> None:
+    made = api.package(run, target, out=tmp_path / "package")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"]
+    subprocess.run(pip, check=True, cwd=made.folder)
+    absent = subprocess.run(
+        [str(python), "-c", "import edgeopt"], capture_output=True, check=False, env=_own(), cwd=tmp_path
+    )
+    assert b"No module named 'edgeopt'" in absent.stderr
+    variant = made.manifest["variant"]
+    expected, _ = predict(run, [str(photos)], engine=f"{target}/{variant}")
+    done = _ask(python, made.folder, photos, "--json")
+    assert done.returncode == 0, done.stderr
+    for answer, one in zip(json.loads(done.stdout), expected, strict=True):
+        assert answer["label"] == one.label
+        assert answer["probability"] == pytest.approx(one.probability, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cpp_example_compiles_against_the_wheel_and_answers_alike(run: Run, photos: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    if not (shutil.which("cmake") and (shutil.which("c++") or shutil.which("g++"))):
+        pytest.skip("no CMake or no C++ compiler on this machine")
+    made = api.package(run, "openvino", out=tmp_path / "package")
+    expected, _ = predict(run, [str(photos)], engine=f"openvino/{made.manifest['variant']}")
+    assert _ask(Path(sys.executable), made.folder, photos, "--prepare", tmp_path / "prepared").returncode == 0
+    build = tmp_path / "build"
+    found = f"-DOpenVINO_DIR={openvino.utils.get_cmake_path()}"
+    for typed in (["cmake", "-S", made.folder / "cpp", "-B", build, found], ["cmake", "--build", build]):
+        done = subprocess.run(list(map(str, typed)), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    pictures = sorted((tmp_path / "prepared").iterdir())
+    done = subprocess.run(
+        [str(build / "classify"), str(made.folder), *map(str, pictures)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [answer[1] for answer in answers] == [one.label for one in expected]
+    assert [float(answer[2]) for answer in answers] == pytest.approx([one.probability for one in expected], abs=1e-4)
+    short = tmp_path / "short.ppm"
+    short.write_bytes(pictures[0].read_bytes()[:-1])
+    refused = subprocess.run([str(build / "classify"), str(made.folder), str(short)], capture_output=True, check=False)
+    assert (refused.returncode, b"is cut off" in refused.stderr) == (1, True)

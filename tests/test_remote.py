@@ -1,0 +1,192 @@
+"""Another machine over ssh: a real sshd on the loopback, with a folder, keys and an edgeopt of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from small_run import write_small_run
+
+from edgeopt import Run
+from edgeopt.cli import bench_cmd, build_cmd, eval_cmd
+from edgeopt.errors import RemoteError
+from edgeopt.remote import Host, run_on
+
+ROOT = Path(__file__).resolve().parent.parent
+SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+
+
+@dataclass(frozen=True)
+class Device:
+    """The other machine: its sshd's process, its URL, and its folder as seen from here."""
+
+    sshd: int
+    url: str
+    folder: Path
+    known_hosts: Path
+
+    def drop(self) -> int:
+        """Cut every connection there is, as a network would; returns how many."""
+        cut = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == self.sshd:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+                cut += 1
+        return cut
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    if SSHD is None or shutil.which("ssh-keygen") is None:
+        pytest.skip("no sshd on this machine; apt-get install openssh-server")
+    keys = tmp_path / "keys"
+    keys.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name)]
+        subprocess.run(make, check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (keys / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\nPidFile {keys}/pid\nStrictModes no\nUsePAM no\n"
+        f"AuthorizedKeysFile {keys}/user.pub\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+    )
+    (keys / "known_hosts").write_text(f"[127.0.0.1]:{port} {(keys / 'host.pub').read_text()}")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd gives up its rights
+    with (keys / "log").open("wb") as log:
+        server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(keys / "sshd_config")], stderr=log)
+    client = ["ssh", "-F", "none", "-i", str(keys / "user"), "-o", f"UserKnownHostsFile={keys}/known_hosts"]
+    client += ["-o", "GlobalKnownHostsFile=none", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR"]
+    monkeypatch.setenv("EDGEOPT_SSH", shlex.join(client))
+    folder = tmp_path / "device"
+    folder.mkdir()
+    try:
+        for _ in range(100):
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.skip(f"sshd does not start here: {(keys / 'log').read_text()[-300:]}")
+        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        yield Device(server.pid, f"ssh://{user}@127.0.0.1:{port}{folder}", folder, keys / "known_hosts")
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _install(device: Device, before: str = "") -> None:
+    """An edgeopt there: this checkout's, by a command of the device's own folder."""
+    command = device.folder / "venv/bin/edgeopt"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/bin/sh\n{before}\nPYTHONPATH={ROOT} exec {sys.executable} -m edgeopt "$@"\n')
+    command.chmod(0o755)
+
+
+def _unbuilt(path: Path) -> Run:
+    """A run with its exports and no engine."""
+    run = write_small_run(path)
+    shutil.rmtree(run.path / "device")
+    return run
+
+
+@pytest.mark.slow
+def test_build_eval_and_bench_on_a_device_with_an_environment_of_its_own(device: Device, tmp_path: Path) -> None:
+    """A venv without torch, of the wheel and ONNX Runtime; the records that come back make the report here."""
+    dist = tmp_path / "dist"
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "-w", "--outdir", str(dist), str(ROOT)],
+                   check=True, capture_output=True)  # fmt: skip
+    venv.create(device.folder / "venv", with_pip=True)
+    pip = [str(device.folder / "venv/bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"edgeopt[onnxruntime] @ file://{next(dist.glob('*.whl'))}"], check=True)
+    run = _unbuilt(tmp_path / "run")
+    on = ["--on", device.url, "--run", str(run.path)]
+    done = CliRunner().invoke(build_cmd.command, ["--target", "onnxruntime", *on, "--json"], catch_exceptions=False)
+    assert [one["parity"]["ok"] for one in json.loads(done.stdout)] == [True, True]
+    assert {key.split("/")[1] for key in run.engines()} == {"float", "int8-u8a7w"}
+    done = CliRunner().invoke(eval_cmd.command, [*on, "--json"], catch_exceptions=False)
+    judged = json.loads(done.stdout)
+    assert judged["n"] == 20
+    accuracy = json.loads((run.path / "device" / judged["engine"] / "accuracy.json").read_text())
+    assert accuracy["top1"] == judged["top1"]
+    done = CliRunner().invoke(bench_cmd.command, ["--seconds", "2", *on], catch_exceptions=False)
+    latency = json.loads((run.path / "device" / judged["engine"] / "latency.json").read_text())
+    assert latency["p50_ms"] > 0
+    assert (run.path / "report" / "report.json").is_file()
+    assert not list((device.folder / "jobs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_dropped_connection_resumes(device: Device, tmp_path: Path) -> None:
+    """Cut while the verb runs there: it is started once, and its records come back by the next connection."""
+    starts = device.folder / "starts"
+    _install(device, before=f'case "$1" in build) echo started >>{starts}; sleep 3;; esac')
+    run = _unbuilt(tmp_path / "run")
+    cut: list[int] = []
+
+    def network() -> None:
+        for _ in range(600):
+            if starts.is_file():
+                time.sleep(0.5)
+                cut.append(device.drop())
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=network)
+    thread.start()
+    out = run_on(run, device.url, ["build", "--target", "onnxruntime", "--json"])
+    thread.join()
+    assert cut
+    assert cut[0] >= 1
+    assert starts.read_text() == "started\n"
+    assert [one["variant"] for one in json.loads(out)] == list(run.engines()[key]["variant"] for key in run.engines())
+    sent = {path: path.stat().st_mtime_ns for path in device.folder.rglob("*.onnx") if "host" in path.parts}
+    again = json.loads(run_on(run, device.url, ["build", "--target", "onnxruntime", "--json"]))
+    assert [one["created"] for one in again] == [one["created"] for one in json.loads(out)]
+    assert {path: path.stat().st_mtime_ns for path in sent} == sent  # nothing is copied twice
+
+
+@pytest.mark.slow
+def test_a_device_that_is_unknown_empty_or_unwilling_is_a_line(device: Device, tmp_path: Path) -> None:
+    run = _unbuilt(tmp_path / "run")
+    with pytest.raises(RemoteError, match="has no edgeopt") as refused:
+        run_on(run, device.url, ["build", "--target", "onnxruntime"])
+    assert "pip install" in str(refused.value.fix)
+    _install(device)
+    with pytest.raises(RemoteError, match='unknown name "onnxruntim"'):
+        run_on(run, device.url, ["build", "--target", "onnxruntim"])
+    device.known_hosts.write_text("")
+    with pytest.raises(RemoteError, match="cannot be reached: Host key verification failed"):
+        run_on(run, device.url, ["build", "--target", "onnxruntime"])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://pi@board", "ssh://", "ssh://-oProxyCommand=x", "ssh://pi:secret@board", "ssh://board:none", "board"]
+)
+def test_what_is_no_url_of_ssh_is_refused(url: str) -> None:
+    with pytest.raises(RemoteError):
+        Host.parse(url)
+
+
+def test_a_url_says_who_where_and_in_which_folder() -> None:
+    assert Host.parse("ssh://pi@board.local:2222/srv/edge/") == Host("pi@board.local", 2222, "/srv/edge")
+    assert Host.parse("ssh://board") == Host("board", None, "edgeopt-runs")
