@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.export import export
     from edgeopt.stages.finetune import adopt, augment_preview, finetune
     from edgeopt.stages.predict import predict
-    from edgeopt.stages.report import report
+    from edgeopt.stages.report import compare, report
     from edgeopt.stages.tune import tune
 
 _WHERE = {
@@ -23,6 +23,7 @@ _WHERE = {
     "bench": "stages.bench",
     "build": "stages.build",
     "check": "stages.check",
+    "compare": "stages.report",
     "compress": "stages.compress",
     "demo": "pipeline",
     "ensemble": "stages.ensemble",
@@ -41,6 +42,7 @@ __all__ = [
     "bench",
     "build",
     "check",
+    "compare",
     "compress",
     "demo",
     "ensemble",

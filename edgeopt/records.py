@@ -309,6 +309,7 @@ class LatencyRecord(Record):
         """The session that it was measured in."""
 
         id: Text | None = None
+        seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
         failures: dict[Text, Text] | None = None
 
     backend: Text | None = None
@@ -346,6 +347,17 @@ class AccuracyRecord(Record):
         lost: Count | None = None
         gained: Count | None = None
         mcnemar_p: Share | None = None
+
+    class ClassDrop(_Part):
+        """How many answers of a class changed, and what that says of its recall."""
+
+        n: Annotated[int, Field(ge=1, le=2**40)]
+        lost: Count
+        gained: Count
+        drop_points: Points
+        lower_points: Points
+        upper_points: Points
+        mcnemar_p: Share
 
     class Scores(_Part):
         """Of one class."""
@@ -404,6 +416,7 @@ class AccuracyRecord(Record):
     drop_lower_points: Points | None = None
     drop_upper_points: Points | None = None
     drop: Drop | None = None
+    class_drops: dict[Text, ClassDrop] | None = None
     measured_on: Machine | None = None
 
     @model_validator(mode="after")
@@ -416,7 +429,7 @@ class AccuracyRecord(Record):
             raise ValueError("its confusion matrix does not fit its classes")
         if any(max(one.truth, one.answer) >= classes or one.index >= self.n for one in self.mistakes or ()):
             raise ValueError("its mistakes do not fit its pictures and classes")
-        if len(self.per_class) > classes:
+        if len(self.per_class) > classes or len(self.class_drops or ()) > classes:
             raise ValueError("its scores by class do not fit its classes")
         return self
 

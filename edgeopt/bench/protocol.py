@@ -23,7 +23,7 @@ from edgeopt.metrics import ratio_interval
 #: Window length, s: long against a scheduler's tick, short against drifts of the machine.
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.05, 0.4
 #: Rounds a budget of seconds is divided into; fewer before stopping early would make the interval a guess.
-ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 4
+ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 12
 WARM_UP_SECONDS = 0.5
 #: A window may take this much longer, s, and twenty times as long as expected, before its engine counts as hanging.
 GRACE_SECONDS = 30.0
@@ -189,4 +189,4 @@ def _known(runners: Mapping[str, _Runner], number: int, width: float) -> bool:
     if len(runners) < 2 or number < ROUNDS_BEFORE_STOPPING or number % ROUNDS_BETWEEN_LOOKS:
         return False
     first, *rest = (runner.medians for runner in runners.values())
-    return all(ratio_interval(first, other, resamples=1000).relative_width <= width for other in rest)
+    return all(ratio_interval(first, other).relative_width <= width for other in rest)

@@ -25,7 +25,8 @@
   null over 24 classes); ``mistakes`` (the most confident wrong answers: index in the set, truth, answer, probability);
   ``predictions`` and ``truth``: class indices, in the set's order; ``baseline``: key of the float original, null in its
   own record, and against it on the same pictures ``agreement, drop_points, drop_ci_points, drop_lower_points,
-  drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), each null without a baseline;
+  drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), ``class_drops`` (the same class by
+  class, see ``metrics.class_drops``), each null without a baseline;
   ``parity`` (to the model the engine was made from, null when not given); ``measured_on``.
 
 Numbers that were not measured are null, never estimated.
@@ -155,7 +156,7 @@ def accuracy_record(
         "labels": list(names),
         "predictions": predictions.tolist(),
         "truth": labels.tolist(),
-        **_against(baseline, baseline_predictions, predictions, labels),
+        **_against(baseline, baseline_predictions, predictions, labels, names),
         "parity": parity.to_json() if parity else None,
         "measured_on": environment.record(),
     }
@@ -191,8 +192,10 @@ def _against(
     baseline_predictions: npt.NDArray[Any] | Sequence[int] | None,
     predictions: Int64,
     labels: Int64,
+    names: Sequence[str],
 ) -> dict[str, Any]:
-    fields = ("agreement", "drop_points", "drop_ci_points", "drop_lower_points", "drop_upper_points", "drop")
+    bounds = ("drop_ci_points", "drop_lower_points", "drop_upper_points")
+    fields = ("agreement", "drop_points", *bounds, "drop", "class_drops")
     if baseline_predictions is None:
         return {"baseline": None, **dict.fromkeys(fields)}
     reference = np.asarray(baseline_predictions, dtype=np.int64)
@@ -210,6 +213,7 @@ def _against(
         "drop_lower_points": drop.lower_points,
         "drop_upper_points": drop.upper_points,
         "drop": drop.to_json(),
+        "class_drops": metrics.class_drops(reference == labels, predictions == labels, labels, names),
     }
 
 

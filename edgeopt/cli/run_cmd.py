@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.common import Terminal, force_option, output_options
-from edgeopt.cli.report_cmd import finish
+from edgeopt.cli.report_cmd import Limits, finish
 
 
 @click.command("run")
@@ -21,5 +21,6 @@ def command(recipe: Path, run_path: Path | None, force: bool, as_json: bool, qui
     from edgeopt.pipeline import run_recipe
 
     with stated_by(f"recipe {recipe.name}"):
-        run, budget = run_recipe(load_recipe(recipe), run=run_path, force=force, console=Terminal(quiet=quiet))
-    return finish(run, budget, as_json=as_json)
+        stated = load_recipe(recipe)
+        run, budget = run_recipe(stated, run=run_path, force=force, console=Terminal(quiet=quiet))
+    return finish(run, Limits(True, budget, baseline=stated.baseline), as_json=as_json)

@@ -15,6 +15,7 @@ def render_markdown(report: Report) -> str:
     parts = [f"## edgeopt: {_escape(report.name)}", sentence(report), confidence(report)]
     if report.budget:
         parts.append(_budget(report))
+    parts += [f"**Warning**: {text}" for text in report.warnings]
     parts.append(_table(report))
     notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.rows if row.flags]
     notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]

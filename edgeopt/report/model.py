@@ -75,6 +75,8 @@ class EngineRow:
     gained: int | None = None
     mcnemar_p: float | None = None
     agreement: float | None = None
+    test_set: str | None = None  # equal where the same pictures were judged, in the same order
+    wrong: tuple[int, ...] = ()  # of those, by index
     auc: float | None = None  # area under ROC, one class against the rest, mean of the classes
     temperature: float | None = None
     ece: float | None = None  # expected calibration error with the temperature, and without
@@ -95,7 +97,9 @@ class EngineRow:
     baseline: str | None = None
     float_speedup: float | None = None
     float_speedup_ci: Pair | None = None
+    float_speedup_quiet: bool | None = None
     float_baseline: str | None = None
+    baseline_kind: str | None = None  # of ``baseline``: original or float
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     load_s: float | None = None
@@ -109,6 +113,7 @@ class EngineRow:
     fusion_source: str = ""
     batch: int | None = None
     threads: int | None = None
+    bench_seconds: float | None = None  # that all engines of the session were timed for, together
     bench_id: str | None = None  # engines with the same were interleaved; others' milliseconds do not compare
     stable: bool | None = None
     other_load_cores: float | None = None
@@ -120,6 +125,7 @@ class EngineRow:
     flags: tuple[str, ...] = ()  # what a reader must not miss
     verdict: str | None = None  # of the budget: met, missed, unstable, undecided
     per_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    class_drops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see metrics.class_drops
     confusion: tuple[tuple[int, ...], ...] = ()
     window_medians_ms: tuple[float, ...] = ()
     build_command: str = ""
@@ -163,6 +169,18 @@ class BudgetLine:
     status: str
     message: str
 
+    @classmethod
+    def of(
+        cls, engine: str, name: str, limit: float, value: float | None, bounds: Pair | None, status: str, why: str = "",
+        *, note: str = "",
+    ) -> BudgetLine:  # fmt: skip
+        """The line with its message; ``note`` follows the figures, ``why`` a semicolon."""
+        shown = "not measured" if value is None else f"{value:.4g}"
+        if bounds is not None and bounds[0] != bounds[1]:
+            shown += f" ({bounds[0]:.4g} to {bounds[1]:.4g})"
+        message = f"{engine}: {name} = {limit:g} is {status}, measured {shown}{note}" + (f"; {why}" if why else "")
+        return cls(engine, name, limit, value, bounds, status, message)
+
     def to_json(self) -> dict[str, Any]:
         """An entry of ``report.json``'s ``budget.lines``."""
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
@@ -181,6 +199,8 @@ class Report:
     commands: tuple[str, ...]
     created: str
     budget: tuple[BudgetLine, ...] = ()
+    allow_undecided: bool = False
+    warnings: tuple[str, ...] = ()  # of a comparison with an earlier report
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
 
     @property
@@ -205,10 +225,12 @@ class Report:
             "engines": [row.to_json() for row in self.engines],
             "budget": {
                 "verdict": verdict(self.budget),
-                "exit_code": exit_code(self.budget),
+                "exit_code": exit_code(self.budget, allow_undecided=self.allow_undecided),
+                "allow_undecided": self.allow_undecided,
                 "lines": [line.to_json() for line in self.budget],
             },
             "environment": {key: dict(machine) for key, machine in self.machines.items()},
+            "warnings": list(self.warnings),
             "commands": list(self.commands),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         gained=drop.get("gained"),
         mcnemar_p=drop.get("mcnemar_p"),
         agreement=accuracy.get("agreement"),
+        **_answers(accuracy),
         size_bytes=_size(folder, build),
         macs=figures.get("macs"),
         params=figures.get("parameters"),
@@ -124,12 +126,23 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         build_command=str(build.get("command") or ""),
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
         per_class=_per_class(accuracy.get("per_class") or {}),
+        class_drops=accuracy.get("class_drops") or {},
         confusion=_confusion(accuracy),
         **_confidence(accuracy),
         **_timing(latency),
         **_fusion(folder, build),
         **_where(latency or accuracy),
     )
+
+
+def _answers(accuracy: Record) -> dict[str, Any]:
+    """Which test pictures were answered wrongly, and what tells one test set from another: its labels in order."""
+    if not accuracy:
+        return {}
+    truth, predictions = (np.asarray(accuracy[name], dtype=np.int64) for name in ("truth", "predictions"))
+    named = "\n".join([*map(str, accuracy["labels"]), ",".join(map(str, truth.tolist()))])
+    wrong = tuple(np.flatnonzero(truth != predictions).tolist())
+    return {"wrong": wrong, "test_set": hashlib.sha256(named.encode()).hexdigest()[:16]}
 
 
 def _confidence(accuracy: Record) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def _timing(latency: Record) -> dict[str, Any]:
     plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "batch", "threads")
     fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, "stable", "other_load_cores", "fits_target")}
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
-    fields["bench_id"] = (latency.get("bench") or {}).get("id")
+    fields |= {f"bench_{name}": (latency.get("bench") or {}).get(name) for name in ("id", "seconds")}
     fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
     ratios = latency.get("ratios") or []
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
@@ -159,8 +172,9 @@ def _timing(latency: Record) -> dict[str, Any]:
         if ratio is not None:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
+            fields[f"{prefix}speedup_quiet"] = ratio.get("quiet")
             fields[f"{prefix}baseline"] = ratio["baseline"]
-    fields["speedup_quiet"] = headline.get("quiet") if headline else None
+    fields["baseline_kind"] = headline["kind"] if headline else None
     return fields
 
 

@@ -13,7 +13,7 @@ from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
 from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.bench.result import BenchResult
-from edgeopt.config import SessionOptions, Target, load_target
+from edgeopt.config import BenchConfig, SessionOptions, Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError, EdgeoptError, MissingStageError
 from edgeopt.evaluate import evaluate as evaluate_session
@@ -40,15 +40,16 @@ def bench(
     *,
     targets: Sequence[str] = (),
     seconds: float = 20.0,
+    width: float = 0.03,
     threads: int = 0,
     trust_engine: bool = False,
     console: Console | None = None,
 ) -> BenchResult:
     """Measure the engines of ``targets`` (default: all) and the PyTorch original; writes accuracy and latency records.
 
-    ``seconds`` is for the timing of all engines together; accuracy comes on top and is kept while an engine is
-    unchanged. ``trust_engine`` measures engines that were built on another machine as well. Raises MissingStageError
-    when nothing was built for this machine.
+    ``seconds`` is for the timing of all engines together, less when every ratio to the original is known to ``width``
+    of itself; accuracy comes on top and is kept while an engine is unchanged. ``trust_engine`` measures engines that
+    were built on another machine as well. Raises MissingStageError when nothing was built for this machine.
     """
     console = console or Silent()
     with run.lock():
@@ -65,7 +66,7 @@ def bench(
         chosen.sort(key=lambda engine: engine.key != original)
         chosen = _judged(chosen, console)
         timed = [engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == original]
-        return _latency(run, timed, seconds, threads, console)
+        return _latency(run, timed, BenchConfig(seconds=seconds, width=width, threads=threads), console)
 
 
 def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
@@ -203,7 +204,8 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
     baseline = original_key if original.is_file() and engine.key != original_key else None
     if path.is_file():
         record = records.read(records.AccuracyRecord, path)
-        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline:
+        complete = baseline is None or record.get("class_drops") is not None  # older ones have none
+        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline and complete:
             return record
     reference = records.read(records.AccuracyRecord, original) if baseline else None
     pictures = test_set(engine)
@@ -239,8 +241,8 @@ def _threads(timed: Sequence[Engine], console: Console) -> int:
     return min(stated.pop(), environment.usable_cores()) if len(stated) == 1 else 0
 
 
-def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, console: Console) -> BenchResult:
-    threads = threads or _threads(timed, console)
+def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Console) -> BenchResult:
+    threads = config.threads or _threads(timed, console)
     specs = [
         EngineSpec(
             key=engine.key,
@@ -260,7 +262,8 @@ def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, co
             specs,
             pictures=_pictures(first),
             preprocess=first.preprocess_path,
-            seconds=seconds,
+            seconds=config.seconds,
+            width=config.width,
             threads=threads,
             progress=progress,
         )
