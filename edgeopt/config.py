@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgeopt import resources
 from edgeopt.data_table import DataConfig as DataConfig
@@ -30,7 +30,7 @@ else:
 
 Model = TypeVar("Model", bound=BaseModel)
 #: What speed is compared with.
-Baseline = Literal["original", "float"]
+Baseline = Literal["original", "compiled", "float"]
 
 _MAX_TOML_BYTES = 2**20
 _MOST_PROBLEMS = 20  # said at once
@@ -58,9 +58,9 @@ def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
 class Budget(Strict):
     """What the result must satisfy. Points are percentage points, times milliseconds, sizes MiB.
 
-    ``min_speedup`` is by baseline: ``original``, the PyTorch model as it is, or ``float``, the fastest other precision
-    of the same target; a number alone is against the original. ``allow_undecided`` lets pass what too few pictures or
-    too little time cannot tell; it is still said.
+    ``min_speedup`` is by baseline: ``original``, the PyTorch model as it is, ``compiled``, the same through
+    torch.compile, or ``float``, the fastest other precision of the same target; a number alone is against the original.
+    ``allow_undecided`` lets pass what too few pictures or too little time cannot tell; it is still said.
     """
 
     max_drop_points: float | None = Field(None, ge=0)
@@ -121,6 +121,7 @@ class SessionOptions(Strict):
     threads: int = Field(0, ge=0, le=1024)
     device: str = "CPU"  # OpenVINO: CPU, GPU, NPU, AUTO
     provider: str = "CPUExecutionProvider"  # ONNX Runtime
+    compile: bool = False  # PyTorch: torch.compile
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX, such as "SM86"; empty: the GPU of this machine
 
 
@@ -227,6 +228,17 @@ class BenchConfig(Strict):
     seconds: float = Field(20.0, gt=0, le=36_000)
     width: float = Field(0.03, gt=0, le=1)
     threads: int = Field(0, ge=0, le=1024)
+    compiled: bool = False  # the original through torch.compile as well, as another baseline
+    throughput: bool = False  # search batches and processes for the most pictures a second
+    max_latency_ms: float | None = Field(None, gt=0)  # p90 of a call that the search may not pass
+
+    cross_check: bool = False  # every engine through its runtime's own tool as well
+
+    @model_validator(mode="after")
+    def _a_cap_needs_a_search(self) -> BenchConfig:
+        if self.max_latency_ms is not None and not self.throughput:
+            raise ValueError("max_latency_ms caps the search for throughput: set throughput as well")
+        return self
 
 
 class Recipe(Strict):

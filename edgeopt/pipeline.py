@@ -94,7 +94,7 @@ def _bench(journey: Journey) -> None:
     from edgeopt.stages.bench import bench
 
     config = journey.recipe.bench
-    bench(journey.opened, seconds=config.seconds, width=config.width, threads=config.threads, console=journey.console)
+    bench(journey.opened, **config.model_dump(), console=journey.console)
 
 
 Step = Callable[[Journey], None]

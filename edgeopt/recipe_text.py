@@ -58,6 +58,9 @@ int8 = true                              # ranges from calibration pictures, the
 
 [bench]
 seconds = 20                             # at most, for all engines together
+# cross_check = true                     # each engine by its runtime's own tool too
+# compiled = true                        # torch.compile as another baseline
+# throughput = true                      # search batches and processes; max_latency_ms = 50.0 caps a call
 # width = 0.03                           # it ends early when every ratio's interval is this narrow
 
 [tune]                                   # of `edgeopt tune {name}` alone; `edgeopt run` does not search

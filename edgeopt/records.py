@@ -286,6 +286,11 @@ class Machine(_Part):
     memory_bytes: Count | None = None
     load_1m: Annotated[float, Field(ge=0, le=1e9)] | None = None
     governor: Text | None = None
+    frequency_mhz: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    temperature_c: Annotated[float, Field(ge=-300, le=1000)] | None = None
+    throttled: Text | None = None
+    cpu_quota: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    memory_limit_bytes: Count | None = None
     os: Text | None = None
     python: Text | None = None
     versions: dict[Text, Text] | None = None
@@ -300,10 +305,44 @@ class LatencyRecord(Record):
         """How many times as fast the engine is as another."""
 
         baseline: Key
-        kind: Literal["original", "float"]
+        kind: Literal["original", "compiled", "float"]
         speedup: Positive
         speedup_ci: Pair | None = None
         quiet: bool | None = None
+
+    class EndToEnd(_Part):
+        """From an encoded picture to the answer, ms a picture."""
+
+        decode_ms: Annotated[float, Field(ge=0, le=1e9)]
+        preprocess_ms: Annotated[float, Field(ge=0, le=1e9)]
+        infer_ms: Annotated[float, Field(ge=0, le=1e9)]
+        pictures: Count
+
+    class CrossCheck(_Part):
+        """What the runtime's own tool measured."""
+
+        tool: Text
+        p50_ms: Positive
+        edgeopt_p50_ms: Positive
+        ratio: Positive
+        ratio_ci: Pair | None = None
+        agrees: bool
+
+    class Search(_Part):
+        """The setting with the most pictures a second."""
+
+        class Setting(_Part):
+            """Processes at once, and what they gave together."""
+
+            batch: Count
+            streams: Count
+            threads: Count
+            throughput_ips: Positive
+            p50_ms: Positive
+            p90_ms: Positive
+
+        cap_ms: Positive | None = None
+        best: Setting | None = None
 
     class Bench(_Part):
         """The session that it was measured in."""
@@ -325,6 +364,11 @@ class LatencyRecord(Record):
     throughput_ci_ips: Pair | None = None
     window_medians_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     load_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    cold_start_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    cpu_ms: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    end_to_end: EndToEnd | None = None
+    throughput_search: Search | None = None
+    cross_check: CrossCheck | None = None
     peak_memory_bytes: Count | None = None
     other_load_cores: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     stable: bool | None = None
@@ -332,6 +376,7 @@ class LatencyRecord(Record):
     ratios: Annotated[list[Ratio], Field(max_length=1000)] | None = None
     bench: Bench | None = None
     measured_on: Machine | None = None
+    measured_on_after: Machine | None = None
 
 
 class AccuracyRecord(Record):

@@ -544,6 +544,32 @@ def test_labels_and_names_from_strangers_are_text(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in html
 
 
+def test_scenarios_show_shares_settings_and_what_another_tool_measured(own_run: Path) -> None:
+    check = {"tool": "benchmark_app", "p50_ms": 1.18, "edgeopt_p50_ms": 1.3, "ratio": 1.1, "agrees": False}
+    edit(own_run / "device" / INT8 / "latency.json", cross_check=check)
+    page = write_report(own_run).html.read_text()
+    section = page.partition('<section id="scenarios"')[2].partition("</section>")[0]
+    assert "decode 37 %, preprocess 20 %, infer 43 %" in section  # of 1.1 + 0.6 + 1.3 ms
+    assert "batch 8, 2 × 1 threads, p90 10.9 ms" in section
+    assert "1.100" in section
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert "benchmark_app measured 1.18 ms" in row.flags
+
+
+def test_a_compiled_baseline_has_a_column_and_a_budget_line(own_run: Path) -> None:
+    assert statuses(assemble(own_run), min_speedup={"compiled": 2}) == ["undecided"]
+    latency = own_run / "device" / INT8 / "latency.json"
+    ratio = {"baseline": "pytorch-compiled/float", "kind": "compiled", "speedup": 3.4, "speedup_ci": [3.3, 3.5]}
+    edit(latency, ratios=[*json.loads(latency.read_text())["ratios"], ratio])
+    found = assemble(own_run)
+    assert statuses(found, min_speedup={"compiled": 3}) == ["met"]
+    written = write_report(own_run)
+    assert "× compiled |" in written.markdown.read_text()
+    assert "3.4× (3.3–3.5×)" in written.markdown.read_text()
+    assert "through torch.compile" in written.html.read_text()
+
+
 def test_training_curves_and_the_range_test_are_drawn(own_run: Path) -> None:
     (training,) = assemble(own_run).trainings
     assert training.variant == "float"

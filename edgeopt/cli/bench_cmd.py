@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,6 +38,14 @@ from edgeopt.config import BenchConfig, validate
 @click.option(
     "--threads", type=int, default=0, help="Threads of every engine. [default: what the targets state, else every core]"
 )
+@click.option("--compiled", is_flag=True, help="Time the original through torch.compile too, as another baseline.")
+@click.option(
+    "--throughput", is_flag=True, help="Search batches and processes for the most pictures a second of each engine."
+)
+@click.option("--max-latency-ms", type=float, help="p90 of a call that the search for throughput may not pass.")
+@click.option(
+    "--cross-check", is_flag=True, help="Time each engine by its runtime's own tool too, such as benchmark_app."
+)
 @budget_options
 @baseline_option
 @allowance_options
@@ -48,6 +57,10 @@ def command(
     seconds: float,
     width: float,
     threads: int,
+    compiled: bool,
+    throughput: bool,
+    max_latency_ms: float | None,
+    cross_check: bool,
     budget: tuple[str, ...],
     allow_undecided: bool,
     baseline: str | None,
@@ -63,7 +76,15 @@ def command(
     from edgeopt.report.snapshot import read_snapshot
     from edgeopt.stages.bench import bench
 
-    validate(BenchConfig, {"seconds": seconds, "width": width, "threads": threads}, where="bench options")
+    asked: dict[str, Any] = {
+        "seconds": seconds,
+        "width": width,
+        "threads": threads,
+        "compiled": compiled,
+        "throughput": throughput,
+    }
+    asked |= {"max_latency_ms": max_latency_ms, "cross_check": cross_check}
+    config = validate(BenchConfig, asked, where="bench options")
     # What is wrong with a budget or a baseline is said before measuring.
     allowance = read_allowance(baseline, slower=slower, drop_points=drop_points, larger=larger)
     limits = read_budget(budget, allow_undecided=allow_undecided, baseline=allowance)
@@ -71,7 +92,5 @@ def command(
         read_snapshot(Path(baseline))
     console = Terminal(quiet=quiet)
     run = pick_run(run_path, console)
-    bench(
-        run, targets=targets, seconds=seconds, width=width, threads=threads, trust_engine=trust_engine, console=console
-    )
+    bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
     return finish(run, limits, as_json=as_json)

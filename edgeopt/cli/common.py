@@ -109,13 +109,16 @@ run_option = click.option(
 )
 
 
+allow_undecided_option = click.option(
+    "--allow-undecided",
+    is_flag=True,
+    help="Exit with 0, not 5, when too few pictures or too little time leave a line undecided.",
+)
+
+
 def budget_options(function: Function) -> Function:
     """``--budget`` and ``--allow-undecided``."""
-    function = click.option(
-        "--allow-undecided",
-        is_flag=True,
-        help="Exit with 0, not 5, when too few pictures or too little time leave a budget line undecided.",
-    )(function)
+    function = allow_undecided_option(function)
     return click.option(
         "--budget",
         "budget",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import allowance_options, emit, given, output_options
+from edgeopt.cli.common import allow_undecided_option, allowance_options, emit, given, output_options
 from edgeopt.config import BaselineConfig, validate
 
 
@@ -14,7 +14,7 @@ from edgeopt.config import BaselineConfig, validate
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", nargs=-1, required=True, type=click.Path(path_type=Path))
 @allowance_options
-@click.option("--allow-undecided", is_flag=True, help="Exit with 0, not 5, when intervals are too wide to tell.")
+@allow_undecided_option
 @output_options
 def command(
     before: Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log10
 from typing import Any
 
@@ -103,6 +103,12 @@ def _speedup(row: EngineRow) -> Found:
     return _ratio(row, row.speedup, row.speedup_ci, row.speedup_quiet, row.baseline)
 
 
+def _compiled_speedup(row: EngineRow) -> Found:
+    found = row.compiled_speedup, row.compiled_speedup_ci, row.compiled_speedup_quiet, row.compiled_baseline
+    missing = "the compiled original was not timed: edgeopt bench --compiled"
+    return replace(_ratio(row, *found), missing=missing)
+
+
 def _float_speedup(row: EngineRow) -> Found:
     return _ratio(row, row.float_speedup, row.float_speedup_ci, row.float_speedup_quiet, row.float_baseline)
 
@@ -139,6 +145,7 @@ _LINES: dict[str, Callable[[EngineRow], Found]] = {
     "min_class_recall": _class_recall,
     "min_top1": _top1,
     "min_speedup": _speedup,
+    "min_speedup.compiled": _compiled_speedup,
     "min_speedup.float": _float_speedup,
     "max_p50_ms": _milliseconds("p50_ms", "p50_ci_ms"),
     "max_p99_ms": _milliseconds("p99_ms", "p99_ci_ms"),

@@ -95,6 +95,11 @@ class EngineRow:
     speedup_ci: Pair | None = None
     speedup_quiet: bool | None = None  # False when other work on the machine may have bent the ratio
     baseline: str | None = None
+    compiled_speedup: float | None = None
+    compiled_speedup_ci: Pair | None = None
+    compiled_speedup_quiet: bool | None = None
+    compiled_baseline: str | None = None
+    best_throughput: Mapping[str, Any] = field(default_factory=dict)  # batch, streams, threads, throughput_ips, p90_ms
     float_speedup: float | None = None
     float_speedup_ci: Pair | None = None
     float_speedup_quiet: bool | None = None
@@ -103,6 +108,10 @@ class EngineRow:
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     load_s: float | None = None
+    cold_start_s: float | None = None  # from starting a process to its first answer
+    cpu_ms: float | None = None  # CPU time of a call, all threads
+    cross_check: Mapping[str, Any] = field(default_factory=dict)  # tool, p50_ms, ratio: edgeopt's over the tool's
+    end_to_end: Mapping[str, Any] = field(default_factory=dict)  # ms a picture: decode_ms, preprocess_ms, infer_ms
     macs: int | None = None
     params: int | None = None
     compute_layers: int | None = None

@@ -14,6 +14,7 @@ from edgeopt import records
 from edgeopt.config import Budget, validate
 from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import confusion_matrix, ratio_interval
+from edgeopt.report import format as form
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.report.trainings import trainings
@@ -77,13 +78,20 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
         for record in (accuracy, latency):
             machine = record.get("measured_on")
             if machine and machine.get("machine_id"):
-                machines[str(machine["machine_id"])] = machine
+                machines[str(machine["machine_id"])] = _with_after(machine, record.get("measured_on_after"))
         # What failed left no record of its own: those measured beside it name it.
         failures.update((latency.get("bench") or {}).get("failures") or {})
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
         row = _row(folder, key, build, latency, accuracy, figures)
         rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
     return [_with_failure(row, failures) for row in rows], machines
+
+
+def _with_after(machine: Record, after: Record | None) -> Record:
+    """The machine, with what may have changed while it measured."""
+    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m")
+    changed = {name: after[name] for name in names if after and after.get(name) not in (None, "", machine.get(name))}
+    return {**machine, "after": changed} if changed else machine
 
 
 def _with_failure(row: EngineRow, failures: Record) -> EngineRow:
@@ -158,8 +166,12 @@ def _confidence(accuracy: Record) -> dict[str, Any]:
 
 
 def _timing(latency: Record) -> dict[str, Any]:
-    plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "batch", "threads")
-    fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, "stable", "other_load_cores", "fits_target")}
+    plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "cold_start_s", "cpu_ms")
+    others = ("batch", "threads", "stable", "other_load_cores", "fits_target")
+    fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, *others)}
+    fields["cross_check"] = latency.get("cross_check") or {}
+    fields["end_to_end"] = latency.get("end_to_end") or {}
+    fields["best_throughput"] = (latency.get("throughput_search") or {}).get("best") or {}
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
     fields |= {f"bench_{name}": (latency.get("bench") or {}).get(name) for name in ("id", "seconds")}
     fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
@@ -168,7 +180,8 @@ def _timing(latency: Record) -> dict[str, Any]:
     # The fastest other precision of the same engine is the one that int8 must beat.
     floats = min((ratio for ratio in ratios if ratio["kind"] == "float"), key=lambda r: r["speedup"], default=None)
     headline = original or floats
-    for prefix, ratio in (("", headline), ("float_", floats)):
+    compiled = next((ratio for ratio in ratios if ratio["kind"] == "compiled"), None)
+    for prefix, ratio in (("", headline), ("float_", floats), ("compiled_", compiled)):
         if ratio is not None:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
@@ -256,6 +269,8 @@ def _flags(row: EngineRow) -> tuple[str, ...]:
     if row.stable is False:
         busy = row.other_load_cores is not None and row.other_load_cores > 0.25
         flags.append("the machine was busy with other work" if busy else "the timing did not settle")
+    if row.cross_check and not row.cross_check["agrees"]:
+        flags.append(f"{row.cross_check['tool']} measured {form.ms(row.cross_check['p50_ms'])} ms")
     if row.fits_target is False:
         flags.append("measured on another machine than its target describes")
     if row.precision == "int8" and row.float_speedup is not None:

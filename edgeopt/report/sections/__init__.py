@@ -6,6 +6,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "engines": ("Engines", "edgeopt.report.sections.engines:render"),
     "budget": ("Budget", "edgeopt.report.sections.budget:render"),
     "plot": ("Accuracy and latency", "edgeopt.report.sections.plot:render"),
+    "scenarios": ("Scenarios", "edgeopt.report.sections.scenarios:render"),
     "timing": ("Timing", "edgeopt.report.sections.timing:render"),
     "classes": ("Classes", "edgeopt.report.sections.classes:render"),
     "confusion": ("Confusions", "edgeopt.report.sections.confusion:render"),
