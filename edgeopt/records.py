@@ -362,6 +362,7 @@ class LatencyRecord(Record):
     p99_ci_ms: Pair | None = None
     throughput_ips: Positive | None = None
     throughput_ci_ips: Pair | None = None
+    samples_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     window_medians_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     load_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     cold_start_s: Annotated[float, Field(ge=0, le=1e9)] | None = None

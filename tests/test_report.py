@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edgeopt.report.format import count, percent, points, points_range, signific
 from edgeopt.report.headline import champion, confidence, sentence
 from edgeopt.report.html import render_html
 from edgeopt.report.sections import SECTIONS
+from edgeopt.report.sections.changes import render as render_changes
 from edgeopt.report.svg import Scale, linear_ticks, log_ticks
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -527,7 +529,7 @@ def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path
     assert "@import" not in html
     assert "url(" not in html
     assert len(html) < 6_000_000
-    assert html.count('class="mark') == len(ENGINES)
+    assert html.count('class="mark') == 2 * len(ENGINES)  # against latency, and against size
     assert "blocks.0.conv" in html  # layers left in float, by name
     assert "keeps" in html or "loses" in html
 
@@ -555,6 +557,32 @@ def test_scenarios_show_shares_settings_and_what_another_tool_measured(own_run: 
     row = assemble(own_run).row(INT8)
     assert row is not None
     assert "benchmark_app measured 1.18 ms" in row.flags
+
+
+def test_pictures_whose_answer_changed_are_shown_what_was_lost_first(own_run: Path) -> None:
+    answers_again(own_run, "openvino/int8-u8a7w", [3, 13, 23, *range(0, 360, 9)])
+    found = assemble(own_run)
+    row = found.row("openvino/int8-u8a7w")
+    assert row is not None
+    lost = [one for one in row.changes if one.kind == "lost"]
+    assert len(lost) == 24
+    assert (lost[0].total, row.lost) == (row.lost, row.lost)
+    assert (lost[0].path, lost[0].truth, lost[0].before, lost[0].after) == ("test picture 3", "3", "3", "4")
+    gained = [one for one in row.changes if one.kind == "gained"]
+    assert len(gained) == row.gained
+    section = render_changes(replace(found, engines=(row,)))
+    assert f"{row.lost} right before, wrong now" in section
+    assert "(24 shown)" in section
+    assert "McNemar" in section
+
+
+def test_distributions_of_calls_stand_on_their_samples(report: Report) -> None:
+    row = report.row(INT8)
+    assert row is not None
+    highest = max(row.density, key=lambda point: point[1])
+    assert highest[0] == pytest.approx(row.p50_ms, rel=0.1)
+    assert all(0 <= share <= 1 for _, share in row.density)
+    assert row.density[0][0] < (row.p50_ms or 0) < row.density[-1][0]
 
 
 def test_a_compiled_baseline_has_a_column_and_a_budget_line(own_run: Path) -> None:
@@ -652,9 +680,11 @@ column.click();
 said.sorted = [...document.querySelectorAll("#engines tbody tr")].map((row) => row.cells[3].dataset.v);
 document.querySelector(".mark").dispatchEvent(new PointerEvent("pointermove", {clientX: 50, clientY: 50}));
 said.tip = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
-const select = document.querySelector("select");
-select.value = "0";
-select.dispatchEvent(new Event("change"));
+for (const [name, value] of [["plot", "1"], ["confusion", "0"]]) {
+  const select = document.querySelector(`select[data-switch="${name}"]`);
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+}
 said.panels = [...document.querySelectorAll("[data-panel]")].map((panel) => panel.hidden);
 said.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 const out = document.createElement("pre");
@@ -693,7 +723,7 @@ def test_in_a_browser_it_sorts_and_hovers_without_errors_or_requests(run: Path, 
     assert times_ms == sorted(times_ms, reverse=True)
     assert said["sorted"][-1] == ""  # not measured: last, whichever way
     assert "top-1" in said["tip"]
-    assert said["panels"] == [False, True, True, True]
+    assert said["panels"] == [True, False, False, True, True, True]  # the plots, then the confusions
     assert said["overflow"] == 0  # readable on a phone: only the tables scroll
 
 

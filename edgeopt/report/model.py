@@ -24,6 +24,19 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A picture answered otherwise than by the original; ``kind`` is lost, gained or other, ``total`` how many such."""
+
+    kind: str
+    total: int
+    path: str
+    truth: str
+    before: str
+    after: str
+    picture: str = ""  # a data URI, or empty
+
+
+@dataclass(frozen=True)
 class LrTest:
     """The range test: ``curve`` holds (learning rate, smoothed loss), ``lr`` is the rate that was taken."""
 
@@ -84,6 +97,7 @@ class EngineRow:
     bins: tuple[tuple[int, float, float], ...] = ()  # reliability: pictures, mean confidence, share right
     roc: Mapping[str, Any] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    changes: tuple[Change, ...] = ()
     p50_ms: float | None = None
     p50_ci_ms: Pair | None = None
     p90_ms: float | None = None
@@ -137,6 +151,7 @@ class EngineRow:
     class_drops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see metrics.class_drops
     confusion: tuple[tuple[int, ...], ...] = ()
     window_medians_ms: tuple[float, ...] = ()
+    density: tuple[Pair, ...] = ()  # of single calls: (ms, share of the highest), evenly spaced in the logarithm
     build_command: str = ""
     profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
 
@@ -160,7 +175,15 @@ class EngineRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row of ``report.json``."""
-        left_out = {"profile_budget", "build_command", "bins", "roc", "mistakes"}  # accuracy.json has the latter three
+        left_out = {
+            "profile_budget",
+            "build_command",
+            "bins",
+            "roc",
+            "mistakes",
+            "changes",
+            "density",
+        }  # accuracy.json has the latter
         if len(self.confusion) > 100:  # millions of zeros; accuracy.json has every answer
             left_out.add("confusion")
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}

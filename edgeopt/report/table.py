@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from edgeopt.config import Budget, validate
 from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import confusion_matrix, ratio_interval
 from edgeopt.report import format as form
+from edgeopt.report.changes import changes
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.report.trainings import trainings
@@ -38,7 +39,12 @@ def assemble(run_path: Path) -> Report:
     labels = _labels(run)
     if original is not None:
         original = replace(original, mistakes=mistakes(run, original, labels))
-    engines = tuple(replace(row, mistakes=mistakes(run, row, labels)) if row.compressed else row for row in engines)
+    engines = tuple(
+        replace(row, mistakes=mistakes(run, row, labels), changes=changes(run, row, original, labels))
+        if row.compressed
+        else row
+        for row in engines
+    )
     return Report(
         name=run.name,
         run={"name": run.name, "id": run.info["id"], "created": run.info["created"], "dataset": _dataset(run)},
@@ -175,6 +181,7 @@ def _timing(latency: Record) -> dict[str, Any]:
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
     fields |= {f"bench_{name}": (latency.get("bench") or {}).get(name) for name in ("id", "seconds")}
     fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
+    fields["density"] = _density(latency.get("samples_ms") or ())
     ratios = latency.get("ratios") or []
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
     # The fastest other precision of the same engine is the one that int8 must beat.
@@ -189,6 +196,19 @@ def _timing(latency: Record) -> dict[str, Any]:
             fields[f"{prefix}baseline"] = ratio["baseline"]
     fields["baseline_kind"] = headline["kind"] if headline else None
     return fields
+
+
+def _density(samples_ms: Sequence[float], bins: int = 64) -> tuple[Pair, ...]:
+    """How often calls took how long: all but the slowest hundredth, in bins of equal ratio, lightly smoothed."""
+    if len(samples_ms) < 100:
+        return ()
+    values = np.log(np.asarray(samples_ms, dtype=np.float64))
+    low, high = np.quantile(values, [0.0, 0.99])
+    edges = np.linspace(low - 1e-6, max(high, low + 0.01) + 1e-6, bins + 1)
+    counts = np.histogram(values, edges)[0].astype(np.float64)
+    smooth = np.convolve(np.pad(counts, 2), [0.1, 0.2, 0.4, 0.2, 0.1], mode="valid")
+    middles = np.exp((edges[:-1] + edges[1:]) / 2)
+    return tuple((float(ms), float(share)) for ms, share in zip(middles, smooth / smooth.max(), strict=True))
 
 
 def _fusion(folder: Path, build: Record) -> dict[str, Any]:

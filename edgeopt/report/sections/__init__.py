@@ -10,6 +10,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "timing": ("Timing", "edgeopt.report.sections.timing:render"),
     "classes": ("Classes", "edgeopt.report.sections.classes:render"),
     "confusion": ("Confusions", "edgeopt.report.sections.confusion:render"),
+    "changes": ("Changed answers", "edgeopt.report.sections.changes:render"),
     "mistakes": ("Worst mistakes", "edgeopt.report.sections.mistakes:render"),
     "confidence": ("Confidence", "edgeopt.report.sections.confidence:render"),
     "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
