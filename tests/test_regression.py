@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from json_schema import misfit
 from report_fixture import LABELS, MACHINE, edit, write_run
 
@@ -154,6 +154,32 @@ def test_report_judges_a_baseline_beside_the_budget(before: Path, after: Path) -
     assert allowed.return_value == 0
     own = api.report(Run.open(after), baseline=str(after / "report/report.json"))  # the file that it then writes over
     assert own.exit_code == 0
+
+
+def test_several_runs_are_one_table_and_what_is_no_run_is_left_out(before: Path, after: Path, tmp_path: Path) -> None:
+    slowed(after, INT8, 1.3)
+    edit(after / "run.json", fingerprint="b" * 64)
+    (tmp_path / "photos").mkdir()
+    page = tmp_path / "runs.html"
+
+    def report(*typed: str) -> Result:
+        return CliRunner().invoke(report_command, list(typed), standalone_mode=False)
+
+    done = report(str(before), str(after), str(tmp_path / "photos"), "--out", str(page))
+    assert done.return_value == 0
+    lines = [line.split() for line in done.output.splitlines() if INT8 + " " in line]
+    assert [(line[0], line[1]) for line in lines] == [("digits", INT8)] * 2
+    assert ["6.9×" in line for line in lines] == [True, False]
+    assert "the runs are of different datasets" in done.output
+    assert "photos (" in done.output
+    html = page.read_text()
+    assert html.count('class="engine"') == 14
+    assert "http" not in html.replace("http-equiv", "")
+    as_json = json.loads(report(str(before), str(after), "--json").stdout)
+    assert [row["run"] for row in as_json["runs"]] == ["digits"] * 14
+    assert "no report to compare" in str(report(str(tmp_path / "photos"), str(tmp_path / "none")).exception)
+    assert "a run is named twice" in str(report(str(before), "--run", str(after)).exception)
+    assert "--out is for the page of several runs" in str(report("--out", str(page)).exception)
 
 
 def test_budget_lines_may_be_typed(after: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edgeopt.cli.common import (
     allowance_options,
     baseline_option,
     budget_options,
+    emit,
     given,
     output_options,
     pick_run,
@@ -36,12 +37,16 @@ class Limits(NamedTuple):
 
 
 @click.command("report")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the page that compares several RUNS.")
 @budget_options
 @baseline_option
 @allowance_options
 @run_option
 @output_options
 def command(
+    runs: tuple[Path, ...],
+    out: Path | None,
     budget: tuple[str, ...],
     allow_undecided: bool,
     baseline: str | None,
@@ -52,10 +57,35 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Write report.html, .md, .json and junit.xml from what was measured; exit 3 when a budget is missed."""
+    """Write report.html, .md, .json and junit.xml from what was measured; exit 3 when a budget is missed.
+
+    Several RUNS, such as runs/*, are compared in one table instead, as a page too with --out.
+    """
+    if len(runs) > 1 or (runs and out is not None):
+        return _compare_runs(runs, out, as_json=as_json)
+    _require_one_run(runs, run_path, out)
+    run_path = run_path or (runs[0] if runs else None)
     allowance = read_allowance(baseline, slower=slower, drop_points=drop_points, larger=larger)
     limits = read_budget(budget, allow_undecided=allow_undecided, baseline=allowance)
     return finish(pick_run(run_path, Terminal(quiet=quiet)), limits, as_json=as_json)
+
+
+def _require_one_run(runs: Sequence[Path], run_path: Path | None, out: Path | None) -> None:
+    if runs and run_path is not None:
+        raise ConfigError("a run is named twice", fix="leave out --run, or the run after `edgeopt report`")
+    if out is not None:
+        raise ConfigError("--out is for the page of several runs", fix="name them: edgeopt report runs/* --out FILE")
+
+
+def _compare_runs(runs: Sequence[Path], out: Path | None, *, as_json: bool) -> int:
+    from edgeopt.report.runs import read_runs
+
+    table = read_runs(runs)
+    emit(table.to_json(), as_json=as_json, text=table.text())
+    if out is not None:
+        table.write(out)
+        click.echo(f"report: {out}", err=as_json)
+    return 0
 
 
 def read_allowance(baseline: str | None = None, **allowed: float | None) -> BaselineConfig:
