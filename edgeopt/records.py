@@ -349,6 +349,8 @@ class LatencyRecord(Record):
 
         id: Text | None = None
         seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+        command: Text | None = None
+        created: Text | None = None
         failures: dict[Text, Text] | None = None
 
     backend: Text | None = None

@@ -79,7 +79,7 @@ def write_run(path: Path, *, labels: list[str] = LABELS, pictures: int = 360, lo
     searches = {key: Search((replace(best, throughput_ips=2000 / row[3]),), None) for key, *row in ENGINES}
     for written in write_records(path, bench, original="pytorch/float", throughput=searches):
         record = json.loads(written.read_text())
-        write_json(written, {**record, "bench": {**record["bench"], "created": CREATED}})
+        write_json(written, {**record, "bench": {**record["bench"], "created": CREATED, "command": "edgeopt bench"}})
     _write_build(path, "tensorrt/int8-s8a8w", "int8-s8a8w", "int8", "s8a8w", _target("tensorrt/x"), None, 49)
     return path
 

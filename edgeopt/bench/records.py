@@ -17,7 +17,8 @@
   ``ratios``: ``[{"baseline": key, "kind": "original" | "compiled" | "float", "precision", "speedup", "speedup_ci",
   "quiet"}]``, how many times as fast this engine is as the original, and as the same target's engines of other
   precisions, windows paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
-  ``bench``: ``{"id", "rounds", "seconds", "created", "failures": {key: reason}}``, equal in all measured together;
+  ``bench``: ``{"id", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all measured
+  together;
   ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
   ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
   ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
@@ -57,7 +58,7 @@ from edgeopt.errors import BackendError, DataError
 from edgeopt.evaluate import NOT_FINITE
 from edgeopt.files import write_json
 from edgeopt.metrics import Float, Int64, Parity
-from edgeopt.run import now
+from edgeopt.run import command_line, now
 
 SCHEMA = 1
 #: A matrix of more classes is millions of zeros; ``predictions`` and ``truth`` hold the same facts.
@@ -81,6 +82,7 @@ def write_records(
     """
     baselines = {key: kind for key, kind in ((original, "original"), (compiled, "compiled")) if key in result.engines}
     shared = {"id": result.id, "rounds": result.rounds, "seconds": result.seconds, "created": now()}
+    shared["command"] = command_line()
     written = []
     for key in result.engines:
         folder = run_path / "device" / key

@@ -32,7 +32,7 @@ SIMULATION_GAP_POINTS = 1.0
 def assemble(run_path: Path) -> Report:
     """The report of a run, no budget judged; RunError for damaged records, MissingStageError when there are none."""
     run = Run.open(run_path)
-    rows, machines = _rows(run)
+    rows, machines, measured_by = _rows(run)
     original, engines = _split(rows, run)
     if not rows:
         raise MissingStageError(f"{run_path} has no engine to report on", fix="edgeopt build --target onnxruntime")
@@ -52,14 +52,14 @@ def assemble(run_path: Path) -> Report:
         original=original,
         engines=engines,
         machines=machines,
-        commands=_commands(run),
+        commands=_commands(run, measured_by),
         created=now(),
         trainings=trainings(run),
     )
 
 
-def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
-    """Every engine folder that holds a record, in the order they were built, and the machines that measured."""
+def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
+    """Every engine folder with a record, in the order they were built; the machines and the commands that measured."""
     machines: dict[str, Record] = {}
     built, damaged = run.engines(), run.damaged_engines()
     labels = _labels(run)
@@ -71,6 +71,7 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
     variants = run.variants()
     rows: list[EngineRow] = []
     failures: dict[str, Any] = {}
+    commands: dict[str, str] = {}
     for key in [*built, *sorted(damaged), *sorted(measured - {*built, *damaged})]:
         folder = run.path / "device" / key
         build = built.get(key, {})
@@ -86,11 +87,14 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
             if machine and machine.get("machine_id"):
                 machines[str(machine["machine_id"])] = _with_after(machine, record.get("measured_on_after"))
         # What failed left no record of its own: those measured beside it name it.
-        failures.update((latency.get("bench") or {}).get("failures") or {})
+        bench = latency.get("bench") or {}
+        failures.update(bench.get("failures") or {})
+        if str(bench.get("command")).startswith("edgeopt "):  # not the name of a program that used it as a library
+            commands[str(bench.get("created"))] = str(bench["command"])
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
         row = _row(folder, key, build, latency, accuracy, figures)
         rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
-    return [_with_failure(row, failures) for row in rows], machines
+    return [_with_failure(row, failures) for row in rows], machines, [commands[when] for when in sorted(commands)]
 
 
 def _with_after(machine: Record, after: Record | None) -> Record:
@@ -329,11 +333,12 @@ def _labels(run: Run) -> tuple[str, ...]:
     return records.read_labels(path) if path.is_file() else ()
 
 
-def _commands(run: Run) -> tuple[str, ...]:
+def _commands(run: Run, measured_by: list[str]) -> tuple[str, ...]:
     """The commands the records name, in order, each once."""
     records = [*run.variants().values(), *run.engines().values()]
     records.sort(key=lambda record: str(record.get("created", "")))
-    return tuple(dict.fromkeys(str(record["command"]) for record in records if record.get("command")))
+    made = [str(record["command"]) for record in records if record.get("command")]
+    return tuple(dict.fromkeys([*made, *measured_by]))
 
 
 def _size(folder: Path, build: Record) -> int | None:

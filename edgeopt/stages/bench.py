@@ -341,7 +341,7 @@ def _throughput(
     with console.task("searching for throughput") as progress:
         for done, spec in enumerate(specs):
             progress(done, len(specs))
-            if spec.key not in result.engines:
+            if spec.key not in result.engines or spec.target.session.compile:  # it would compile for every batch
                 continue
             try:
                 found[spec.key] = search(result.engines[spec.key].spec, cores=cores, cap_ms=config.max_latency_ms)
