@@ -81,22 +81,29 @@ def _write(known: dict[str, Any]) -> None:
     runs, minute = known["runs"], known["minute"]
     known["found"] = {
         "runs": len(runs),
-        "of_10_percent": sum(one["slowed"]["ci"][1] < 1 for one in runs),
-        "of_none": sum(one["same"]["ci"][1] < 1 or one["same"]["ci"][0] > 1 for one in runs),
-        "width_after_60_s": minute and max(one["ci"][1] / one["ci"][0] - 1 for one in minute.values()),
+        "of_10_percent": sum(_slower(one["slowed"]["ci"]) for one in runs),
+        "of_none": sum(_slower(one["same"]["ci"]) for one in runs),
+        "width_after_60_s": minute
+        and max((ci[1] - ci[0]) / one["ratio"] for one in minute.values() if (ci := one["ci"])),
     }
     OUT.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _slower(ci: list[float] | None) -> bool:
+    """Whether a slow-down would be called; without an interval nothing is."""
+    return ci is not None and ci[1] < 1
 
 
 def _measured(lab: dict[str, Any], seconds: float, width: float = 0.03) -> dict[str, Any]:
     """A whole benchmark: how many times as fast as the plain engine are the same again, and the slowed one."""
     from edgeopt.bench import bench
+    from edgeopt.bench.result import bounds
 
     result = bench(list(lab["specs"]), pictures=lab["pictures"], preprocess=lab["preprocess"], seconds=seconds,
                    threads=1, width=width)  # fmt: skip
     ratios = {name: result.ratio(f"{name}/float", "plain/float") for name in ("same", "slowed")}
     quiet = all(engine.quiet for engine in result.engines.values())
-    found = {name: {"ratio": one.value, "ci": [one.low, one.high], "quiet": quiet} for name, one in ratios.items()}
+    found = {name: {"ratio": one.value, "ci": bounds(one), "quiet": quiet} for name, one in ratios.items()}
     return found
 
 

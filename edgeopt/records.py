@@ -326,7 +326,7 @@ class LatencyRecord(Record):
         edgeopt_p50_ms: Positive
         ratio: Positive
         ratio_ci: Pair | None = None
-        agrees: bool
+        agrees: bool | None = None
 
     class Search(_Part):
         """The setting with the most pictures a second."""

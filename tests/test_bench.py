@@ -26,6 +26,7 @@ from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.files import sha256
 from edgeopt.metrics import int8_parity
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.run import Run
 
 TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
 
@@ -201,10 +202,28 @@ def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path) -> None:
     assert found.ratio == pytest.approx(found.edgeopt_p50_ms / found.p50_ms, rel=1.0)
     assert found.to_json()["ratio_ci"] is None  # two rounds are too few
     lying = CrossCheck("benchmark_app", 1.0, 0.9, 0.9, [0.89, 0.91], 6)
-    assert not lying.agrees
+    assert lying.agrees is False
+    assert CrossCheck("benchmark_app", 1.0, 0.9, 0.9, [0.7, 1.2], 6).agrees is None  # a busy machine
     assert str(lying) == "benchmark_app 1 ms, edgeopt 0.9 ms: ratio 0.900 (0.890 to 0.910), they DIFFER"
+    said = [sys.executable, "-c", "print('[ INFO ]    Median:        517.16 us')"]
+    assert _median("benchmark_app", said, r"Median:\s+([\d.]+) (ms|us)", 1) == pytest.approx(0.51716)
     with pytest.raises(BackendError, match="a bare loop of onnxruntime printed no median"):
         _median("a bare loop of onnxruntime", [sys.executable, "-c", "print('no number')"], r"^([\d.]+)$", 1)
+
+
+@pytest.mark.slow
+def test_benchmark_app_times_an_openvino_engine(path_run: Run) -> None:
+    from edgeopt.bench.crosscheck import cross_check
+    from edgeopt.stages.engines import engines, sets_folder
+
+    built = engines(path_run)["openvino/int8-u8a7w"]
+    spec = EngineSpec(built.key, "openvino", built.path, built.target, "int8").completed(
+        pictures=sets_folder(path_run, built.preprocess), preprocess=built.preprocess_path, threads=1
+    )
+    found = cross_check(spec, rounds=1, seconds=0.2)
+    assert found is not None
+    assert found.tool == "benchmark_app"
+    assert found.p50_ms > 0
 
 
 def test_measuring_stops_early_when_the_ratios_are_known(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@
   ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
   ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
   ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
-  ``p50_ms, edgeopt_p50_ms, ratio, ratio_ci, rounds, agrees`` (within 5 %);
+  ``p50_ms, edgeopt_p50_ms, ratio, ratio_ci, rounds, agrees`` (within 5 %; null where noise leaves that open);
   ``measured_on`` and ``measured_on_after``: the machine's records before and after.
 
 ``accuracy.json``, schema 1:

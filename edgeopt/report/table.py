@@ -293,7 +293,7 @@ def _flags(row: EngineRow) -> tuple[str, ...]:
     if row.stable is False:
         busy = row.other_load_cores is not None and row.other_load_cores > 0.25
         flags.append("the machine was busy with other work" if busy else "the timing did not settle")
-    if row.cross_check and not row.cross_check["agrees"]:
+    if row.cross_check.get("agrees") is False:
         flags.append(f"{row.cross_check['tool']} measured {form.ms(row.cross_check['p50_ms'])} ms")
     if row.fits_target is False:
         flags.append("measured on another machine than its target describes")
