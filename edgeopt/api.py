@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeopt.stages.foreign import import_onnx
     from edgeopt.stages.package import package
     from edgeopt.stages.predict import predict
-    from edgeopt.stages.report import report
+    from edgeopt.stages.report import compare, report
     from edgeopt.stages.tune import tune
 
 _WHERE = {
@@ -26,6 +26,7 @@ _WHERE = {
     "bench": "stages.bench",
     "build": "stages.build",
     "check": "stages.check",
+    "compare": "stages.report",
     "compress": "stages.compress",
     "demo": "pipeline",
     "ensemble": "stages.ensemble",
@@ -47,6 +48,7 @@ __all__ = [
     "bench",
     "build",
     "check",
+    "compare",
     "compress",
     "demo",
     "ensemble",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -30,6 +30,8 @@ else:
     import tomli as tomllib
 
 Model = TypeVar("Model", bound=BaseModel)
+#: What speed is compared with.
+Baseline = Literal["original", "compiled", "float"]
 
 _MAX_TOML_BYTES = 2**20
 _MOST_PROBLEMS = 20  # said at once
@@ -55,21 +57,54 @@ def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
 
 
 class Budget(Strict):
-    """What the result must satisfy. Points are percentage points, times milliseconds, sizes MiB."""
+    """What the result must satisfy. Points are percentage points, times milliseconds, sizes MiB.
+
+    ``min_speedup`` is by baseline: ``original``, the PyTorch model as it is, ``compiled``, the same through
+    torch.compile, or ``float``, the fastest other precision of the same target; a number alone is against the original.
+    ``allow_undecided`` lets pass what too few pictures or too little time cannot tell; it is still said.
+    """
 
     max_drop_points: float | None = Field(None, ge=0)
+    max_class_drop_points: float | None = Field(None, ge=0)
+    min_class_recall: float | None = Field(None, gt=0, le=1)
     min_top1: float | None = Field(None, gt=0, le=1)
-    min_speedup: float | None = Field(None, gt=0)
+    min_speedup: dict[Baseline, Annotated[float, Field(gt=0)]] | None = None
     max_p50_ms: float | None = Field(None, gt=0)
     max_p99_ms: float | None = Field(None, gt=0)
     min_throughput_ips: float | None = Field(None, gt=0)
     max_size_mib: float | None = Field(None, gt=0)
     max_memory_mib: float | None = Field(None, gt=0)
     min_int8_share: float | None = Field(None, ge=0, le=1)
+    allow_undecided: bool = False
+
+    @field_validator("min_speedup", mode="before")
+    @classmethod
+    def _against_the_original(cls, value: Any) -> Any:
+        return {"original": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    def lines(self) -> dict[str, float]:
+        """Limit by line, those that are stated: ``min_speedup`` against the original, ``min_speedup.float``."""
+        found: dict[str, float] = {}
+        for name, limit in self.model_dump(exclude_none=True, exclude={"allow_undecided"}).items():
+            for baseline, one in (limit if isinstance(limit, dict) else {"original": limit}).items():
+                found[name if baseline == "original" else f"{name}.{baseline}"] = float(one)
+        return found
 
     def merged(self, other: Budget) -> Budget:
         """This budget with every line that ``other`` states taken from ``other``."""
-        return self.model_copy(update=other.model_dump(exclude_none=True))
+        mine, theirs = (one.model_dump(exclude_none=True, exclude_defaults=True) for one in (self, other))
+        speedups = {**mine.get("min_speedup", {}), **theirs.get("min_speedup", {})}
+        return Budget.model_validate({**mine, **theirs, **({"min_speedup": speedups} if speedups else {})})
+
+
+class BaselineConfig(Strict):
+    """An earlier report that this one must not fall behind: an engine may be ``slower`` and ``larger`` by these
+    fractions, and lose ``drop_points`` of top-1."""
+
+    report: str | None = None  # report.json, or a run folder
+    slower: float = Field(0.05, ge=0, lt=1)
+    drop_points: float = Field(1.0, ge=0, le=100)
+    larger: float = Field(0.05, ge=0, le=100)
 
 
 class Match(Strict):
@@ -93,6 +128,7 @@ class SessionOptions(Strict):
     provider: str = "CPUExecutionProvider"  # ONNX Runtime
     spinning: bool = True  # ONNX Runtime: idle threads wait actively, which is faster and takes a core each
     optimized: bool = False  # ONNX Runtime: the graph is optimized when built and not when loaded
+    compile: bool = False  # PyTorch: torch.compile
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX, such as "SM86"; empty: the GPU of this machine
 
 
@@ -185,10 +221,25 @@ class EnsembleConfig(Strict):
 
 
 class BenchConfig(Strict):
-    """Measuring: seconds for all engines together, threads of each (0: every core)."""
+    """Measuring: seconds at most for all engines together, threads of each (0: every core).
+
+    It ends early when the interval of every engine's ratio to the original is narrower than ``width`` of the ratio.
+    """
 
     seconds: float = Field(20.0, gt=0, le=36_000)
+    width: float = Field(0.03, gt=0, le=1)
     threads: int = Field(0, ge=0, le=1024)
+    compiled: bool = False  # the original through torch.compile as well, as another baseline
+    throughput: bool = False  # search batches and processes for the most pictures a second
+    max_latency_ms: float | None = Field(None, gt=0)  # p90 of a call that the search may not pass
+
+    cross_check: bool = False  # every engine through its runtime's own tool as well
+
+    @model_validator(mode="after")
+    def _a_cap_needs_a_search(self) -> BenchConfig:
+        if self.max_latency_ms is not None and not self.throughput:
+            raise ValueError("max_latency_ms caps the search for throughput: set throughput as well")
+        return self
 
 
 class Recipe(Strict):
@@ -205,6 +256,7 @@ class Recipe(Strict):
     compress: CompressConfig = CompressConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
+    baseline: BaselineConfig = BaselineConfig()
     tune: TuneConfig = TuneConfig()
 
 
@@ -367,10 +419,13 @@ def load_recipe(path: Path) -> Recipe:
         data = data.model_copy(update={"exclude": here(data.exclude)})
     if model.weights:
         model = model.model_copy(update={"weights": here(model.weights)})
+    baseline = recipe.baseline
+    if baseline.report:
+        baseline = baseline.model_copy(update={"report": here(baseline.report)})
     compress = compress.model_copy(update={"calibration": file(compress.calibration), "teacher": teacher(compress)})
     train = recipe.train.model_copy(update={"teacher": teacher(recipe.train)})
     targets = tuple(file(name) for name in recipe.targets)
-    tables = {"data": data, "model": model, "train": train, "compress": compress}
+    tables = {"data": data, "model": model, "train": train, "compress": compress, "baseline": baseline}
     return recipe.model_copy(update={**tables, "targets": targets})
 
 

@@ -181,6 +181,32 @@ def _throttled() -> str:
     return ""
 
 
+def frequency_mhz() -> float | None:
+    """What the first core runs at now; None where the machine does not say."""
+    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if khz.isdigit():
+        return int(khz) / 1000
+    found = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def temperature_c() -> float | None:
+    """The hottest thermal zone, degrees Celsius; None where there is none, as in most virtual machines."""
+    zones = [_read(str(path)) for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))]
+    degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
+    return max(degrees, default=None)
+
+
+def _cgroup() -> dict[str, Any]:
+    """Cores and bytes that the cgroup allows; None where it does not limit them."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    limit = _read("/sys/fs/cgroup/memory.max")
+    return {
+        "cpu_quota": int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None,
+        "memory_limit_bytes": int(limit) if limit.isdigit() else None,
+    }
+
+
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Installed versions of the libraries edgeopt stands on; absent ones are left out."""
     found = {}
@@ -252,6 +278,10 @@ def record() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "frequency_mhz": frequency_mhz(),
+        "temperature_c": temperature_c(),
+        "throttled": _throttled(),
+        **_cgroup(),
         "os": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions(),

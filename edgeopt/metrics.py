@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -162,6 +163,40 @@ def pictures_to_decide(drop: PairedDrop, limit_points: float) -> int | None:
     return high
 
 
+def class_drops(
+    reference_correct: Bool, candidate_correct: Bool, labels: Int64, names: Sequence[str]
+) -> dict[str, dict[str, float | int]]:
+    """By class name, for classes with pictures: ``n, lost, gained``, the recall's fall ``drop_points`` and its bounds.
+
+    ``upper_points`` is the one-sided 95 % bound of that class: when all lie within a limit, every class does (the
+    intersection-union test needs no correction). ``lower_points`` is one-sided at 1 - 5 % / classes: that any of them
+    lies beyond a limit by chance has 5 % (Bonferroni). ``mcnemar_p`` is exact and of that class alone.
+    """
+    shown = [index for index in range(len(names)) if (labels == index).any()]
+    found: dict[str, dict[str, float | int]] = {}
+    for index in shown:
+        own = labels == index
+        lost = int((reference_correct & ~candidate_correct & own).sum())
+        gained = int((~reference_correct & candidate_correct & own).sum())
+        n = int(own.sum())
+        found[names[index]] = {
+            "n": n,
+            "lost": lost,
+            "gained": gained,
+            "drop_points": 100.0 * (lost - gained) / n,
+            "lower_points": 100.0 * _tango(lost, gained, n, -_z(1 - 0.05 / len(shown))),
+            "upper_points": 100.0 * _tango(lost, gained, n, _z(0.95)),
+            "mcnemar_p": mcnemar(lost, gained),
+        }
+    return found
+
+
+def share_bound(correct: int, n: int, confidence: float, *, upper: bool) -> float:
+    """One-sided bound (0-1) of a true share of which ``correct`` of ``n`` were seen: an end of Wilson's interval."""
+    low, high = accuracy_interval(np.arange(n) < correct, confidence=2 * confidence - 1)
+    return high if upper else low
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Two-sided exact p-value that ``lost`` and ``gained`` differ by chance: binomial(lost + gained, 1/2), doubled."""
     discordant, term, total = lost + gained, 1, 0
@@ -222,30 +257,43 @@ class Interval(NamedTuple):
 MIN_WINDOWS = 6
 
 
-def median_interval(windows: Sequence[float] | Float, *, seed: int = 0, resamples: int = 4000) -> Interval:
-    """The median of window values and its 95 % percentile bootstrap, windows being the unit resampled."""
-    values = np.asarray(windows, dtype=np.float64)
-    _require_some(values)
+def median_interval(windows: Sequence[float] | Float) -> Interval:
+    """The median of window values and its 95 % interval; windows, not the samples in them, are the unit.
+
+    Interpolated order statistics: Hettmansperger & Sheather, Statistics & Probability Letters 4 (1986) 75-79. No shape
+    is assumed. Simulated (tests/test_verdicts.py) it holds the median in 94 to 96 % of sessions of 6 to 60 windows,
+    with heavy tails and two modes as well; the percentile bootstrap of a median held it in 90 to 95 %.
+    """
+    values = np.sort(np.asarray(windows, dtype=np.float64))
+    n = _require_some(values)
     value = float(np.median(values))
-    if len(values) < MIN_WINDOWS:
+    if n < MIN_WINDOWS:
         return Interval(value, math.nan, math.nan)
-    rng, at_once = np.random.default_rng(seed), max(1, 2**21 // len(values))
-    medians: list[Float64] = []
-    for start in range(0, resamples, at_once):  # all at once, hours of windows would take gigabytes
-        picks = rng.integers(0, len(values), size=(min(at_once, resamples - start), len(values)))
-        medians.append(np.median(values[picks], axis=1))
-    low, high = np.quantile(np.concatenate(medians), [0.025, 0.975])
+    depth, inner = _order(n)
+    low = (1 - inner) * values[depth - 1] + inner * values[depth]
+    high = (1 - inner) * values[n - depth] + inner * values[n - depth - 1]
     return Interval(value, float(low), float(high))
 
 
+@lru_cache(maxsize=256)
+def _order(n: int) -> tuple[int, float]:
+    """Between which order statistics, counted from 1, the interval of ``n`` values ends, and how far to the inner."""
+    if n > 1000:  # the normal approximation is exact to a rank
+        return max(1, math.floor(n / 2 - 0.5 * _z(0.975) * math.sqrt(n))), 0.0
+    # From the depth-th smallest to the depth-th largest: confidence 1 - 2 P(fewer than depth of n below the median).
+    term, tail, depth = 0.5**n, 0.0, 0
+    while 1 - 2 * (tail + term) >= 0.95:
+        tail, depth = tail + term, depth + 1
+        term *= (n - depth + 1) / depth
+    outer, within = 1 - 2 * tail, 1 - 2 * (tail + term)
+    share = (outer - 0.95) / (outer - within)
+    return depth, (n - depth) * share / (depth + (n - 2 * depth) * share)
+
+
 def ratio_interval(
-    numerator_windows: Sequence[float] | Float,
-    denominator_windows: Sequence[float] | Float,
-    *,
-    seed: int = 0,
-    resamples: int = 4000,
+    numerator_windows: Sequence[float] | Float, denominator_windows: Sequence[float] | Float
 ) -> Interval:
-    """Median of numerator/denominator over rounds, and its 95 % bootstrap interval.
+    """Median of numerator/denominator over rounds, and its 95 % interval.
 
     Window i of both was measured in the same round, so what slows the machine down for a while slows both and leaves
     the ratio alone. A round that misses either (NaN) is dropped.
@@ -259,9 +307,7 @@ def ratio_interval(
         )
     ratios = top / bottom
     ratios = ratios[np.isfinite(ratios)]
-    if not len(ratios):
-        return Interval(math.nan, math.nan, math.nan)
-    return median_interval(ratios, seed=seed, resamples=resamples)
+    return median_interval(ratios) if len(ratios) else Interval(math.nan, math.nan, math.nan)
 
 
 def quantiles(samples: Sequence[float] | Float, percents: Sequence[float] = (50, 90, 99)) -> tuple[float, ...]:

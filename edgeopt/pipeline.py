@@ -93,12 +93,8 @@ def _build(journey: Journey) -> None:
 def _bench(journey: Journey) -> None:
     from edgeopt.stages.bench import bench
 
-    bench(
-        journey.opened,
-        seconds=journey.recipe.bench.seconds,
-        threads=journey.recipe.bench.threads,
-        console=journey.console,
-    )
+    config = journey.recipe.bench
+    bench(journey.opened, **config.model_dump(), console=journey.console)
 
 
 def _package(journey: Journey) -> None:

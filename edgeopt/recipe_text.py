@@ -66,7 +66,11 @@ int8 = true                              # ranges from calibration pictures, the
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 
 [bench]
-seconds = 20
+seconds = 20                             # at most, for all engines together
+# cross_check = true                     # each engine by its runtime's own tool too
+# compiled = true                        # torch.compile as another baseline
+# throughput = true                      # search batches and processes; max_latency_ms = 50.0 caps a call
+# width = 0.03                           # it ends early when every ratio's interval is this narrow
 
 [tune]                                   # of `edgeopt tune {name}` alone; `edgeopt run` does not search
 # trials = 20                            # or time = "2h", or both
@@ -75,14 +79,22 @@ seconds = 20
 
 [budget]                                 # a missed line makes `edgeopt run` exit with 3
 max_drop_points = 1.0                    # top-1 may fall by this many percentage points
-# min_speedup = 1.5                      # over the same backend in float
+# max_class_drop_points = 5.0            # of any class's recall; also min_class_recall, min_top1
+# min_speedup = {{ original = 2.0, float = 1.1 }}  # against the PyTorch model, and the target's fastest float engine
+# max_p99_ms = 30.0                      # also max_p50_ms, min_throughput_ips; judged on the target's own device alone
+# max_size_mib = 8.0                     # also max_memory_mib, min_int8_share
+# allow_undecided = true                 # exit with 0, not 5, where pictures or time are too few to tell
+
+# [baseline]                             # an earlier report.json (or run) that the new one must not fall behind
+# report = "baseline.json"
+# slower = 0.05                          # the fraction by which an engine may be slower; also drop_points, larger
 """
 
 _LINE = re.compile(r"(?:# )?(\w+) = (.*?)(\s+#.*)?")
 _TABLE = re.compile(r"(# )?(\[(\w+)\])(.*)")  # a comment: one that is in a recipe only when it is stated
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 #: Files a recipe names: those of a recipe in another folder are found by absolute paths.
-_PATHS = (("data", "path"), ("data", "exclude"), ("model", "weights"))
+_PATHS = (("data", "path"), ("data", "exclude"), ("model", "weights"), ("baseline", "report"))
 _TAUGHT = ("train", "compress")
 
 
@@ -95,7 +107,8 @@ def recipe_text(recipe: Recipe, head: Sequence[str], *, name: str = "edgeopt.tom
     stated: dict[str, dict[str, Any]] = {"": {}}
     for key, value in _absolute(recipe.model_dump(mode="json", exclude={"tune"})).items():
         if isinstance(value, Mapping):
-            stated[key] = {name: one for name, one in value.items() if one != default[key][name] and one is not None}
+            stated[key] = {name: _without_none(one) for name, one in value.items() if one != default[key][name]}
+            stated[key] = {name: one for name, one in stated[key].items() if one is not None}
         elif value != default[key] and value is not None:
             stated[""][key] = value
     stated["data"]["path"] = _absolute(recipe.model_dump(mode="json"))["data"]["path"]
@@ -112,6 +125,11 @@ def recipe_text(recipe: Recipe, head: Sequence[str], *, name: str = "edgeopt.tom
         lines.append(line)
     lines += _left(stated.pop(table, {}), lines)
     return "\n".join(lines) + "\n"
+
+
+def _without_none(value: Any) -> Any:
+    """A table without the keys that state nothing."""
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, Mapping) else value
 
 
 def _line(found: re.Match[str], value: Any) -> str:

@@ -355,6 +355,11 @@ class Machine(_Part):
     memory_bytes: Count | None = None
     load_1m: Annotated[float, Field(ge=0, le=1e9)] | None = None
     governor: Text | None = None
+    frequency_mhz: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    temperature_c: Annotated[float, Field(ge=-300, le=1000)] | None = None
+    throttled: Text | None = None
+    cpu_quota: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    memory_limit_bytes: Count | None = None
     os: Text | None = None
     python: Text | None = None
     versions: dict[Text, Text] | None = None
@@ -369,15 +374,52 @@ class LatencyRecord(Record):
         """How many times as fast the engine is as another."""
 
         baseline: Key
-        kind: Literal["original", "float"]
+        kind: Literal["original", "compiled", "float"]
         speedup: Positive
         speedup_ci: Pair | None = None
         quiet: bool | None = None
+
+    class EndToEnd(_Part):
+        """From an encoded picture to the answer, ms a picture."""
+
+        decode_ms: Annotated[float, Field(ge=0, le=1e9)]
+        preprocess_ms: Annotated[float, Field(ge=0, le=1e9)]
+        infer_ms: Annotated[float, Field(ge=0, le=1e9)]
+        pictures: Count
+
+    class CrossCheck(_Part):
+        """What the runtime's own tool measured."""
+
+        tool: Text
+        p50_ms: Positive
+        edgeopt_p50_ms: Positive
+        ratio: Positive
+        ratio_ci: Pair | None = None
+        agrees: bool | None = None
+
+    class Search(_Part):
+        """The setting with the most pictures a second."""
+
+        class Setting(_Part):
+            """Processes at once, and what they gave together."""
+
+            batch: Count
+            streams: Count
+            threads: Count
+            throughput_ips: Positive
+            p50_ms: Positive
+            p90_ms: Positive
+
+        cap_ms: Positive | None = None
+        best: Setting | None = None
 
     class Bench(_Part):
         """The session that it was measured in."""
 
         id: Text | None = None
+        seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+        command: Text | None = None
+        created: Text | None = None
         failures: dict[Text, Text] | None = None
 
     backend: Text | None = None
@@ -391,8 +433,14 @@ class LatencyRecord(Record):
     p99_ci_ms: Pair | None = None
     throughput_ips: Positive | None = None
     throughput_ci_ips: Pair | None = None
+    samples_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     window_medians_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     load_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    cold_start_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    cpu_ms: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    end_to_end: EndToEnd | None = None
+    throughput_search: Search | None = None
+    cross_check: CrossCheck | None = None
     peak_memory_bytes: Count | None = None
     other_load_cores: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     stable: bool | None = None
@@ -400,6 +448,7 @@ class LatencyRecord(Record):
     ratios: Annotated[list[Ratio], Field(max_length=1000)] | None = None
     bench: Bench | None = None
     measured_on: Machine | None = None
+    measured_on_after: Machine | None = None
 
 
 class AccuracyRecord(Record):
@@ -415,6 +464,17 @@ class AccuracyRecord(Record):
         lost: Count | None = None
         gained: Count | None = None
         mcnemar_p: Share | None = None
+
+    class ClassDrop(_Part):
+        """How many answers of a class changed, and what that says of its recall."""
+
+        n: Annotated[int, Field(ge=1, le=2**40)]
+        lost: Count
+        gained: Count
+        drop_points: Points
+        lower_points: Points
+        upper_points: Points
+        mcnemar_p: Share
 
     class Scores(_Part):
         """Of one class."""
@@ -473,6 +533,7 @@ class AccuracyRecord(Record):
     drop_lower_points: Points | None = None
     drop_upper_points: Points | None = None
     drop: Drop | None = None
+    class_drops: dict[Text, ClassDrop] | None = None
     measured_on: Machine | None = None
 
     @model_validator(mode="after")
@@ -485,7 +546,7 @@ class AccuracyRecord(Record):
             raise ValueError("its confusion matrix does not fit its classes")
         if any(max(one.truth, one.answer) >= classes or one.index >= self.n for one in self.mistakes or ()):
             raise ValueError("its mistakes do not fit its pictures and classes")
-        if len(self.per_class) > classes:
+        if len(self.per_class) > classes or len(self.class_drops or ()) > classes:
             raise ValueError("its scores by class do not fit its classes")
         return self
 

@@ -54,28 +54,39 @@ class PyTorchBackend(Backend):
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         from edgeopt.models import load
 
-        return TorchSession(load(engine.parent), threads or usable_cores())
+        return TorchSession(load(engine.parent), threads or usable_cores(), compiled=target.session.compile)
 
 
 class TorchSession(Session):
-    """A model on the CPU in eval mode. The thread count is torch's and so of the whole process."""
+    """A model on the CPU in eval mode, on request compiled. The thread count is torch's and so of the whole process."""
 
-    def __init__(self, model: nn.Module, threads: int) -> None:
+    def __init__(self, model: nn.Module, threads: int, *, compiled: bool = False) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._model = model.eval()
-        self._threads = threads
+        self._run: Any = torch.compile(self._model) if compiled else self._model
+        self._threads, self._compiled = threads, compiled
 
     def _infer(self, batch: Float32) -> Float32:
         import torch
 
-        with torch.inference_mode():
-            answers: Float32 = self._model(torch.from_numpy(batch)).numpy()
+        try:
+            with torch.inference_mode():
+                answers: Float32 = self._run(torch.from_numpy(batch)).numpy()
+        except RuntimeError as error:  # torch._dynamo's and inductor's are such, a missing C++ compiler among them
+            if not self._compiled:
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise BackendError(
+                f"torch.compile does not work with this model here: {said}",
+                fix="install a C++ compiler, or leave --compiled out",
+            ) from error
         return answers
 
     def describe(self) -> dict[str, Any]:
         """Device, threads, version."""
         import torch
 
-        return {"device": "CPU", "threads": self._threads, "precision": "fp32", "version": str(torch.__version__)}
+        facts = {"device": "CPU", "threads": self._threads, "precision": "fp32", "version": str(torch.__version__)}
+        return {**facts, "compiled": self._compiled}

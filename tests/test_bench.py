@@ -19,12 +19,14 @@ from edgeopt.bench import BenchResult, EngineSpec, accuracy_record, bench, load,
 from edgeopt.bench.child import Child
 from edgeopt.bench.protocol import _known, _Runner
 from edgeopt.bench.result import EngineResult
+from edgeopt.bench.throughput import Search, search
 from edgeopt.bench.worker import _window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.files import sha256
 from edgeopt.metrics import int8_parity
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.run import Run
 
 TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
 
@@ -52,6 +54,9 @@ class TinySession(Session):
             time.sleep(60)
         self.seen.add(float(batch[0, 0, 0, 0]))
         logits = batch.mean(axis=(2, 3)) @ self.weights
+        if len(batch) > self.settings.get("most", 1000):
+            raise BackendError("this engine takes no such batch", fix="build it for a larger one")
+        time.sleep(len(batch) * self.settings.get("ms_a_picture", 0.0) / 1000)
         time.sleep(self.settings.get("ms", 0.0) / 1000)  # unlike computing, as long on a busy machine
         if self.settings.get("nan"):
             logits[:] = np.nan
@@ -134,6 +139,91 @@ def test_the_ratio_is_the_one_that_was_planted(lab: Path) -> None:
     assert result.engines["here/slow"].throughput().value == pytest.approx(1000 / 16, rel=0.3)
     assert ticks[-1] == (4, 4)
     assert not result.failures
+
+
+def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab: Path) -> None:
+    from PIL import Image
+
+    samples = lab / "samples"
+    samples.mkdir()
+    for index in range(4):
+        Image.effect_noise((640, 480), 50).convert("RGB").save(samples / f"{index}.png")
+    (samples / "samples.json").write_text("{}")
+    sleeping, spinning = engine(lab, "here/sleeping", ms=30.0), engine(lab, "here/spinning", ms=5.0, spin=True)
+    result = run(lab, sleeping, spinning, seconds=1.0, samples=samples)
+    one = result.engines["here/sleeping"].to_json()
+    assert one["end_to_end"]["pictures"] == 4
+    assert one["end_to_end"]["infer_ms"] >= 30.0
+    assert one["end_to_end"]["decode_ms"] > one["end_to_end"]["preprocess_ms"] / 100 > 0
+    assert one["cold_start_s"] > one["load_s"] + 0.03  # the interpreter, the imports and a first answer come on top
+    assert one["cpu_ms"] < 15.0  # it slept...
+    assert result.engines["here/spinning"].to_json()["cpu_ms"] > 0.02  # ...and this one has a thread that never does
+    assert set(one["load_by_window"]) == {"other_cores", "steal_cores"}
+    (samples / "4.png").write_bytes(b"no picture")
+    damaged = run(lab, sleeping, seconds=0.2, samples=samples)
+    assert damaged.engines["here/sleeping"].to_json()["end_to_end"] is None  # what was timed before stays
+
+
+@pytest.mark.slow
+def test_the_search_for_throughput_finds_the_best_setting_within_the_cap(lab: Path) -> None:
+    def searched(cap_ms: float | None, **settings: float) -> Search:
+        spec = engine(lab, "here/x", ms=20.0, **settings)
+        complete = spec.completed(pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=2)
+        return search(complete, cores=2, cap_ms=cap_ms, seconds=0.2)
+
+    free = searched(None, ms_a_picture=2.0)  # a call costs 20 ms and 2 ms a picture, so that large batches pay
+    assert free.best is not None
+    assert (free.best.batch, free.best.streams, free.best.threads) == (16, 2, 1)
+    assert free.best.throughput_ips == pytest.approx(2 * 16 / 0.052, rel=0.4)
+    capped = searched(33.0, ms_a_picture=2.0)  # 4 pictures take 28 ms, 8 take 36
+    assert capped.best is not None
+    assert (capped.best.batch, capped.best.streams) == (4, 2)
+    assert capped.best.p90_ms <= 33.0
+    assert max(one.batch for one in capped.tried) == 8  # beyond, nothing is tried
+    small = searched(None, most=2)
+    assert {(one.batch, one.streams) for one in small.tried} == {(1, 1), (2, 1), (1, 2), (2, 2)}
+    assert searched(1.0).best is None
+    assert searched(1.0).to_json()["best"] is None
+
+
+def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path) -> None:
+    from small_run import INT8, write_small_run
+
+    from edgeopt.bench.crosscheck import CrossCheck, _median, cross_check
+    from edgeopt.stages.engines import engines, sets_folder
+
+    built = engines(write_small_run(tmp_path / "run"))[INT8]
+    spec = EngineSpec(INT8, "onnxruntime", built.path, built.target, "int8").completed(
+        pictures=sets_folder(built.run, built.preprocess), preprocess=built.preprocess_path, threads=1
+    )
+    found = cross_check(spec, rounds=2, seconds=0.1)
+    assert found is not None
+    assert found.tool == "a bare loop of onnxruntime"
+    assert found.ratio == pytest.approx(found.edgeopt_p50_ms / found.p50_ms, rel=1.0)
+    assert found.to_json()["ratio_ci"] is None  # two rounds are too few
+    lying = CrossCheck("benchmark_app", 1.0, 0.9, 0.9, [0.89, 0.91], 6)
+    assert lying.agrees is False
+    assert CrossCheck("benchmark_app", 1.0, 0.9, 0.9, [0.7, 1.2], 6).agrees is None  # a busy machine
+    assert str(lying) == "benchmark_app 1 ms, edgeopt 0.9 ms: ratio 0.900 (0.890 to 0.910), they DIFFER"
+    said = [sys.executable, "-c", "print('[ INFO ]    Median:        517.16 us')"]
+    assert _median("benchmark_app", said, r"Median:\s+([\d.]+) (ms|us)", 1) == pytest.approx(0.51716)
+    with pytest.raises(BackendError, match="a bare loop of onnxruntime printed no median"):
+        _median("a bare loop of onnxruntime", [sys.executable, "-c", "print('no number')"], r"^([\d.]+)$", 1)
+
+
+@pytest.mark.slow
+def test_benchmark_app_times_an_openvino_engine(path_run: Run) -> None:
+    from edgeopt.bench.crosscheck import cross_check
+    from edgeopt.stages.engines import engines, sets_folder
+
+    built = engines(path_run)["openvino/int8-u8a7w"]
+    spec = EngineSpec(built.key, "openvino", built.path, built.target, "int8").completed(
+        pictures=sets_folder(path_run, built.preprocess), preprocess=built.preprocess_path, threads=1
+    )
+    found = cross_check(spec, rounds=1, seconds=0.2)
+    assert found is not None
+    assert found.tool == "benchmark_app"
+    assert found.p50_ms > 0
 
 
 def test_measuring_stops_early_when_the_ratios_are_known(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +341,15 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
     result = run(
         lab,
         engine(lab, "pytorch/float", ms=2.0),
+        engine(lab, "pytorch-compiled/float", ms=1.5),
         engine(lab, "here/float", ms=1.0, target=elsewhere),
         engine(lab, "here/int8", precision="int8", target=elsewhere, allocate=200_000_000),
         engine(lab, "there/int8", precision="int8", target=batched),
         seconds=3.0,
     )
     run_path = lab / "run"
-    written = write_records(run_path, result, original="pytorch/float")
-    assert len(written) == 4
+    written = write_records(run_path, result, original="pytorch/float", compiled="pytorch-compiled/float")
+    assert len(written) == 5
     record = json.loads((run_path / "device/here/int8/latency.json").read_text())
     assert record["schema"] == 1
     assert (record["target"], record["variant"], record["precision"], record["batch"]) == ("here", "int8", "int8", 1)
@@ -267,9 +358,10 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
     assert record["p50_ci_ms"][0] <= record["p50_ms"] <= record["p50_ci_ms"][1]
     assert [(r["baseline"], r["kind"], r["precision"]) for r in record["ratios"]] == [
         ("pytorch/float", "original", "fp32"),
+        ("pytorch-compiled/float", "compiled", "fp32"),
         ("here/float", "float", "fp32"),
     ]
-    assert record["ratios"][0]["speedup"] > record["ratios"][1]["speedup"] > 1.0
+    assert record["ratios"][0]["speedup"] > record["ratios"][1]["speedup"] > record["ratios"][2]["speedup"] > 1.0
     assert record["fits_target"] is False
     assert record["threads"] == 1
     assert record["session"] == {"batch_seen": 1, "threads": "1"}
@@ -279,7 +371,8 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
     assert other["batch"] == other["session"]["batch_seen"] == 8
     assert other["fits_target"] is True
     assert record["peak_memory_bytes"] - other["peak_memory_bytes"] > 150e6
-    assert json.loads((run_path / "device/pytorch/float/latency.json").read_text())["ratios"] == []
+    (against,) = json.loads((run_path / "device/pytorch/float/latency.json").read_text())["ratios"]
+    assert (against["kind"], against["speedup"] < 1) == ("compiled", True)
 
 
 def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResult:
@@ -311,8 +404,9 @@ def test_a_busy_machine_is_called_unstable_however_narrow_the_interval() -> None
 
 
 def test_the_load_of_others_is_all_but_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    busy, own, clock = iter([10.0, 11.0, 20.0, 20.5]), iter([1.0, 1.6, 5.0, 5.5]), iter([0.0, 1.0, 3.0, 3.5])
-    monkeypatch.setattr(load, "_busy_seconds", lambda: next(busy))
+    ticks = iter([(9.0, 1.0), (9.9, 1.1), (18.0, 2.0), (18.5, 2.0)])
+    own, clock = iter([1.0, 1.6, 5.0, 5.5]), iter([0.0, 1.0, 3.0, 3.5])
+    monkeypatch.setattr(load, "_busy_seconds", lambda: next(ticks))
     monkeypatch.setattr(load, "monotonic", lambda: next(clock))
     monkeypatch.setattr(load, "_STAT", Path(__file__))
     found = load.OtherLoad()
@@ -323,14 +417,15 @@ def test_the_load_of_others_is_all_but_ones_own(monkeypatch: pytest.MonkeyPatch)
     with found.watch(lambda: next(own)):
         pass
     assert found.cores == pytest.approx(0.4 / 1.5)
+    assert found.by_window() == {"other_cores": [0.3, 0.0], "steal_cores": [0.1, 0.0]}
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the load of others is read from /proc/stat")
 def test_the_machines_busy_time_holds_ones_own() -> None:
-    before, until = load._busy_seconds(), time.process_time() + 0.3
+    before, until = load._busy_seconds()[0], time.process_time() + 0.3
     while time.process_time() < until:
         pass
-    assert load._busy_seconds() - before >= 0.25
+    assert load._busy_seconds()[0] - before >= 0.25
 
 
 def test_measuring_goes_on_while_any_ratio_is_wide() -> None:
@@ -397,7 +492,7 @@ def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> Non
             time.sleep(0.03 if len(self.seen) == 1 else 0.006)
             return np.zeros((1, 2), dtype=np.float32)
 
-    samples = _window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
-    assert len(samples) == 7
+    samples, calls = _window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
+    assert (len(samples), calls) == (7, 9)
     assert max(samples) < 30
     assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]

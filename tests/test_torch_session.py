@@ -46,6 +46,30 @@ def test_it_answers_as_the_saved_model(variant: Path, given: str) -> None:
     np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_compiled_it_answers_the_same_or_says_why_it_cannot(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = TARGET.session.model_copy(update={"compile": True})
+    target = TARGET.model_copy(update={"session": session})
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    before = torch.get_num_threads()
+    try:
+        with load_backend("pytorch").open(variant, target, precision="fp32", threads=1) as opened:
+            answers = opened.infer(images)
+            assert opened.describe()["compiled"] is True
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1  # it was
+        expected = models.load(variant)(torch.from_numpy(images)).detach().numpy()
+        np.testing.assert_allclose(answers, expected, rtol=1e-3, atol=1e-4)
+        torch._dynamo.reset()
+        monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+        monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+        opened = load_backend("pytorch").open(variant, target, precision="fp32", threads=1)
+        with pytest.raises(BackendError, match=r"torch\.compile does not work with this model here"):
+            opened.infer(images)
+    finally:
+        torch._dynamo.reset()
+        torch.set_num_threads(before)
+
+
 def test_there_is_nothing_to_build(variant: Path, tmp_path: Path) -> None:
     request = BuildRequest(variant / "model.onnx", tmp_path, TARGET, "fp32", None, (3, 64, 64))
     with pytest.raises(BackendError, match="trained model itself"):

@@ -52,9 +52,13 @@ class Child:
         """Open the engine; raises BackendError with the child's own words when it cannot."""
         return self._ask(self.spec.to_json(), timeout)
 
-    def window(self, seconds: float, iterations: int, timeout: float) -> dict[str, Any]:
+    def window(self, seconds: float, iterations: int, timeout: float, **more: Any) -> dict[str, Any]:
         """Time one window; raises BackendError when the child dies or does not answer in time."""
-        return self._ask({"window": seconds, "iterations": iterations}, timeout)
+        return self._ask({"window": seconds, "iterations": iterations, **more}, timeout)
+
+    def end_to_end(self, pictures: Path, timeout: float) -> dict[str, Any]:
+        """Time decoding, preprocessing and inference of encoded pictures; raises as :meth:`window`."""
+        return self._ask({"pictures": str(pictures)}, timeout)
 
     def cpu_seconds(self) -> float:
         """CPU time the process has used so far, all threads; Linux only."""
@@ -73,6 +77,11 @@ class Child:
         self._log.close()
 
     def _ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
+        self.send(question)
+        return self.receive(timeout)
+
+    def send(self, question: dict[str, Any]) -> None:
+        """Let the child go on and hand it a question; :meth:`receive` waits for the answer."""
         assert self._process.stdin is not None
         try:
             self._process.send_signal(signal.SIGCONT)
@@ -80,6 +89,9 @@ class Child:
             self._process.stdin.flush()
         except (BrokenPipeError, ProcessLookupError):
             raise self._death() from None
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The answer to what was sent, after which the child is stopped; raises BackendError."""
         answer = json.loads(self._line(timeout))
         if "error" in answer:
             raise BackendError(str(answer["error"]), fix=answer.get("fix"))

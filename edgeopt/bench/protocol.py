@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,7 +23,7 @@ from edgeopt.metrics import ratio_interval
 #: Window length, s: long against a scheduler's tick, short against drifts of the machine.
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.05, 0.4
 #: Rounds a budget of seconds is divided into; fewer before stopping early would make the interval a guess.
-ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 4
+ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 12
 WARM_UP_SECONDS = 0.5
 #: A window may take this much longer, s, and twenty times as long as expected, before its engine counts as hanging.
 GRACE_SECONDS = 30.0
@@ -36,16 +36,24 @@ class _Runner:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.started = monotonic()
         self.child = Child(spec)
         self.opened: dict[str, Any] = {}
         self.memory_bytes = 0
         self.windows: list[tuple[float, ...]] = []
         self.medians: list[float] = []
         self.typical_ms = 0.0
+        self.cpu_ms: list[float] = []
+        self.cold_start_s: float | None = None
+        self.end_to_end: dict[str, Any] | None = None
         self.load = OtherLoad()
 
     def open(self, timeout: float) -> None:
         self.opened = self.child.open(timeout)
+        self.cold_start_s = monotonic() - self.started  # it answered a picture before it said so
+
+    def look_at(self, pictures: Path, timeout: float) -> None:
+        self.end_to_end = self.child.end_to_end(pictures, timeout)
 
     def warm_up(self, timeout: float) -> None:
         samples = self.child.window(WARM_UP_SECONDS, 1, timeout)["samples_ms"]
@@ -58,6 +66,7 @@ class _Runner:
             answer = self.child.window(seconds, least, min(timeout, GRACE_SECONDS + 20 * expected))
         self.windows.append(tuple(answer["samples_ms"]))
         self.medians.append(float(np.median(answer["samples_ms"])))
+        self.cpu_ms.append(float(answer["cpu_ms"]))
         self.memory_bytes = int(answer["memory_bytes"])
 
     def result(self) -> EngineResult:
@@ -69,6 +78,10 @@ class _Runner:
             session=self.opened["session"],
             other_load_cores=self.load.cores,
             fits_target=environment.matches(self.spec.target.match),
+            cold_start_s=self.cold_start_s,
+            cpu_ms=tuple(self.cpu_ms),
+            end_to_end=self.end_to_end,
+            load_by_window=self.load.by_window(),
         )
 
 
@@ -94,6 +107,12 @@ class _Group:
         """One window of each."""
         for runner in list(self.runners.values()):
             self._try(runner, lambda one: one.measure(seconds, self.timeout))
+
+    def look_at(self, pictures: Path) -> None:
+        """From the encoded picture to the answer, one engine at a time."""
+        for runner in self.runners.values():
+            with suppress(BackendError):  # it was timed already: a picture that cannot be decoded does not undo that
+                runner.look_at(pictures, self.timeout)
 
     def close(self) -> None:
         for runner in self.runners.values():
@@ -121,6 +140,7 @@ def bench(
     threads: int = 0,
     width: float = 0.03,
     timeout: float = 300.0,
+    samples: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchResult:
     """Measure ``specs`` against each other for about ``seconds`` (opening and warming up come on top).
@@ -128,7 +148,9 @@ def bench(
     ``pictures`` is a prepared set's folder (``data/sets/<key>``) and ``preprocess`` the ``preprocess.json`` that goes
     with it. Measuring stops early when every engine's ratio to the first one is known to within ``width`` of itself.
     An engine that fails, dies or gives no answer within ``timeout`` seconds is named in ``failures`` and the rest are
-    still measured; BackendError is raised only when none is left. ``progress`` is called with (seconds done, seconds).
+    still measured; BackendError is raised only when none is left. ``samples`` is a folder of encoded pictures, for the
+    way from a file to the answer; it is walked when the windows are done. ``progress`` is called with (seconds done,
+    seconds).
     """
     twice = [key for key, count in Counter(spec.key for spec in specs).items() if count > 1]
     if not specs:
@@ -145,6 +167,9 @@ def bench(
         begin = monotonic()
         for _ in _rounds(group, seconds, width):
             tell(min(total, int(monotonic() - begin)), total)
+        seconds_spent = monotonic() - begin
+        if samples is not None:
+            group.look_at(samples.absolute())
         if not group.runners:
             reasons = "; ".join(f"{key}: {error.message}" for key, error in group.errors.items())
             fixes = dict.fromkeys(error.fix for error in group.errors.values() if error.fix)
@@ -155,7 +180,7 @@ def bench(
             engines={key: runner.result() for key, runner in group.runners.items()},
             failures={key: str(error) for key, error in group.errors.items()},
             rounds=max(len(runner.windows) for runner in group.runners.values()),
-            seconds=monotonic() - begin,
+            seconds=seconds_spent,
             machine_before=before,
             machine_after=environment.record(),
         )
@@ -189,4 +214,4 @@ def _known(runners: Mapping[str, _Runner], number: int, width: float) -> bool:
     if len(runners) < 2 or number < ROUNDS_BEFORE_STOPPING or number % ROUNDS_BETWEEN_LOOKS:
         return False
     first, *rest = (runner.medians for runner in runners.values())
-    return all(ratio_interval(first, other, resamples=1000).relative_width <= width for other in rest)
+    return all(ratio_interval(first, other).relative_width <= width for other in rest)

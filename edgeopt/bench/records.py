@@ -5,15 +5,24 @@
   ``p50_ms, p50_ci_ms [low, high], p90_ms, p99_ms, p99_ci_ms, mean_ms``: milliseconds a call of one batch, host to host,
   p99 only from 1,000 samples on; ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
   ``samples`` (how many), ``window_medians_ms``, ``samples_ms`` (every ``samples_kept_every``-th);
-  ``load_s`` (to open the engine), ``peak_memory_bytes`` (of its process, runtime and pictures included);
+  ``load_s`` (to open the engine), ``cold_start_s`` (from starting its process to its first answer, once; interpreter
+  and runtime included), ``cpu_ms`` (CPU time of a call, all threads, median of the windows' means), ``end_to_end``
+  (medians over encoded test pictures, ms a picture: ``decode_ms, preprocess_ms, infer_ms``; null without them);
+  ``load_by_window`` (cores that others kept busy, ``other_cores``, and a hypervisor took, ``steal_cores``);
+  ``peak_memory_bytes`` (of its process, runtime and pictures included);
   ``other_load_cores`` (kept busy by other processes meanwhile, null where unreadable), ``stable`` (the interval of p50
   is at most 10 % wide and others kept at most a quarter of a core busy);
   ``fits_target`` (measured on the device the target describes);
   ``session`` (what the runtime says it runs);
-  ``ratios``: ``[{"baseline": key, "kind": "original" | "float", "precision", "speedup", "speedup_ci", "quiet"}]``,
-  how many times as fast this engine is as the original, and as the same target's engines of other precisions, windows
-  paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
-  ``bench``: ``{"id", "rounds", "seconds", "created", "failures": {key: reason}}``, equal in all measured together;
+  ``ratios``: ``[{"baseline": key, "kind": "original" | "compiled" | "float", "precision", "speedup", "speedup_ci",
+  "quiet"}]``, how many times as fast this engine is as the original, and as the same target's engines of other
+  precisions, windows paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
+  ``bench``: ``{"id", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all measured
+  together;
+  ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
+  ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
+  ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
+  ``p50_ms, edgeopt_p50_ms, ratio, ratio_ci, rounds, agrees`` (within 5 %; null where noise leaves that open);
   ``measured_on`` and ``measured_on_after``: the machine's records before and after.
 
 ``accuracy.json``, schema 1:
@@ -25,7 +34,8 @@
   null over 24 classes); ``mistakes`` (the most confident wrong answers: index in the set, truth, answer, probability);
   ``predictions`` and ``truth``: class indices, in the set's order; ``baseline``: key of the float original, null in its
   own record, and against it on the same pictures ``agreement, drop_points, drop_ci_points, drop_lower_points,
-  drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), each null without a baseline;
+  drop_upper_points`` (one-sided 95 %), ``drop`` (all of the paired comparison), ``class_drops`` (the same class by
+  class, see ``metrics.class_drops``), each null without a baseline;
   ``parity`` (to the model the engine was made from, null when not given); ``measured_on``.
 
 Numbers that were not measured are null, never estimated.
@@ -41,12 +51,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeopt import environment, metrics, probability
+from edgeopt.bench.crosscheck import CrossCheck
 from edgeopt.bench.result import BenchResult, bounds
+from edgeopt.bench.throughput import Search
 from edgeopt.errors import BackendError, DataError
 from edgeopt.evaluate import NOT_FINITE
 from edgeopt.files import write_json
 from edgeopt.metrics import Float, Int64, Parity
-from edgeopt.run import now
+from edgeopt.run import command_line, now
 
 SCHEMA = 1
 #: A matrix of more classes is millions of zeros; ``predictions`` and ``truth`` hold the same facts.
@@ -54,21 +66,45 @@ CONFUSION_CLASSES = 100
 ROC_CLASSES = 24  # more curves than anyone can tell apart
 
 
-def write_records(run_path: Path, result: BenchResult, *, original: str | None = None) -> list[Path]:
-    """Write a ``latency.json`` for each measured engine; ``original`` is the key of the PyTorch float model."""
+def write_records(
+    run_path: Path,
+    result: BenchResult,
+    *,
+    original: str | None = None,
+    compiled: str | None = None,
+    throughput: Mapping[str, Search] | None = None,
+    cross_checks: Mapping[str, CrossCheck] | None = None,
+) -> list[Path]:
+    """Write a ``latency.json`` for each measured engine.
+
+    ``original`` and ``compiled`` are the keys of the PyTorch float model, eager and through torch.compile;
+    ``throughput`` is what a search for the best setting found, ``cross_checks`` what other tools measured, by key.
+    """
+    baselines = {key: kind for key, kind in ((original, "original"), (compiled, "compiled")) if key in result.engines}
     shared = {"id": result.id, "rounds": result.rounds, "seconds": result.seconds, "created": now()}
+    shared["command"] = command_line()
     written = []
     for key in result.engines:
         folder = run_path / "device" / key
-        write_latency(folder, result, key, original=original, bench={**shared, "failures": dict(result.failures)})
+        found, checked = (throughput or {}).get(key), (cross_checks or {}).get(key)
+        more = {"throughput_search": found.to_json() if found else None}
+        more["cross_check"] = checked.to_json() if checked else None
+        bench = {**shared, "failures": dict(result.failures)}
+        write_latency(folder, result, key, baselines=baselines, bench=bench, more=more)
         written.append(folder / "latency.json")
     return written
 
 
 def write_latency(
-    folder: Path, result: BenchResult, key: str, *, original: str | None, bench: Mapping[str, Any]
+    folder: Path,
+    result: BenchResult,
+    key: str,
+    *,
+    baselines: Mapping[str | None, str],
+    bench: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the ``latency.json`` of engine ``key`` into ``folder``."""
+    """Write the ``latency.json`` of engine ``key`` into ``folder``; ``baselines`` are kinds by key, ``more`` fields."""
     target, _, variant = key.rpartition("/")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -79,7 +115,8 @@ def write_latency(
             "target": target,
             "variant": variant,
             **result.engines[key].to_json(),
-            "ratios": _ratios(result, key, original),
+            **(more or {}),
+            "ratios": _ratios(result, key, baselines),
             "bench": dict(bench),
             "measured_on": dict(result.machine_before),
             "measured_on_after": dict(result.machine_after),
@@ -87,11 +124,11 @@ def write_latency(
     )
 
 
-def _ratios(result: BenchResult, key: str, original: str | None) -> list[dict[str, Any]]:
+def _ratios(result: BenchResult, key: str, baselines: Mapping[str | None, str]) -> list[dict[str, Any]]:
     engine = result.engines[key]
-    kinds = {original: "original"} if original in result.engines and original != key else {}
+    kinds = {other: kind for other, kind in baselines.items() if other != key}
     for other, baseline in result.engines.items():
-        if other in (key, original) or baseline.spec.precision == engine.spec.precision:
+        if other in (key, *baselines) or baseline.spec.precision == engine.spec.precision:
             continue
         if other.rpartition("/")[0] == key.rpartition("/")[0] and baseline.spec.precision != "int8":
             kinds[other] = "float"
@@ -155,7 +192,7 @@ def accuracy_record(
         "labels": list(names),
         "predictions": predictions.tolist(),
         "truth": labels.tolist(),
-        **_against(baseline, baseline_predictions, predictions, labels),
+        **_against(baseline, baseline_predictions, predictions, labels, names),
         "parity": parity.to_json() if parity else None,
         "measured_on": environment.record(),
     }
@@ -191,8 +228,10 @@ def _against(
     baseline_predictions: npt.NDArray[Any] | Sequence[int] | None,
     predictions: Int64,
     labels: Int64,
+    names: Sequence[str],
 ) -> dict[str, Any]:
-    fields = ("agreement", "drop_points", "drop_ci_points", "drop_lower_points", "drop_upper_points", "drop")
+    bounds = ("drop_ci_points", "drop_lower_points", "drop_upper_points")
+    fields = ("agreement", "drop_points", *bounds, "drop", "class_drops")
     if baseline_predictions is None:
         return {"baseline": None, **dict.fromkeys(fields)}
     reference = np.asarray(baseline_predictions, dtype=np.int64)
@@ -210,6 +249,7 @@ def _against(
         "drop_lower_points": drop.lower_points,
         "drop_upper_points": drop.upper_points,
         "drop": drop.to_json(),
+        "class_drops": metrics.class_drops(reference == labels, predictions == labels, labels, names),
     }
 
 

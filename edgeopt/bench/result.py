@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class EngineResult:
     session: Mapping[str, Any]
     other_load_cores: float | None  # that other processes kept busy while this one was timed
     fits_target: bool  # whether this machine is the device that the target describes
+    cold_start_s: float | None = None  # from starting its process to its first answer, once
+    cpu_ms: tuple[float, ...] = ()  # CPU time of a call, all threads: a window's mean
+    end_to_end: Mapping[str, Any] | None = None  # ms a picture: decode_ms, preprocess_ms, infer_ms; pictures
+    load_by_window: Mapping[str, Any] = field(default_factory=dict)  # cores: other_cores, steal_cores
 
     @property
     def samples_ms(self) -> tuple[float, ...]:
@@ -101,6 +105,10 @@ class EngineResult:
             "samples_ms": list(samples[::every]),
             "samples_kept_every": every,
             "load_s": self.load_s,
+            "cold_start_s": self.cold_start_s,
+            "cpu_ms": float(np.median(self.cpu_ms)) if self.cpu_ms else None,
+            "end_to_end": dict(self.end_to_end) if self.end_to_end else None,
+            "load_by_window": dict(self.load_by_window),
             "peak_memory_bytes": self.peak_memory_bytes,
             "other_load_cores": self.other_load_cores,
             "stable": self.stable,

@@ -1,8 +1,9 @@
 """The child process of a benchmark: opens one engine, then times windows of inferences as the parent asks.
 
-One JSON object a line. In, first the engine's spec, then ``{"window": seconds, "iterations": least}``. Out, one answer
-each: ``{"load_s", "memory_bytes", "session"}`` for the spec, ``{"samples_ms", "memory_bytes"}`` for a window, or
-``{"error", "fix"}``. End of input ends the process.
+One JSON object a line. In, first the engine's spec, then ``{"window": seconds, "iterations": least}``, with ``"batch"``
+for another than the target's, or ``{"pictures": folder}``. Out, one answer each: ``{"load_s", "memory_bytes",
+"session"}`` for the spec, ``{"samples_ms", "cpu_ms", "memory_bytes"}`` for a window, ``{"decode_ms", "preprocess_ms",
+"infer_ms", "pictures"}`` for encoded pictures taken one by one, or ``{"error", "fix"}``. End of input ends the process.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from edgeopt.backends.base import Float32, Session
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.errors import REPORT, BackendError, EdgeoptError
 from edgeopt.evaluate import checked_logits
-from edgeopt.preprocess import PreprocessSpec, normalize
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS, decoded
+from edgeopt.preprocess import PreprocessSpec, normalize, prepare
 from edgeopt.registry import load_backend
 from edgeopt.sets import open_set
 
@@ -47,7 +49,7 @@ def main() -> None:
 
     try:
         spec = EngineSpec.from_json(json.loads(sys.stdin.readline()))
-        batches = _batches(spec)
+        batches = _batches(spec, spec.target.batch)
         started = perf_counter()
         session = load_backend(spec.backend).open(
             spec.engine, spec.target, precision=spec.precision, threads=spec.threads
@@ -60,9 +62,7 @@ def main() -> None:
             gc.freeze()
             gc.disable()
             for line in sys.stdin:
-                request = json.loads(line)
-                samples = _window(session, batches, float(request["window"]), int(request["iterations"]))
-                answer({"samples_ms": samples, "memory_bytes": peak_memory_bytes()})
+                answer(_task(session, spec, batches, json.loads(line)))
     except EdgeoptError as error:
         answer({"error": error.message, "fix": error.fix})
     except Exception as error:
@@ -70,11 +70,48 @@ def main() -> None:
         raise
 
 
-def _batches(spec: EngineSpec) -> list[Float32]:
+def _task(session: Session, spec: EngineSpec, batches: list[Float32], request: dict[str, Any]) -> dict[str, Any]:
+    """One request after the engine was opened."""
+    if "pictures" in request:
+        return end_to_end(session, spec, Path(request["pictures"]))
+    size = int(request.get("batch", spec.target.batch))
+    if size != len(batches[0]):
+        batches[:] = _batches(spec, size)
+        checked_logits(session.infer(batches[0]), size)
+    started = process_time()
+    samples, calls = _window(session, batches, float(request["window"]), int(request["iterations"]))
+    cpu_ms = (process_time() - started) * 1000 / calls
+    checked_logits(session.infer(batches[0]), size)  # an engine may go wrong after a while
+    return {"samples_ms": samples, "cpu_ms": round(cpu_ms, 5), "memory_bytes": peak_memory_bytes()}
+
+
+def end_to_end(session: Session, spec: EngineSpec, folder: Path) -> dict[str, Any]:
+    """Medians over the encoded pictures in ``folder``, ms a picture: decoding, preprocessing, inference."""
+    assert spec.preprocess is not None
+    preprocess = PreprocessSpec.read(spec.preprocess)
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".json" and path.is_file())
+    side = 2 * int(max(preprocess.size) / preprocess.crop_pct)
+    rows = []
+    for path in [*files[:2], *files]:  # the first two warm up
+        begin = perf_counter()
+        with decoded(path, max_pixels=DEFAULT_MAX_PIXELS, draft=(side, side)) as image:
+            was_decoded = perf_counter()
+            batch = normalize(prepare(image, preprocess)[None].repeat(spec.target.batch, axis=0), preprocess)
+        prepared = perf_counter()
+        session.infer(batch)
+        rows.append((was_decoded - begin, prepared - was_decoded, (perf_counter() - prepared) / spec.target.batch))
+    if not files:
+        raise BackendError(f"{folder} has no pictures", fix="make them where the pictures are: edgeopt export --force")
+    medians = np.median(np.asarray(rows[2:]), axis=0) * 1000
+    names = ("decode_ms", "preprocess_ms", "infer_ms")
+    return {**{name: round(float(one), 5) for name, one in zip(names, medians, strict=True)}, "pictures": len(files)}
+
+
+def _batches(spec: EngineSpec, batch: int) -> list[Float32]:
     """Preprocessed batches of real test pictures, to rotate through."""
     assert spec.pictures is not None
     assert spec.preprocess is not None
-    preprocess, batch = PreprocessSpec.read(spec.preprocess), spec.target.batch
+    preprocess = PreprocessSpec.read(spec.preprocess)
     pictures = open_set(spec.pictures, "test", checked=True).pictures
     if not len(pictures):
         raise BackendError("the test set is empty", fix="prepare it where the pictures are: edgeopt export --force")
@@ -88,8 +125,8 @@ def _batches(spec: EngineSpec) -> list[Float32]:
     ]
 
 
-def _window(session: Session, batches: list[Float32], seconds: float, iterations: int) -> list[float]:
-    """Milliseconds of each inference, host to host, for ``seconds`` and at least ``iterations``."""
+def _window(session: Session, batches: list[Float32], seconds: float, iterations: int) -> tuple[list[float], int]:
+    """Milliseconds of each inference, host to host, for ``seconds`` and at least ``iterations``; and all calls made."""
     samples: list[int] = []
     count, picture = len(batches), 0
     infer, clock = session.infer, perf_counter_ns
@@ -106,7 +143,7 @@ def _window(session: Session, batches: list[Float32], seconds: float, iterations
         infer(batch)
         now = clock()
         samples.append(now - before)
-    return [round(sample / 1e6, 5) for sample in samples]
+    return [round(sample / 1e6, 5) for sample in samples], len(samples) + discarded
 
 
 def peak_memory_bytes() -> int:

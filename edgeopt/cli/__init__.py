@@ -26,6 +26,7 @@ VERBS = {
     "export": ("export", "Write the ONNX files that devices build from."),
     "build": ("build", "Build engines for a target and audit what they run in int8."),
     "bench": ("bench", "Measure accuracy, latency and memory against the original model."),
+    "compare": ("compare", "What became slower, less accurate or larger since an earlier report."),
     "report": ("report", "Write the report: HTML, Markdown, JSON, JUnit."),
     "eval": ("eval", "Accuracy of one engine on the test set."),
     "predict": ("predict", "Classify pictures with one engine."),

@@ -107,6 +107,43 @@ run_option = click.option(
     type=click.Path(path_type=Path),
     help="The run folder. [default: the newest under ./runs]",
 )
+
+
+allow_undecided_option = click.option(
+    "--allow-undecided",
+    is_flag=True,
+    help="Exit with 0, not 5, when too few pictures or too little time leave a line undecided.",
+)
+
+
+def budget_options(function: Function) -> Function:
+    """``--budget`` and ``--allow-undecided``."""
+    function = allow_undecided_option(function)
+    return click.option(
+        "--budget",
+        "budget",
+        multiple=True,
+        metavar="FILE|KEY=VALUE",
+        help="A budget line, such as max_drop_points=1.0, or a TOML file of them; may be repeated. "
+        "[default: the recipe's]",
+    )(function)
+
+
+def allowance_options(function: Function) -> Function:
+    """``--slower``, ``--drop-points`` and ``--larger``: what may be lost against an earlier report."""
+    for name, text in (
+        ("larger", "The fraction by which an engine may be larger than in the earlier report. [default: 0.05]"),
+        ("drop-points", "The points of top-1 it may have lost since. [default: 1.0]"),
+        ("slower", "The fraction by which it may be slower. [default: 0.05]"),
+    ):
+        function = click.option(f"--{name}", type=float, help=text)(function)
+    return function
+
+
+baseline_option = click.option(
+    "--baseline", metavar="REPORT", help="An earlier report.json, or a run folder, not to fall behind; exit 3 if so."
+)
+
 force_option = click.option("--force", is_flag=True, help="Make it again although nothing changed.")
 trust_option = click.option(
     "--trust-engine",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.common import Terminal, force_option, output_options
-from edgeopt.cli.report_cmd import finish
+from edgeopt.cli.report_cmd import Limits, finish
 
 
 @click.command("demo")
@@ -26,4 +26,4 @@ def command(run_path: Path, force: bool, as_json: bool, quiet: bool) -> int:
     from edgeopt.pipeline import demo
 
     run, budget = demo(run_path, force=force, console=Terminal(quiet=quiet))
-    return finish(run, budget, as_json=as_json)
+    return finish(run, Limits(True, budget), as_json=as_json)

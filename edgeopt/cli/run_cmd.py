@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, force_option, output_options
-from edgeopt.cli.report_cmd import finish
+from edgeopt.cli.common import Terminal, allow_undecided_option, force_option, output_options
+from edgeopt.cli.report_cmd import Limits, finish
 
 
 @click.command("run")
 @click.argument("recipe", type=click.Path(path_type=Path), default=Path("edgeopt.toml"))
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME]")
 @force_option
+@allow_undecided_option
 @output_options
-def command(recipe: Path, run_path: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
+def command(recipe: Path, run_path: Path | None, force: bool, allow_undecided: bool, as_json: bool, quiet: bool) -> int:
     """Train, compress, build, measure and report as RECIPE says; what is already made is not made again."""
     from edgeopt.config import load_recipe, stated_by
     from edgeopt.pipeline import run_recipe
 
     with stated_by(f"recipe {recipe.name}"):
-        run, budget = run_recipe(load_recipe(recipe), run=run_path, force=force, console=Terminal(quiet=quiet))
-    return finish(run, budget, as_json=as_json)
+        stated = load_recipe(recipe)
+        run, budget = run_recipe(stated, run=run_path, force=force, console=Terminal(quiet=quiet))
+    return finish(run, Limits(True, budget, allow_undecided, stated.baseline), as_json=as_json)

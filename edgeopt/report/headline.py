@@ -48,6 +48,8 @@ def confidence(report: Report) -> str:
     if row.drop_upper_points is not None and row.pictures is not None:
         bound = max(row.drop_upper_points, 0.0)
         said.append(f"a loss over {bound:.1f} points is ruled out by {form.whole(row.pictures)} test pictures")
+        if row.detectable_points is not None:
+            said.append(f"a true loss of {row.detectable_points:.1f} would be seen by four of five such test sets")
     text = "; ".join(said)
     text = f"{text[0].upper()}{text[1:]}. " if text else ""
     return f"{text}Measured on {row.machine}." if row.machine else text.strip()

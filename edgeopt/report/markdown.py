@@ -15,6 +15,7 @@ def render_markdown(report: Report) -> str:
     parts = [f"## edgeopt: {_escape(report.name)}", sentence(report), confidence(report)]
     if report.budget:
         parts.append(_budget(report))
+    parts += [f"**Warning**: {text}" for text in report.warnings]
     parts.append(_table(report))
     notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.rows if row.flags]
     notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]
@@ -30,8 +31,16 @@ def _budget(report: Report) -> str:
 
 
 def _table(report: Report) -> str:
-    head = [f"| {' | '.join(_HEAD)} |", f"| {' | '.join(['---'] + ['---:'] * (len(_HEAD) - 1))} |"]
-    return "\n".join(head + [f"| {' | '.join(_cells(row, report))} |" for row in report.rows])
+    compiled = any(row.compiled_speedup is not None for row in report.rows)
+    names = [*_HEAD, "× compiled"] if compiled else list(_HEAD)
+    head = [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] + ['---:'] * (len(names) - 1))} |"]
+    lines = []
+    for row in report.rows:
+        cells = _cells(row, report)
+        if compiled:
+            cells.append(_with(form.times(row.compiled_speedup), form.times_range(row.compiled_speedup_ci)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(head + lines)
 
 
 def _cells(row: EngineRow, report: Report) -> list[str]:

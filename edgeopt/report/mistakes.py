@@ -21,7 +21,7 @@ def mistakes(run: Run, row: EngineRow, labels: tuple[str, ...]) -> tuple[Mistake
     if not path.is_file() or not labels:
         return ()
     listed = records.read(records.AccuracyRecord, path).get("mistakes") or []
-    pictures, maps = _pictures(run, row.variant), _maps(run, row.variant)
+    pictures, maps = test_pictures(run, row.variant), _maps(run, row.variant)
     return tuple(_mistake(one, pictures, maps, labels) for one in listed)
 
 
@@ -43,7 +43,7 @@ def _mistake(
     )
 
 
-def _pictures(run: Run, variant: str) -> PictureSet | None:
+def test_pictures(run: Run, variant: str) -> PictureSet | None:
     """The variant's prepared test set; None when this copy of the run has none, or a damaged one."""
     try:
         spec = PreprocessSpec.read(run.path / "host" / variant / "preprocess.json")

@@ -24,6 +24,19 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A picture answered otherwise than by the original; ``kind`` is lost, gained or other, ``total`` how many such."""
+
+    kind: str
+    total: int
+    path: str
+    truth: str
+    before: str
+    after: str
+    picture: str = ""  # a data URI, or empty
+
+
+@dataclass(frozen=True)
 class LrTest:
     """The range test: ``curve`` holds (learning rate, smoothed loss), ``lr`` is the rate that was taken."""
 
@@ -75,6 +88,8 @@ class EngineRow:
     gained: int | None = None
     mcnemar_p: float | None = None
     agreement: float | None = None
+    test_set: str | None = None  # equal where the same pictures were judged, in the same order
+    wrong: tuple[int, ...] = ()  # of those, by index
     auc: float | None = None  # area under ROC, one class against the rest, mean of the classes
     temperature: float | None = None
     ece: float | None = None  # expected calibration error with the temperature, and without
@@ -82,6 +97,7 @@ class EngineRow:
     bins: tuple[tuple[int, float, float], ...] = ()  # reliability: pictures, mean confidence, share right
     roc: Mapping[str, Any] = field(default_factory=dict)
     mistakes: tuple[Mistake, ...] = ()
+    changes: tuple[Change, ...] = ()
     p50_ms: float | None = None
     p50_ci_ms: Pair | None = None
     p90_ms: float | None = None
@@ -93,12 +109,23 @@ class EngineRow:
     speedup_ci: Pair | None = None
     speedup_quiet: bool | None = None  # False when other work on the machine may have bent the ratio
     baseline: str | None = None
+    compiled_speedup: float | None = None
+    compiled_speedup_ci: Pair | None = None
+    compiled_speedup_quiet: bool | None = None
+    compiled_baseline: str | None = None
+    best_throughput: Mapping[str, Any] = field(default_factory=dict)  # batch, streams, threads, throughput_ips, p90_ms
     float_speedup: float | None = None
     float_speedup_ci: Pair | None = None
+    float_speedup_quiet: bool | None = None
     float_baseline: str | None = None
+    baseline_kind: str | None = None  # of ``baseline``: original or float
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
     load_s: float | None = None
+    cold_start_s: float | None = None  # from starting a process to its first answer
+    cpu_ms: float | None = None  # CPU time of a call, all threads
+    cross_check: Mapping[str, Any] = field(default_factory=dict)  # tool, p50_ms, ratio: edgeopt's over the tool's
+    end_to_end: Mapping[str, Any] = field(default_factory=dict)  # ms a picture: decode_ms, preprocess_ms, infer_ms
     macs: int | None = None
     params: int | None = None
     compute_layers: int | None = None
@@ -111,6 +138,7 @@ class EngineRow:
     layers_ms: float | None = None  # all layers of that profile together
     batch: int | None = None
     threads: int | None = None
+    bench_seconds: float | None = None  # that all engines of the session were timed for, together
     bench_id: str | None = None  # engines with the same were interleaved; others' milliseconds do not compare
     stable: bool | None = None
     other_load_cores: float | None = None
@@ -122,8 +150,10 @@ class EngineRow:
     flags: tuple[str, ...] = ()  # what a reader must not miss
     verdict: str | None = None  # of the budget: met, missed, unstable, undecided
     per_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    class_drops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see metrics.class_drops
     confusion: tuple[tuple[int, ...], ...] = ()
     window_medians_ms: tuple[float, ...] = ()
+    density: tuple[Pair, ...] = ()  # of single calls: (ms, share of the highest), evenly spaced in the logarithm
     build_command: str = ""
     profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
 
@@ -147,7 +177,15 @@ class EngineRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row of ``report.json``."""
-        left_out = {"profile_budget", "build_command", "bins", "roc", "mistakes"}  # accuracy.json has the latter three
+        left_out = {
+            "profile_budget",
+            "build_command",
+            "bins",
+            "roc",
+            "mistakes",
+            "changes",
+            "density",
+        }  # accuracy.json has the latter
         if len(self.confusion) > 100:  # millions of zeros; accuracy.json has every answer
             left_out.add("confusion")
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
@@ -164,6 +202,18 @@ class BudgetLine:
     bounds: Pair | None
     status: str
     message: str
+
+    @classmethod
+    def of(
+        cls, engine: str, name: str, limit: float, value: float | None, bounds: Pair | None, status: str, why: str = "",
+        *, note: str = "",
+    ) -> BudgetLine:  # fmt: skip
+        """The line with its message; ``note`` follows the figures, ``why`` a semicolon."""
+        shown = "not measured" if value is None else f"{value:.4g}"
+        if bounds is not None and bounds[0] != bounds[1]:
+            shown += f" ({bounds[0]:.4g} to {bounds[1]:.4g})"
+        message = f"{engine}: {name} = {limit:g} is {status}, measured {shown}{note}" + (f"; {why}" if why else "")
+        return cls(engine, name, limit, value, bounds, status, message)
 
     def to_json(self) -> dict[str, Any]:
         """An entry of ``report.json``'s ``budget.lines``."""
@@ -183,6 +233,8 @@ class Report:
     commands: tuple[str, ...]
     created: str
     budget: tuple[BudgetLine, ...] = ()
+    allow_undecided: bool = False
+    warnings: tuple[str, ...] = ()  # of a comparison with an earlier report
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
     ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
 
@@ -208,11 +260,13 @@ class Report:
             "engines": [row.to_json() for row in self.engines],
             "budget": {
                 "verdict": verdict(self.budget),
-                "exit_code": exit_code(self.budget),
+                "exit_code": exit_code(self.budget, allow_undecided=self.allow_undecided),
+                "allow_undecided": self.allow_undecided,
                 "lines": [line.to_json() for line in self.budget],
             },
             "ladders": {variant: dict(ladder) for variant, ladder in self.ladders.items()},
             "environment": {key: dict(machine) for key, machine in self.machines.items()},
+            "warnings": list(self.warnings),
             "commands": list(self.commands),
         }
 

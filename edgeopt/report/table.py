@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from edgeopt import records
 from edgeopt.config import Budget, validate
 from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import confusion_matrix, ratio_interval
+from edgeopt.report import format as form
+from edgeopt.report.changes import changes
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.report.trainings import trainings
@@ -30,14 +33,19 @@ _SLOWEST = 15  # layers listed of an engine
 def assemble(run_path: Path) -> Report:
     """The report of a run, no budget judged; RunError for damaged records, MissingStageError when there are none."""
     run = Run.open(run_path)
-    rows, machines = _rows(run)
+    rows, machines, measured_by = _rows(run)
     original, engines = _split(rows, run)
     if not rows:
         raise MissingStageError(f"{run_path} has no engine to report on", fix="edgeopt build --target onnxruntime")
     labels = _labels(run)
     if original is not None:
         original = replace(original, mistakes=mistakes(run, original, labels))
-    engines = tuple(replace(row, mistakes=mistakes(run, row, labels)) if row.compressed else row for row in engines)
+    engines = tuple(
+        replace(row, mistakes=mistakes(run, row, labels), changes=changes(run, row, original, labels))
+        if row.compressed
+        else row
+        for row in engines
+    )
     return Report(
         name=run.name,
         run={"name": run.name, "id": run.info["id"], "created": run.info["created"], "dataset": _dataset(run)},
@@ -45,15 +53,15 @@ def assemble(run_path: Path) -> Report:
         original=original,
         engines=engines,
         machines=machines,
-        commands=_commands(run),
+        commands=_commands(run, measured_by),
         created=now(),
         trainings=trainings(run),
         ladders={name: one["ladder"] for name, one in run.variants().items() if one.get("ladder")},
     )
 
 
-def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
-    """Every engine folder that holds a record, in the order they were built, and the machines that measured."""
+def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
+    """Every engine folder with a record, in the order they were built; the machines and the commands that measured."""
     machines: dict[str, Record] = {}
     built, damaged = run.engines(), run.damaged_engines()
     labels = _labels(run)
@@ -65,6 +73,7 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
     variants = run.variants()
     rows: list[EngineRow] = []
     failures: dict[str, Any] = {}
+    commands: dict[str, str] = {}
     for key in [*built, *sorted(damaged), *sorted(measured - {*built, *damaged})]:
         folder = run.path / "device" / key
         build = built.get(key, {})
@@ -78,13 +87,23 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record]]:
         for record in (accuracy, latency):
             machine = record.get("measured_on")
             if machine and machine.get("machine_id"):
-                machines[str(machine["machine_id"])] = machine
+                machines[str(machine["machine_id"])] = _with_after(machine, record.get("measured_on_after"))
         # What failed left no record of its own: those measured beside it name it.
-        failures.update((latency.get("bench") or {}).get("failures") or {})
+        bench = latency.get("bench") or {}
+        failures.update(bench.get("failures") or {})
+        if str(bench.get("command")).startswith("edgeopt "):  # not the name of a program that used it as a library
+            commands[str(bench.get("created"))] = str(bench["command"])
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
         row = _row(folder, key, build, latency, accuracy, figures)
         rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
-    return [_with_failure(row, failures) for row in rows], machines
+    return [_with_failure(row, failures) for row in rows], machines, [commands[when] for when in sorted(commands)]
+
+
+def _with_after(machine: Record, after: Record | None) -> Record:
+    """The machine, with what may have changed while it measured."""
+    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m")
+    changed = {name: after[name] for name in names if after and after.get(name) not in (None, "", machine.get(name))}
+    return {**machine, "after": changed} if changed else machine
 
 
 def _with_failure(row: EngineRow, failures: Record) -> EngineRow:
@@ -117,6 +136,7 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         gained=drop.get("gained"),
         mcnemar_p=drop.get("mcnemar_p"),
         agreement=accuracy.get("agreement"),
+        **_answers(accuracy),
         size_bytes=_size(folder, build),
         macs=figures.get("macs"),
         params=figures.get("parameters"),
@@ -126,12 +146,23 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         build_command=str(build.get("command") or ""),
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
         per_class=_per_class(accuracy.get("per_class") or {}),
+        class_drops=accuracy.get("class_drops") or {},
         confusion=_confusion(accuracy),
         **_confidence(accuracy),
         **_timing(latency),
         **_fusion(folder, build),
         **_where(latency or accuracy),
     )
+
+
+def _answers(accuracy: Record) -> dict[str, Any]:
+    """Which test pictures were answered wrongly, and what tells one test set from another: its labels in order."""
+    if not accuracy:
+        return {}
+    truth, predictions = (np.asarray(accuracy[name], dtype=np.int64) for name in ("truth", "predictions"))
+    named = "\n".join([*map(str, accuracy["labels"]), ",".join(map(str, truth.tolist()))])
+    wrong = tuple(np.flatnonzero(truth != predictions).tolist())
+    return {"wrong": wrong, "test_set": hashlib.sha256(named.encode()).hexdigest()[:16]}
 
 
 def _confidence(accuracy: Record) -> dict[str, Any]:
@@ -147,23 +178,43 @@ def _confidence(accuracy: Record) -> dict[str, Any]:
 
 
 def _timing(latency: Record) -> dict[str, Any]:
-    plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "batch", "threads")
-    fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, "stable", "other_load_cores", "fits_target")}
+    plain = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "load_s", "cold_start_s", "cpu_ms")
+    others = ("batch", "threads", "stable", "other_load_cores", "fits_target")
+    fields: dict[str, Any] = {name: latency.get(name) for name in (*plain, *others)}
+    fields["cross_check"] = latency.get("cross_check") or {}
+    fields["end_to_end"] = latency.get("end_to_end") or {}
+    fields["best_throughput"] = (latency.get("throughput_search") or {}).get("best") or {}
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
-    fields["bench_id"] = (latency.get("bench") or {}).get("id")
+    fields |= {f"bench_{name}": (latency.get("bench") or {}).get(name) for name in ("id", "seconds")}
     fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
+    fields["density"] = _density(latency.get("samples_ms") or ())
     ratios = latency.get("ratios") or []
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
     # The fastest other precision of the same engine is the one that int8 must beat.
     floats = min((ratio for ratio in ratios if ratio["kind"] == "float"), key=lambda r: r["speedup"], default=None)
     headline = original or floats
-    for prefix, ratio in (("", headline), ("float_", floats)):
+    compiled = next((ratio for ratio in ratios if ratio["kind"] == "compiled"), None)
+    for prefix, ratio in (("", headline), ("float_", floats), ("compiled_", compiled)):
         if ratio is not None:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
+            fields[f"{prefix}speedup_quiet"] = ratio.get("quiet")
             fields[f"{prefix}baseline"] = ratio["baseline"]
-    fields["speedup_quiet"] = headline.get("quiet") if headline else None
+    fields["baseline_kind"] = headline["kind"] if headline else None
     return fields
+
+
+def _density(samples_ms: Sequence[float], bins: int = 64) -> tuple[Pair, ...]:
+    """How often calls took how long: all but the slowest hundredth, in bins of equal ratio, lightly smoothed."""
+    if len(samples_ms) < 100:
+        return ()
+    values = np.log(np.asarray(samples_ms, dtype=np.float64))
+    low, high = np.quantile(values, [0.0, 0.99])
+    edges = np.linspace(low - 1e-6, max(high, low + 0.01) + 1e-6, bins + 1)
+    counts = np.histogram(values, edges)[0].astype(np.float64)
+    smooth = np.convolve(np.pad(counts, 2), [0.1, 0.2, 0.4, 0.2, 0.1], mode="valid")
+    middles = np.exp((edges[:-1] + edges[1:]) / 2)
+    return tuple((float(ms), float(share)) for ms, share in zip(middles, smooth / smooth.max(), strict=True))
 
 
 def _fusion(folder: Path, build: Record) -> dict[str, Any]:
@@ -254,6 +305,8 @@ def _flags(row: EngineRow) -> tuple[str, ...]:
     if row.stable is False:
         busy = row.other_load_cores is not None and row.other_load_cores > 0.25
         flags.append("the machine was busy with other work" if busy else "the timing did not settle")
+    if row.cross_check.get("agrees") is False:
+        flags.append(f"{row.cross_check['tool']} measured {form.ms(row.cross_check['p50_ms'])} ms")
     if row.fits_target is False:
         flags.append("measured on another machine than its target describes")
     if row.precision == "int8" and row.float_speedup is not None:
@@ -292,11 +345,12 @@ def _labels(run: Run) -> tuple[str, ...]:
     return records.read_labels(path) if path.is_file() else ()
 
 
-def _commands(run: Run) -> tuple[str, ...]:
+def _commands(run: Run, measured_by: list[str]) -> tuple[str, ...]:
     """The commands the records name, in order, each once."""
     records = [*run.variants().values(), *run.engines().values()]
     records.sort(key=lambda record: str(record.get("created", "")))
-    return tuple(dict.fromkeys(str(record["command"]) for record in records if record.get("command")))
+    made = [str(record["command"]) for record in records if record.get("command")]
+    return tuple(dict.fromkeys([*made, *measured_by]))
 
 
 def _size(folder: Path, build: Record) -> int | None:

@@ -24,6 +24,7 @@ def render_text(report: Report) -> str:
         lines += ["", *notes]
     if report.budget:
         lines += ["", f"budget {verdict(report.budget)}:", *(f"  {line.message}" for line in report.budget)]
+    lines += [f"warning: {text}" for text in report.warnings]
     return "\n".join(lines)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.config import Budget
+from edgeopt.config import BaselineConfig, Budget
 from edgeopt.errors import EdgeoptError
 from edgeopt.files import write_json, write_text
 from edgeopt.report.budget import exit_code, failure, judge
@@ -14,6 +14,8 @@ from edgeopt.report.html import render_html
 from edgeopt.report.junit import render_junit
 from edgeopt.report.markdown import render_markdown
 from edgeopt.report.model import Report
+from edgeopt.report.regression import compare
+from edgeopt.report.snapshot import read_snapshot, snapshot
 from edgeopt.report.table import assemble
 from edgeopt.report.text import render_text
 
@@ -41,23 +43,31 @@ class ReportPaths:
     @property
     def exit_code(self) -> int:
         """The budget's: 0 met, 3 missed, 4 unstable, 5 undecided."""
-        return exit_code(self.report.budget)
+        return exit_code(self.report.budget, allow_undecided=self.report.allow_undecided)
 
     @property
     def failure(self) -> EdgeoptError | None:
         """The error that says what the budget does not find, None when all is well."""
-        return failure(self.report.budget)
+        return failure(self.report.budget, allow_undecided=self.report.allow_undecided)
 
 
-def write_report(run_path: Path, budget: Budget | None = None) -> ReportPaths:
+def write_report(
+    run_path: Path, budget: Budget | None = None, *, baseline: BaselineConfig | None = None
+) -> ReportPaths:
     """Write ``report.{html,md,json}`` and ``junit.xml`` into ``report/``, judged by ``budget`` and the targets' own.
 
-    ``budget`` None judges nothing, an empty one the targets' own. Raises RunError for damaged records and
-    MissingStageError when there is no engine.
+    ``budget`` None judges nothing, an empty one the targets' own; ``baseline`` adds lines that compare with an earlier
+    report. Raises RunError for damaged records and for a baseline of another schema or dataset, MissingStageError when
+    there is no engine.
     """
+    # Read first: the baseline may be the very file that is about to be written.
+    before = read_snapshot(Path(baseline.report)) if baseline is not None and baseline.report else None
     report = assemble(run_path)
     if budget is not None:
         report = judge(report, budget)
+    if before is not None:
+        compared = compare(before, snapshot(report), baseline)
+        report = replace(report, budget=report.budget + compared.lines, warnings=compared.warnings)
     folder = run_path / "report"
     folder.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgeopt import environment, records
 from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
+from edgeopt.bench.crosscheck import CrossCheck
+from edgeopt.bench.crosscheck import cross_check as check_by_tool
 from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.bench.result import BenchResult
-from edgeopt.config import SessionOptions, Target, load_target
+from edgeopt.bench.throughput import Search, search
+from edgeopt.config import BenchConfig, SessionOptions, Target, load_target, validate
 from edgeopt.console import Console, Silent
-from edgeopt.errors import ConfigError, EdgeoptError, MissingStageError
+from edgeopt.errors import BackendError, ConfigError, EdgeoptError, MissingStageError
 from edgeopt.evaluate import evaluate as evaluate_session
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, stage_key
@@ -33,6 +37,8 @@ from edgeopt.stages.engines import (
 )
 
 ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
+#: The target, in name only, of the original through torch.compile.
+COMPILED = "pytorch-compiled"
 
 
 def bench(
@@ -40,17 +46,27 @@ def bench(
     *,
     targets: Sequence[str] = (),
     seconds: float = 20.0,
+    width: float = 0.03,
     threads: int = 0,
+    compiled: bool = False,
+    throughput: bool = False,
+    max_latency_ms: float | None = None,
+    cross_check: bool = False,
     trust_engine: bool = False,
     console: Console | None = None,
 ) -> BenchResult:
     """Measure the engines of ``targets`` (default: all) and the PyTorch original; writes accuracy and latency records.
 
-    ``seconds`` is for the timing of all engines together; accuracy comes on top and is kept while an engine is
-    unchanged. ``trust_engine`` measures engines that were built on another machine as well. Raises MissingStageError
-    when nothing was built for this machine.
+    ``seconds`` is for the timing of all engines together, less when every ratio to the original is known to ``width``
+    of itself; accuracy comes on top and is kept while an engine is unchanged. ``trust_engine`` measures engines that
+    were built on another machine as well. ``compiled`` times the original through torch.compile too; ``throughput``
+    searches batches and processes for the most pictures a second with calls of at most ``max_latency_ms`` (p90);
+    ``cross_check`` times each engine by its runtime's own tool as well.
+    Raises MissingStageError when nothing was built for this machine.
     """
-    console = console or Silent()
+    stated: dict[str, Any] = {"seconds": seconds, "width": width, "threads": threads, "compiled": compiled}
+    stated |= {"throughput": throughput, "max_latency_ms": max_latency_ms, "cross_check": cross_check}
+    config, console = validate(BenchConfig, stated, where="bench options"), console or Silent()
     with run.lock():
         _list_pytorch(run)
         chosen = _chosen(run, targets, trust_engine)
@@ -65,7 +81,7 @@ def bench(
         chosen.sort(key=lambda engine: engine.key != original)
         chosen = _judged(chosen, console)
         timed = [engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == original]
-        return _latency(run, timed, seconds, threads, console)
+        return _latency(run, timed, config, console)
 
 
 def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
@@ -203,7 +219,8 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
     baseline = original_key if original.is_file() and engine.key != original_key else None
     if path.is_file():
         record = records.read(records.AccuracyRecord, path)
-        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline:
+        complete = baseline is None or record.get("class_drops") is not None  # older ones have none
+        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline and complete:
             return record
     reference = records.read(records.AccuracyRecord, original) if baseline else None
     pictures = test_set(engine)
@@ -239,8 +256,8 @@ def _threads(timed: Sequence[Engine], console: Console) -> int:
     return min(stated.pop(), environment.usable_cores()) if len(stated) == 1 else 0
 
 
-def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, console: Console) -> BenchResult:
-    threads = threads or _threads(timed, console)
+def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Console) -> BenchResult:
+    threads = config.threads or _threads(timed, console)
     specs = [
         EngineSpec(
             key=engine.key,
@@ -254,13 +271,21 @@ def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, co
         )
         for engine in timed
     ]
+    original = _original_key(run)
+    compiled = _compiled_spec(specs[0]) if config.compiled and specs[0].key == original else None
+    if compiled is not None:
+        specs.append(compiled)
+    elif config.compiled:
+        console.say("the compiled original is not timed here: torch is not installed")
     first = timed[0]
     with console.task(f"timing {len(specs)} engines") as progress:
         result = measure(
             specs,
             pictures=_pictures(first),
             preprocess=first.preprocess_path,
-            seconds=seconds,
+            seconds=config.seconds,
+            width=config.width,
+            samples=samples if (samples := run.data / "samples").is_dir() else None,
             threads=threads,
             progress=progress,
         )
@@ -269,9 +294,60 @@ def _latency(run: Run, timed: Sequence[Engine], seconds: float, threads: int, co
         (run.path / "device" / key / "latency.json").unlink(
             missing_ok=True
         )  # of an earlier session: not its figure now
-    original = _original_key(run)
-    write_records(run.path, result, original=original if original in result.engines else None)
+    for old in run.path.glob(f"device/{COMPILED}/*/latency.json"):
+        old.unlink()  # of another session: its milliseconds do not belong beside these
+    found = _throughput(run, specs, result, config, console) if config.throughput else None
+    write_records(
+        run.path,
+        result,
+        original=original if original in result.engines else None,
+        compiled=compiled.key if compiled else None,
+        throughput=found,
+        cross_checks=_cross_checks(result, console) if config.cross_check else None,
+    )
     return result
+
+
+def _cross_checks(result: BenchResult, console: Console) -> dict[str, CrossCheck]:
+    """Every engine that was timed by its runtime's own tool as well, those that have one."""
+    found: dict[str, CrossCheck] = {}
+    with console.task("cross-checking") as progress:
+        for done, (key, engine) in enumerate(result.engines.items()):
+            progress(done, len(result.engines))
+            try:
+                checked = check_by_tool(engine.spec)
+            except BackendError as error:
+                console.say(f"{key}: not cross-checked: {error.message}")
+                continue
+            if checked is not None:
+                found[key] = checked
+                console.say(f"{key}: {checked}")
+    return found
+
+
+def _compiled_spec(original: EngineSpec) -> EngineSpec:
+    """The original, run through torch.compile."""
+    session = original.target.session.model_copy(update={"compile": True})
+    target = original.target.model_copy(update={"name": COMPILED, "title": "PyTorch, compiled", "session": session})
+    return replace(original, key=f"{COMPILED}/{original.key.rpartition('/')[2]}", target=target)
+
+
+def _throughput(
+    run: Run, specs: Sequence[EngineSpec], result: BenchResult, config: BenchConfig, console: Console
+) -> dict[str, Search]:
+    """The best setting of every engine that could be timed."""
+    found: dict[str, Search] = {}
+    cores = environment.usable_cores()
+    with console.task("searching for throughput") as progress:
+        for done, spec in enumerate(specs):
+            progress(done, len(specs))
+            if spec.key not in result.engines or spec.target.session.compile:  # it would compile for every batch
+                continue
+            try:
+                found[spec.key] = search(result.engines[spec.key].spec, cores=cores, cap_ms=config.max_latency_ms)
+            except BackendError as error:
+                console.say(f"{spec.key}: no throughput was found: {error.message}")
+    return found
 
 
 def _pictures(engine: Engine) -> Path:

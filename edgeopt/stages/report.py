@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from edgeopt.config import Budget, validate
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeopt.config import BaselineConfig, Budget, validate
 from edgeopt.files import read_json, write_json
 from edgeopt.report import ReportPaths, write_report
+from edgeopt.report.regression import Comparison
+from edgeopt.report.regression import compare as judge_against
+from edgeopt.report.snapshot import read_snapshot
 from edgeopt.run import Run
 
 _BUDGET = "budget.json"
 
 
-def report(run: Run, *, budget: Budget | None = None) -> ReportPaths:
+def report(run: Run, *, budget: Budget | None = None, baseline: BaselineConfig | str | None = None) -> ReportPaths:
     """Write ``report/report.{html,md,json}`` and ``junit.xml`` from the run's records, judged by ``budget``.
 
-    Without ``budget`` the one of the recipe that made the run is judged, when there was one.
+    Without ``budget`` the one of the recipe that made the run is judged, when there was one. ``baseline`` is an earlier
+    ``report.json`` or run folder, with what may be lost since: more is a missed line as well.
     """
+    if isinstance(baseline, str):
+        baseline = BaselineConfig(report=baseline)
     with run.lock():
-        return write_report(run.path, budget or kept_budget(run))
+        return write_report(run.path, budget or kept_budget(run), baseline=baseline)
+
+
+def compare(
+    before: str | Path, after: Sequence[str | Path], *, allowance: BaselineConfig | None = None
+) -> list[Comparison]:
+    """Each of ``after`` against ``before``: run folders or their ``report.json``. Raises RunError when they do not fit.
+
+    Lines of :class:`edgeopt.report.regression.Comparison` are judged like those of a budget.
+    """
+    first = read_snapshot(Path(before))
+    return [judge_against(first, read_snapshot(Path(one)), allowance) for one in after]
 
 
 def keep_budget(run: Run, budget: Budget) -> None:

@@ -19,5 +19,6 @@ def render(report: Report) -> str:
         best=best.key if best else None,
         fastest=fastest or 1.0,
         sessions=len(sessions),
+        compiled=any(row.compiled_speedup is not None for row in report.rows),
         machines=len({row.measured_on for row in report.rows if row.measured_on}),
     )

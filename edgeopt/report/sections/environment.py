@@ -23,7 +23,13 @@ def render(report: Report) -> str:
 
 def _facts(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     cpu = machine.get("cpu") or {}
-    load = machine.get("load_1m")
+    after = machine.get("after") or {}
+
+    def both(name: str, pattern: str) -> str | None:
+        """Before and, where it changed, after measuring."""
+        found = [one[name] for one in (machine, after) if one.get(name) is not None]
+        return " → ".join(pattern.format(one) for one in found) or None
+
     facts = [
         ("Board", machine.get("board")),
         ("CPU", cpu.get("name")),
@@ -32,8 +38,12 @@ def _facts(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Flags that matter", ", ".join(cpu.get("flags") or ()) or "none of them"),
         ("GPU", ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus") or ())),
         ("Memory", form.mib(machine.get("memory_bytes")) if machine.get("memory_bytes") else None),
+        ("Cores the cgroup allows", machine.get("cpu_quota")),
         ("Frequency governor", machine.get("governor")),
-        ("Load before measuring", None if load is None else f"{load:.2f}"),
+        ("Frequency, before and after", both("frequency_mhz", "{:.0f} MHz")),
+        ("Temperature, before and after", both("temperature_c", "{:.0f} °C")),
+        ("Slowed down", after.get("throttled") or machine.get("throttled")),
+        ("Load, before and after", both("load_1m", "{:.2f}")),
         ("System", machine.get("os")),
         ("Python", machine.get("python")),
     ]

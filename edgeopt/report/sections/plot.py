@@ -1,17 +1,42 @@
-"""The plot: top-1 against latency, intervals as bars, the best trade-offs joined, the dominated greyed."""
+"""The plots: top-1 against latency, or against size; intervals as bars, the best trade-offs joined, the rest greyed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from typing import Any
 
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.report.page import fragment
 from edgeopt.report.svg import Scale, colours, linear_ticks, log_ticks
 
 WIDTH, HEIGHT = 900, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 18, 48
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What lies on the x axis; smaller is better."""
+
+    name: str
+    title: str
+    value: Callable[[EngineRow], float | None]
+    interval: Callable[[EngineRow], Pair | None]
+
+
+AXES = (
+    Axis(
+        "latency", "p50 latency, ms (logarithmic) · left is faster", lambda row: row.p50_ms, lambda row: row.p50_ci_ms
+    ),
+    Axis(
+        "size",
+        "size, MiB (logarithmic) · left is smaller",
+        lambda row: row.size_bytes / 2**20 if row.size_bytes else None,
+        lambda row: None,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -28,35 +53,48 @@ class Mark:
     dominated: bool
     colour: str
     shape: str
+    radius: float  # its area is in proportion to the engine's size
     tip: str
 
 
 def render(report: Report) -> str:
-    """An SVG of every engine that has both numbers; nothing with fewer than two."""
-    rows = [row for row in report.rows if row.p50_ms and row.top1 is not None]
-    if len(rows) < 2:
+    """A panel for each axis that two engines or more have; nothing when none has."""
+    panels = [panel for axis in AXES if (panel := _panel(report, axis))]
+    if not panels:
         return ""
-    x, y = _scales(rows)
-    palette = colours([row.backend for row in report.rows])
-    marks = _place(rows, x, y, palette)
-    front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.x)
+    backends = [row.backend for row in report.rows]
+    palette = colours(backends)
+    marks = panels[0]["marks"]
     return fragment(
         "plot",
         width=WIDTH,
         height=HEIGHT,
         area=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
-        marks=marks,
-        front=" ".join(f"{mark.x},{mark.y}" for mark in front),
-        x_ticks=[(x(tick), form.significant(tick, 1)) for tick in log_ticks(x.low, x.high)],
-        y_ticks=[(y(tick), f"{tick:g}") for tick in linear_ticks(y.low, y.high)],
+        panels=panels,
         palette=[(name, palette[name]) for name in dict.fromkeys(mark.row.backend for mark in marks)],
         shapes=list(dict.fromkeys((mark.row.precision, mark.shape) for mark in marks)),
     )
 
 
-def _scales(rows: Sequence[EngineRow]) -> tuple[Scale, Scale]:
-    latencies = [row.p50_ms or 1.0 for row in rows]
-    low, high = min(latencies), max(latencies)
+def _panel(report: Report, axis: Axis) -> dict[str, Any] | None:
+    rows = [row for row in report.rows if axis.value(row) and row.top1 is not None]
+    if len(rows) < 2:
+        return None
+    x, y = _scales(rows, axis)
+    marks = _place(rows, x, y, colours([row.backend for row in report.rows]), axis)
+    front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.x)
+    return {
+        "axis": axis,
+        "marks": marks,
+        "front": " ".join(f"{mark.x},{mark.y}" for mark in front),
+        "x_ticks": [(x(tick), form.significant(tick, 1)) for tick in log_ticks(x.low, x.high)],
+        "y_ticks": [(y(tick), f"{tick:g}") for tick in linear_ticks(y.low, y.high)],
+    }
+
+
+def _scales(rows: Sequence[EngineRow], axis: Axis) -> tuple[Scale, Scale]:
+    values = [axis.value(row) or 1.0 for row in rows]
+    low, high = min(values), max(values)
     margin = max((high / low) ** 0.12, 1.15)
     ends = [100 * share for row in rows for share in (row.top1_ci or (row.top1 or 0.0,))]
     bottom, top = min(ends), max(ends)
@@ -68,29 +106,35 @@ def _scales(rows: Sequence[EngineRow]) -> tuple[Scale, Scale]:
     )
 
 
-def _place(rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str]) -> list[Mark]:
+def _place(rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str], axis: Axis) -> list[Mark]:
+    def spot(row: EngineRow) -> tuple[float, float]:
+        return x(axis.value(row) or 1.0), y(100 * (row.top1 or 0.0))
+
     # What a label must not cover: left end, right end, height; first the marks themselves, then labels already set.
-    taken = [(px - 9, px + 9, py) for px, py in ((x(row.p50_ms or 1.0), y(100 * (row.top1 or 0.0))) for row in rows)]
+    taken = [(px - 9, px + 9, py) for px, py in map(spot, rows)]
+    largest = max((row.size_bytes or 0 for row in rows), default=0)
     marks = []
-    for row in sorted(rows, key=lambda row: row.p50_ms or 0.0):
-        px, py = x(row.p50_ms or 1.0), y(100 * (row.top1 or 0.0))
+    for row in sorted(rows, key=lambda row: axis.value(row) or 0.0):
+        px, py = spot(row)
         width = 6.2 * len(_label(row)) + 14
         left = px + width > WIDTH - RIGHT
         begin = px - width if left else px + 10
         label = _free(py, begin, begin + width - 10, taken)
         taken.append((begin, begin + width - 10, label))
+        interval = axis.interval(row)
         marks.append(
             Mark(
                 row=row,
                 x=px,
                 y=py,
-                x_bar=(x(row.p50_ci_ms[0]), x(row.p50_ci_ms[1])) if row.p50_ci_ms else None,
+                x_bar=(x(interval[0]), x(interval[1])) if interval else None,
                 y_bar=(y(100 * row.top1_ci[0]), y(100 * row.top1_ci[1])) if row.top1_ci else None,
                 label_y=label,
                 label_left=left,
-                dominated=any(_better(other, row) for other in rows),
+                dominated=any(_better(other, row, axis) for other in rows),
                 colour=palette[row.backend],
                 shape={"int8": "square", "fp32": "circle"}.get(row.precision, "diamond"),
+                radius=round(max(3.5, 9 * sqrt((row.size_bytes or 0) / largest)), 1) if largest else 6.0,
                 tip=_tip(row),
             )
         )
@@ -107,10 +151,10 @@ def _free(wanted: float, begin: float, end: float, taken: Sequence[tuple[float, 
     return wanted
 
 
-def _better(other: EngineRow, row: EngineRow) -> bool:
-    faster = (other.p50_ms or 0.0) <= (row.p50_ms or 0.0)
+def _better(other: EngineRow, row: EngineRow, axis: Axis) -> bool:
+    mine, its = axis.value(row) or 0.0, axis.value(other) or 0.0
     as_right = (other.top1 or 0.0) >= (row.top1 or 0.0)
-    return faster and as_right and (other.p50_ms, other.top1) != (row.p50_ms, row.top1)
+    return its <= mine and as_right and (its, other.top1) != (mine, row.top1)
 
 
 def _label(row: EngineRow) -> str:
@@ -121,8 +165,9 @@ def _tip(row: EngineRow) -> str:
     lines = [
         row.key,
         f"{form.percent(row.top1)} top-1 ({form.percent_range(row.top1_ci)})",
-        f"{form.ms(row.p50_ms)} ms" + (f" ({form.span(row.p50_ci_ms)})" if row.p50_ci_ms else ""),
     ]
+    if row.p50_ms is not None:
+        lines.append(f"{form.ms(row.p50_ms)} ms" + (f" ({form.span(row.p50_ci_ms)})" if row.p50_ci_ms else ""))
     if row.speedup is not None:
         lines.append(f"{form.times(row.speedup)} as fast as {row.baseline}")
     if row.size_bytes:

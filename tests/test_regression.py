@@ -1,0 +1,232 @@
+"""compare and --baseline: what became slower, less accurate or larger is found, and what did not is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from json_schema import misfit
+from report_fixture import LABELS, MACHINE, edit, write_run
+
+from edgeopt import api
+from edgeopt.bench import accuracy_record
+from edgeopt.cli.compare_cmd import command as compare_command
+from edgeopt.cli.report_cmd import command as report_command
+from edgeopt.config import BaselineConfig
+from edgeopt.errors import RunError
+from edgeopt.files import write_json
+from edgeopt.report import write_report
+from edgeopt.report.regression import _ratio_of_ratios
+from edgeopt.report.snapshot import json_schema
+from edgeopt.run import Run
+
+INT8 = "onnxruntime/int8-u8a7w"
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report. Read only."""
+    run = write_run(tmp_path_factory.mktemp("before") / "digits")
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def after(before: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(before, tmp_path / "digits"))
+
+
+def slowed(run: Path, key: str, factor: float) -> None:
+    """Plant a slow-down in what was timed, as if the engine had become so."""
+    path = run / "device" / key / "latency.json"
+    record = json.loads(path.read_text())
+    for ratio in record["ratios"]:
+        ratio["speedup"] /= factor
+        ratio["speedup_ci"] = [one / factor for one in ratio["speedup_ci"]]
+    edit(path, ratios=record["ratios"], p50_ms=record["p50_ms"] * factor)
+
+
+def mistaken(run: Path, key: str, count: int) -> None:
+    """Answer ``count`` more pictures wrongly."""
+    original = json.loads((run / "device/pytorch/float/accuracy.json").read_text())["predictions"]
+    known = json.loads((run / "device" / key / "accuracy.json").read_text())
+    truth, answers = np.asarray(known["truth"]), np.asarray(known["predictions"])
+    more = np.flatnonzero(answers == truth)[:: len(truth) // (count + 1)][:count]
+    answers[more] = (answers[more] + 1) % 10
+    logits = 5 * np.eye(10, dtype=np.float32)[answers]
+    record = accuracy_record(logits, truth, LABELS, key=key, baseline="pytorch/float", baseline_predictions=original)
+    write_json(run / "device" / key / "accuracy.json", {**record, "measured_on": MACHINE})
+
+
+def statuses(before: Path, after: Path, **allowed: float) -> dict[tuple[str, str], str]:
+    (found,) = api.compare(before, [after], allowance=BaselineConfig.model_validate(allowed))
+    return {(line.engine, line.name): line.status for line in found.lines}
+
+
+def test_nothing_changed_is_met_line_by_line(before: Path, after: Path) -> None:
+    found = statuses(before / "report/report.json", after)
+    assert set(found.values()) == {"met"}
+    assert found[INT8, "baseline_speed"] == found[INT8, "baseline_drop_points"] == found[INT8, "baseline_size"] == "met"
+    assert ("pytorch/float", "baseline_speed") not in found  # it is what the others are compared with
+
+
+def test_a_planted_slow_down_and_a_planted_drop_are_found_where_they_are(before: Path, after: Path) -> None:
+    slowed(after, INT8, 1.3)
+    mistaken(after, "openvino/int8-u8a7w", 15)
+    found = statuses(before, after)
+    assert [key for key, status in found.items() if status != "met"] == [
+        (INT8, "baseline_speed"), ("openvino/int8-u8a7w", "baseline_drop_points"),
+    ]  # fmt: skip
+    assert found[INT8, "baseline_speed"] == found["openvino/int8-u8a7w", "baseline_drop_points"] == "missed"
+    allowed = statuses(before, after, slower=0.4, drop_points=9)
+    assert set(allowed.values()) == {"met"}
+
+
+def test_drops_are_paired_picture_by_picture_from_the_reports_alone(before: Path, after: Path) -> None:
+    mistaken(after, INT8, 6)
+    write_report(after)
+    (found,) = api.compare(before / "report/report.json", [after / "report/report.json"])
+    (line,) = (one for one in found.lines if one.engine == INT8 and one.name == "baseline_drop_points")
+    assert "6 lost and 0 gained of 360; McNemar's exact test: p = 0.031" in line.message
+    assert line.status == "undecided"  # 1.67 points, where 1 is allowed
+
+
+def test_other_machines_are_warned_of_and_their_speed_is_not_judged(before: Path, after: Path) -> None:
+    slowed(after, INT8, 1.3)
+    for path in after.glob("device/*/*/*.json"):
+        if path.name in ("latency.json", "accuracy.json"):
+            cpu = {**MACHINE["cpu"], "name": "Another CPU"}  # type: ignore[dict-item]
+            edit(path, measured_on={**MACHINE, "machine_id": "ba9876543210", "cpu": cpu})
+    (found,) = api.compare(before, [after])
+    assert {line.status for line in found.lines if line.name == "baseline_speed"} == {"not judged"}
+    assert {line.status for line in found.lines if line.name == "baseline_drop_points"} == {"met"}
+    assert found.warnings == ("measured on different machines (Planted CPU 9000; Another CPU): speed is not judged",)
+
+
+def test_other_datasets_schemas_and_things_are_refused(before: Path, after: Path, tmp_path: Path) -> None:
+    edit(after / "run.json", fingerprint="b" * 64)
+    with pytest.raises(RunError, match="different datasets"):
+        api.compare(before, [after])
+    report = json.loads((before / "report/report.json").read_text())
+    for content, said in (
+        ({**report, "schema": 2}, "has schema 2; this edgeopt reads schema 1"),
+        ({"schema": 1}, "is no report"),
+        ({**report, "engines": [{**report["engines"][0], "p50_ms": "fast"}]}, r"'engines\.0\.p50_ms'"),
+        ({**report, "engines": [], "original": None}, "no engine in common"),
+    ):
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        with pytest.raises(RunError, match=said):
+            api.compare(before, [tmp_path / "other.json"])
+    with pytest.raises(RunError, match="is not a run folder"):
+        api.compare(before, [tmp_path])
+
+
+def test_a_busy_machine_decides_nothing(before: Path, after: Path) -> None:
+    latency = after / "device" / INT8 / "latency.json"
+    ratios = [{**one, "quiet": False} for one in json.loads(latency.read_text())["ratios"]]
+    edit(latency, ratios=ratios)
+    assert statuses(before, after)[INT8, "baseline_speed"] == "unstable"
+
+
+def test_the_verb_says_each_line_and_exits_with_the_verdict(before: Path, after: Path) -> None:
+    same = CliRunner().invoke(compare_command, [str(before), str(after)], standalone_mode=False)
+    assert same.return_value == 0
+    assert "digits against digits: met" in same.output
+    slowed(after, INT8, 1.3)
+    done = CliRunner().invoke(compare_command, [str(before), str(before), str(after), "--json"], standalone_mode=False)
+    assert done.return_value == 3
+    assert [one["verdict"] for one in json.loads(done.stdout)] == ["met", "missed"]
+
+
+def test_report_judges_a_baseline_beside_the_budget(before: Path, after: Path) -> None:
+    slowed(after, INT8, 1.3)
+    arguments = ["--run", str(after), "--budget", "max_size_mib=9", "--baseline", str(before / "report/report.json")]
+    done = CliRunner().invoke(report_command, arguments, standalone_mode=False)
+    assert done.return_value == 3
+    assert f"{INT8}: baseline_speed = 0.95 is missed, measured 0.769" in done.output
+    assert 'name="baseline_speed"' in (after / "report/junit.xml").read_text()
+    allowed = CliRunner().invoke(report_command, [*arguments, "--slower", "0.4"], standalone_mode=False)
+    assert allowed.return_value == 0
+    own = api.report(Run.open(after), baseline=str(after / "report/report.json"))  # the file that it then writes over
+    assert own.exit_code == 0
+
+
+def test_several_runs_are_one_table_and_what_is_no_run_is_left_out(before: Path, after: Path, tmp_path: Path) -> None:
+    slowed(after, INT8, 1.3)
+    edit(after / "run.json", fingerprint="b" * 64)
+    (tmp_path / "photos").mkdir()
+    page = tmp_path / "runs.html"
+
+    def report(*typed: str) -> Result:
+        return CliRunner().invoke(report_command, list(typed), standalone_mode=False)
+
+    done = report(str(before), str(after), str(tmp_path / "photos"), "--out", str(page))
+    assert done.return_value == 0
+    lines = [line.split() for line in done.output.splitlines() if INT8 + " " in line]
+    assert [(line[0], line[1]) for line in lines] == [("digits", INT8)] * 2
+    assert ["6.9×" in line for line in lines] == [True, False]
+    assert "the runs are of different datasets" in done.output
+    assert "photos (" in done.output
+    html = page.read_text()
+    assert html.count('class="engine"') == 14
+    assert "http" not in html.replace("http-equiv", "")
+    as_json = json.loads(report(str(before), str(after), "--json").stdout)
+    assert [row["run"] for row in as_json["runs"]] == ["digits"] * 14
+    assert "no report to compare" in str(report(str(tmp_path / "photos"), str(tmp_path / "none")).exception)
+    assert "a run is named twice" in str(report(str(before), "--run", str(after)).exception)
+    assert "--out is for the page of several runs" in str(report("--out", str(page)).exception)
+
+
+def test_budget_lines_may_be_typed(after: Path, tmp_path: Path) -> None:
+    def judged(*typed: str) -> int:
+        done = CliRunner().invoke(report_command, ["--run", str(after), *typed], standalone_mode=False)
+        assert done.exception is None, done.exception
+        return int(done.return_value)
+
+    file = tmp_path / "budget.toml"
+    file.write_text("[budget]\nmax_drop_points = 1.0\nmin_speedup = { float = 1.5 }\n")
+    assert judged("--budget", str(file)) == 5
+    assert judged("--budget", str(file), "--allow-undecided") == 0
+    assert judged("--budget", str(file), "--budget", "max_drop_points=2") == 0  # later ones win
+    assert judged("--budget", "min_speedup.float=9") == judged("--budget", "max_size_mib=1") == 3
+    said = CliRunner().invoke(report_command, ["--run", str(after), "--budget", "max_drop=1"], standalone_mode=False)
+    assert "max_drop: unknown key" in str(said.exception)
+    alone = CliRunner().invoke(report_command, ["--run", str(after), "--slower", "0.2"], standalone_mode=False)
+    assert "is against an earlier report, and none is named" in str(alone.exception)
+
+
+def test_the_interval_of_a_change_holds_the_true_one_as_often_as_it_says() -> None:
+    """Two sessions of 24 windows each, 1,000 times; also that 10 % is found and none is not taken for any."""
+    from edgeopt.metrics import ratio_interval
+
+    rng, held, found, false = np.random.default_rng(0), 0, 0, 0
+    for true in (1.0, 0.9):
+        for _ in range(500):
+            was, now = (
+                ratio_interval(2 * np.exp(rng.normal(0, 0.02, 24)), np.exp(rng.normal(0, 0.02, 24)) / change)
+                for change in (1.0, true)
+            )
+            low, high = _ratio_of_ratios(was.value, was[1:], now.value, now[1:])
+            held += low <= true <= high
+            found += true < 1 and high < 0.95
+            false += true == 1 and high < 0.95
+    assert 0.93 <= held / 1000 <= 0.985
+    assert found / 500 >= 0.95
+    assert false / 500 <= 0.002
+
+
+def test_the_published_schema_is_the_one_that_is_read_and_reports_fit_it(before: Path) -> None:
+    path = Path(__file__).parent.parent / "edgeopt/report/report.schema.json"
+    assert json.loads(path.read_text()) == json_schema()
+    report = json.loads((before / "report/report.json").read_text())
+    assert misfit(report, json_schema()) == ""
+    assert (
+        misfit({**report, "engines": [{**report["engines"][0], "top1": 2}]}, json_schema())
+        == "engines.0.top1: fits none"
+    )
+    assert misfit({"schema": 1}, json_schema()).startswith(": lacks ")

@@ -1,0 +1,94 @@
+"""The statistics of a benchmark on planted windows and a fake clock: intervals and verdicts hold as often as said.
+
+The protocol's own loop decides when to stop (looking more than once at the data), its own intervals and the budget's
+own judge decide what is said; only the clock and the windows are planted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgeopt.bench import protocol
+from edgeopt.metrics import Interval, ratio_interval
+from edgeopt.report.budget import _judge_line
+from edgeopt.report.model import EngineRow
+
+RUNS = 1000
+ROUNDS = 60  # as long as the fake clock allows
+
+
+def windows(shape: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of the windows of two engines that are equally fast, (ROUNDS,) each."""
+    own = rng.normal(0, 0.01, (2, ROUNDS))
+    if shape == "drift":  # the machine changes speed by factors, and both with it
+        own = rng.normal(0, 0.02, (2, ROUNDS)) + np.cumsum(rng.normal(0, 0.05, ROUNDS))
+    elif shape == "heavy tail":  # now and then a window is interrupted for long
+        own = 0.015 * rng.standard_t(2, (2, ROUNDS))
+    elif shape == "bimodal":  # three windows in ten run in a slower mode
+        own = own + np.log1p(0.15) * (rng.random((2, ROUNDS)) < 0.3)
+    first, second = np.exp(own)
+    return first, second
+
+
+class Planted:
+    """What the protocol's loop sees of children: a round adds a window to each and takes time by the fake clock."""
+
+    def __init__(self, slow: np.ndarray, fast: np.ndarray) -> None:
+        self.now, self.lost_seconds, self.planted = 0.0, 0.0, {"slow": slow, "fast": fast}
+        self.runners = {name: SimpleNamespace(medians=[]) for name in self.planted}
+
+    def round(self, seconds: float) -> None:
+        for name, runner in self.runners.items():
+            runner.medians.append(self.planted[name][len(runner.medians)])
+            self.now += seconds
+
+
+def measure(slow: np.ndarray, fast: np.ndarray, monkeypatch: pytest.MonkeyPatch, width: float) -> tuple[Interval, int]:
+    """The ratio and its interval after as many rounds as the protocol wants."""
+    group = Planted(slow, fast)
+    monkeypatch.setattr(protocol, "monotonic", lambda: group.now)
+    seconds = (ROUNDS - 1) * 2 * protocol.LONGEST_WINDOW
+    (*_, rounds) = protocol._rounds(group, seconds, width)  # type: ignore[arg-type]
+    found = ratio_interval(group.runners["slow"].medians, group.runners["fast"].medians)
+    return found, rounds
+
+
+@pytest.mark.parametrize("shape", ["drift", "bimodal", "heavy tail"])
+def test_intervals_and_verdicts_are_right_as_often_as_they_say(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, stopped = np.random.default_rng(len(shape)), Counter[int]()
+    for true in (1.0, 1.02, 1.1):
+        held, said = 0, Counter[str]()
+        for _ in range(RUNS):
+            slow, fast = windows(shape, rng)
+            ratio, rounds = measure(true * slow, fast, monkeypatch, width=0.04)
+            stopped[rounds] += 1
+            held += ratio.low <= true <= ratio.high
+            row = EngineRow(
+                "here/int8", "here", "int8", "tiny", "int8",
+                speedup=ratio.value, speedup_ci=ratio[1:], baseline="pytorch/float", baseline_kind="original",
+            )  # fmt: skip
+            said[_judge_line(row, "min_speedup", 1.0).status] += 1
+        # 95 %, give or take what 1,000 runs can tell: a standard deviation is 0.7 points.
+        assert 0.93 <= held / RUNS <= 0.97, (true, held)
+        if true == 1.0:  # exactly at the limit: whatever is said is wrong, and so said in 5 %
+            assert said["met"] + said["missed"] <= 0.07 * RUNS, said
+        else:
+            assert said["missed"] <= 0.025 * RUNS, said
+        if true == 1.1:
+            assert said["met"] >= 0.95 * RUNS, said
+    assert len(stopped) > 1  # it did stop early, and not always: what is tested above is optional stopping
+    assert min(stopped) == protocol.ROUNDS_BEFORE_STOPPING
+
+
+@pytest.mark.parametrize("count", [6, 8, 12, 24, 60])
+def test_intervals_cover_at_every_number_of_windows(count: int) -> None:
+    rng = np.random.default_rng(count)
+    held = 0
+    for _ in range(2000):
+        ratio = ratio_interval(np.exp(rng.normal(0, 0.05, count)), np.ones(count))
+        held += ratio.low <= 1.0 <= ratio.high
+    assert 0.93 <= held / 2000 <= 0.97
