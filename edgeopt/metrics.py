@@ -140,19 +140,19 @@ def paired_drop(
     )
 
 
-def pictures_to_decide(drop: PairedDrop, limit_points: float) -> int | None:
-    """How many pictures would tell whether the true drop is above ``limit_points``, if their shares stay as measured.
+def pictures_to_decide(lost: int, gained: int, n: int, limit_points: float) -> int | None:
+    """How many pictures would tell whether the true drop is above ``limit_points``, if the shares stay as in ``n``.
 
     That is where Tango's one-sided 95 % bound reaches the limit. None where no number would: the drop is at the limit.
     """
-    within = drop.drop_points <= limit_points
-    lost, gained = drop.lost / drop.n, drop.gained / drop.n
+    within = 100 * (lost - gained) / n <= limit_points
 
-    def decided(n: int) -> bool:
-        bound = 100 * _tango(lost * n, gained * n, n, _z(0.95 if within else 0.05))
+    def decided(pictures: int) -> bool:
+        share = pictures / n
+        bound = 100 * _tango(lost * share, gained * share, pictures, _z(0.95 if within else 0.05))
         return bound <= limit_points if within else bound > limit_points
 
-    low, high = drop.n, 2 * drop.n
+    low, high = n, 2 * n
     while not decided(high):
         low, high = high, 2 * high
         if high > _MOST_PICTURES:

@@ -138,6 +138,12 @@ class StageRecord(Record):
         mean_top1: Share
         spread_top1: Share
 
+    class Pruning(_Part):
+        """What was cut: layers' widths before and after, and why others kept theirs."""
+
+        widths: dict[Text, Annotated[list[Count], Field(min_length=2, max_length=2)]] = {}
+        untouched: dict[Text, Text] = {}
+
     class Ladder(_Part):
         """The ways to int8 that were tried, cheapest first."""
 
@@ -174,8 +180,16 @@ class StageRecord(Record):
             loss_over_best: Loss | None = None
             seconds: Annotated[float, Field(ge=0, le=1e9)]
             holds: bool
+            p50_ms: Positive | None = None
             float_layers: list[Text] | None = None
             sensitivity: list[Layer] | None = None
+
+        class TimedLayer(_Part):
+            """What a layer's quantizers add to the loss, and what leaving it in float adds to a call, measured."""
+
+            layer: Text
+            loss_increase: Nats
+            cost_ms: Annotated[float, Field(ge=-1e9, le=1e9)]
 
         max_drop_points: Points
         reference: Name
@@ -183,6 +197,8 @@ class StageRecord(Record):
         stopped: Text
         verdict: Literal["met", "undecided", "missed"]
         pictures_to_decide: Count | None = None
+        timed_on: Name | None = None
+        layers: list[TimedLayer] | None = None
         rungs: Annotated[list[Rung], Field(min_length=1, max_length=1000)]
 
     created: Text
@@ -190,6 +206,7 @@ class StageRecord(Record):
     outputs: dict[Text, Output]
     fold: Fold | None = None
     ladder: Ladder | None = None
+    pruning: Pruning | None = None
     ingredients: Ingredients | None = None
     cross_validation: CrossValidation | None = None
     command: Text | None = None

@@ -69,12 +69,12 @@ def test_as_many_pictures_as_are_said_would_decide() -> None:
     n, lost = 1000, 6
     drop = metrics.paired_drop(*_answers(n, lost))
     assert drop.upper_points > 1.0
-    enough = metrics.pictures_to_decide(drop, 1.0)
+    enough = metrics.pictures_to_decide(lost, 0, n, 1.0)
     assert enough is not None
     for pictures, decided in ((int(1.15 * enough), True), (int(0.8 * enough), False)):
         again = metrics.paired_drop(*_answers(pictures, round(lost * pictures / n)))
         assert (again.upper_points <= 1.0) == decided
-    assert metrics.pictures_to_decide(metrics.paired_drop(*_answers(1000, 10)), 1.0) is None, "at the limit: never"
+    assert metrics.pictures_to_decide(10, 0, 1000, 1.0) is None, "at the limit: never"
 
 
 def _answers(n: int, lost: int) -> tuple[metrics.Bool, metrics.Bool]:
@@ -125,7 +125,9 @@ def test_the_first_rung_that_holds_is_taken_and_all_are_recorded(uneven: Run, tm
     assert len(names) > 1, "post-training ranges alone do not keep this network's accuracy"
     assert [rung["holds"] for rung in rungs] == [False] * (len(rungs) - 1) + [found["stopped"] == "held"]
     assert found["chosen"] == names[-1]
-    assert all(rung["seconds"] > 0 and rung["drop"]["n"] == 72 for rung in rungs)
+    assert found["timed_on"] == "onnxruntime"
+    assert len({rung["p50_ms"] for rung in rungs if not rung.get("float_layers")}) == 1
+    assert all(rung["p50_ms"] > 0 and rung["seconds"] > 0 and rung["drop"]["n"] == 72 for rung in rungs)
     assert set(rungs[1]["tried"]) == {
         "percentile ranges of 64 stratified pictures",
         "histogram ranges of 64 stratified pictures",
@@ -140,6 +142,21 @@ def test_the_first_rung_that_holds_is_taken_and_all_are_recorded(uneven: Run, tm
     assert last["drop"]["drop_points"] <= 3.0
     assert not (made.run.path / "host" / made.name / "rungs").exists(), "what is not taken is not kept"
     assert api.compress(uneven, CHEAP.model_copy(update={"max_drop": 3.0}))[0].skipped
+
+
+@pytest.mark.slow
+def test_the_layers_that_int8_hurts_go_back_to_float_and_their_cost_is_measured(uneven: Run) -> None:
+    (made,) = api.compress(uneven, CHEAP.model_copy(update={"max_drop": 0.0, "epochs": 0}))
+    rungs = {rung["name"]: rung for rung in made.record["ladder"]["rungs"]}
+    assert list(rungs)[:3] == ["ptq", "ranges", "float-1"]
+    layers = made.record["ladder"]["layers"]
+    assert [row["layer"] for row in layers] == [row["layer"] for row in rungs["float-1"]["sensitivity"]][: len(layers)]
+    assert {row["layer"] for row in layers} == {"convs.0", "convs.1", "convs.2", "convs.3", "head"}
+    assert all(-1e3 < row["cost_ms"] < 1e3 for row in layers)
+    assert rungs["float-1"]["float_layers"] == [layers[0]["layer"]]
+    last = list(rungs.values())[-1]
+    assert last["val_loss"] < rungs["ptq"]["val_loss"], "float layers give some of the loss back"
+    assert last["p50_ms"] > 0
 
 
 @pytest.mark.slow

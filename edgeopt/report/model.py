@@ -236,6 +236,7 @@ class Report:
     allow_undecided: bool = False
     warnings: tuple[str, ...] = ()  # of a comparison with an earlier report
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
+    cuts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: ``pruning`` of its record
     ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
 
     @property

@@ -56,6 +56,7 @@ def assemble(run_path: Path) -> Report:
         commands=_commands(run, measured_by),
         created=now(),
         trainings=trainings(run),
+        cuts={name: one["pruning"] for name, one in run.variants().items() if (one.get("pruning") or {}).get("widths")},
         ladders={name: one["ladder"] for name, one in run.variants().items() if one.get("ladder")},
     )
 

@@ -21,6 +21,7 @@ from edgeopt.run import Run, Stage, discard, stage_key
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
 from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, training_recipe
 from edgeopt.stages.quantizing import KEYS, SHORT_QAT, calibrated, int8_name, origin_of_schemes, wants_int8_outputs
+from edgeopt.stages.timing import times_of
 from edgeopt.stages.training import TrainingPlan, fit, val_figures
 from edgeopt.stages.variants import Variant, commit_variant, is_own
 from edgeopt.train.evaluate_torch import logits
@@ -28,6 +29,9 @@ from edgeopt.training_tables import seconds_of
 
 VERSION = 1
 _LONGER = 3.0  # times the epochs of the rung before
+_TIMED_LAYERS = 6
+_TIMING_SECONDS = 15.0
+_WHOLE = "every layer in int8"
 _FLOAT_LAYERS = (1, 2, 4, 8)
 #: What the variant's record keeps of a rung's.
 _KEPT = (
@@ -108,7 +112,7 @@ def climbed(job: Job, source: Variant, scheme: str, trained: Variant | None) -> 
             "chosen": chosen.name,
             "stopped": stopped,
             **verdict,
-            "rungs": [{key: rung.record[key] for key in _KEPT if key in rung.record} for rung in ladder.rungs],
+            **ladder.timed(),
         },
     )
     discard(stage.folder / "rungs")
@@ -123,7 +127,10 @@ def judged(drop: PairedDrop, limit: float) -> dict[str, Any]:
     """
     verdict = "missed" if drop.drop_points > limit else "met" if drop.upper_points <= limit else "undecided"
     decided = verdict == "met" or drop.lower_points > limit
-    return {"verdict": verdict, "pictures_to_decide": None if decided else pictures_to_decide(drop, limit)}
+    return {
+        "verdict": verdict,
+        "pictures_to_decide": None if decided else pictures_to_decide(drop.lost, drop.gained, drop.n, limit),
+    }
 
 
 def words(verdict: Mapping[str, Any], rung: Mapping[str, Any]) -> str:
@@ -170,6 +177,35 @@ class _Ladder:
             if self.rungs[-1].holds:
                 return "held"
         return "no rung is left"
+
+    def timed(self) -> dict[str, Any]:
+        """``rungs`` for the variant's record, with ``p50_ms`` of their engines, and what single layers in float cost.
+
+        Rungs whose layers are all int8 run the same engine but for its numbers, and have one figure. ``timed_on`` is
+        the target; null where none runs here.
+        """
+        rungs = [{key: rung.record[key] for key in _KEPT if key in rung.record} for rung in self.rungs]
+        tables: list[list[dict[str, Any]]] = [rung["sensitivity"] for rung in rungs if "sensitivity" in rung]
+        ranked = tables[0][:_TIMED_LAYERS] if tables else []
+        mixed = {rung.name: rung.load(self.job.run) for rung in self.rungs if rung.record.get("float_layers")}
+        recipe = load_calibration(self.job.config.calibration)
+        single = {f"layer {row['layer']}": self._quantized(self._start(), recipe, (row["layer"],)) for row in ranked}
+        whole = {_WHOLE: self.rungs[0].load(self.job.run)}
+        found = times_of(
+            self.job, self.scheme, self.source.preprocess, {**whole, **mixed, **single}, seconds=_TIMING_SECONDS
+        )
+        if found is None:
+            self.job.console.say("rungs are not timed: no target that takes this scheme runs here")
+            return {"rungs": rungs, "timed_on": None}
+        target, p50 = found
+        for rung in rungs:
+            rung["p50_ms"] = p50[rung["name"] if rung.get("float_layers") else _WHOLE].value
+        costs = {name: p50[f"layer {name}"].value - p50[_WHOLE].value for name in (row["layer"] for row in ranked)}
+        return {
+            "rungs": rungs,
+            "timed_on": target,
+            "layers": [{**row, "cost_ms": costs[row["layer"]]} for row in ranked],
+        }
 
     def _left(self) -> float:
         spent = sum(float(rung.record["seconds"]) for rung in self.rungs)

@@ -17,6 +17,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "training": ("Training", "edgeopt.report.sections.training:render"),
     "ladder": ("Ladder", "edgeopt.report.sections.ladder:render"),
     "compression": ("Compression", "edgeopt.report.sections.compression:render"),
+    "widths": ("Widths", "edgeopt.report.sections.widths:render"),
     "environment": ("Environment", "edgeopt.report.sections.environment:render"),
     "commands": ("Commands", "edgeopt.report.sections.commands:render"),
 }

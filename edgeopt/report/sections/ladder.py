@@ -15,5 +15,7 @@ def render(report: Report) -> str:
     ladders = []
     for variant, ladder in report.ladders.items():
         ranked: list[Any] = next((rung["sensitivity"] for rung in ladder["rungs"] if rung.get("sensitivity")), [])
-        ladders.append({**ladder, "variant": variant, "sensitivity": ranked[:_LAYERS]})
+        ladders.append(
+            {"timed_on": None, "layers": None, **ladder, "variant": variant, "sensitivity": ranked[:_LAYERS]}
+        )
     return fragment("ladder", ladders=ladders) if ladders else ""

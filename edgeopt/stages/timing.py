@@ -1,0 +1,56 @@
+"""Int8 models timed on this machine before they are variants: exported, built and measured interleaved."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from edgeopt import environment
+from edgeopt.compress.latency.bed import Bed
+from edgeopt.config import Target, load_target
+from edgeopt.export.qdq import export_qdq
+from edgeopt.metrics import Interval
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.registry import load_backend
+from edgeopt.schemes import get_scheme
+from edgeopt.stages.passes import Job
+
+_TARGETS = ("onnxruntime", "openvino")  # for a call that names none
+
+
+@contextmanager
+def test_bed(target: Target, scheme: str, spec: PreprocessSpec) -> Iterator[Bed]:
+    """A place to build in that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
+        yield Bed(load_backend(target.backend), target, get_scheme(scheme), spec, Path(folder))
+
+
+def times_of(
+    job: Job, scheme: str, spec: PreprocessSpec, models: Mapping[str, nn.Module], *, seconds: float
+) -> tuple[str, dict[str, Interval]] | None:
+    """The target, and the median milliseconds of a call by each int8 model's engine; None where none runs here."""
+    target = _target(job, scheme)
+    if target is None:
+        return None
+    with test_bed(target, scheme, spec) as bed, job.console.task(f"timing {len(models)} engines") as progress:
+        built = []
+        for number, (name, model) in enumerate(models.items()):
+            onnx = bed.folder / f"{number}.onnx"
+            export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme))
+            built.append(bed.build(name, onnx))
+        result = bed.measure(built, seconds, width=0.02, progress=progress)
+    return target.name, {name: one.p50 for name, one in result.engines.items()}
+
+
+def _target(job: Job, scheme: str) -> Target | None:
+    """The first that this machine is, and whose backend runs the scheme exactly here."""
+    for name in job.targets or _TARGETS:
+        profile = load_target(name)
+        backend = load_backend(profile.backend)
+        if environment.matches(profile.match) and backend.availability().ok and scheme in backend.schemes():
+            return profile
+    return None
