@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from edgeopt import resources
+from edgeopt.compress_table import CompressConfig as CompressConfig
+from edgeopt.compress_table import known_scheme
 from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
-from edgeopt.schemes import SCHEMES
 from edgeopt.training_tables import AugmentConfig as AugmentConfig
-from edgeopt.training_tables import Seed, Whole, contradictions
+from edgeopt.training_tables import Seed, Taught, Whole, contradictions
 from edgeopt.training_tables import Strict as Strict
 from edgeopt.training_tables import TrainConfig as TrainConfig
 from edgeopt.tune_space import Space, read_space
@@ -145,9 +146,7 @@ class Target(Strict):
     @field_validator("scheme")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and value not in SCHEMES:
-            raise ValueError(f"unknown scheme {value!r}{did_you_mean(value, SCHEMES)}; use one of {', '.join(SCHEMES)}")
-        return value
+        return value if value is None else known_scheme(value)
 
 
 class CalibrationRecipe(Strict):
@@ -185,31 +184,6 @@ class ModelConfig(Strict):
         """Whether it starts from random numbers because that was stated; ``module:attr`` models may load their own."""
         own_code = ":" in self.name and not self.name.startswith(("timm:", "torchvision:"))
         return not self.pretrained and self.weights is None and not own_code
-
-
-class CompressConfig(Strict):
-    """Compression. ``prune`` is the fraction of the MACs removed."""
-
-    int8: bool = True
-    prune: float | None = Field(None, gt=0, lt=1)
-    schemes: tuple[str, ...] = ()
-    calibration: str = "default"
-    importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
-    epochs: int = Field(5, ge=0, le=10_000)  # of QAT
-    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
-    lr: float = Field(1e-4, gt=0, le=10)
-    recovery_lr: float = Field(1e-3, gt=0, le=10)
-    int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
-    temperature: float = Field(3.0, gt=0)
-    distill_weight: float = Field(0.9, ge=0, le=1)
-    teacher: str | None = None  # another float variant or an ensemble of the run; None: what is compressed
-
-    @field_validator("schemes")
-    @classmethod
-    def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            Target._known_scheme(name)
-        return value
 
 
 class EnsembleConfig(Strict):
@@ -311,17 +285,28 @@ def require_compatible(
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
+    latency = _against_targets(values)
     try:
         train = TrainConfig.model_validate(values.get("train", {}))
         model = ModelConfig.model_validate(values.get("model", {}))
         augment = AugmentConfig.model_validate(values.get("augment", {}))
         wanted = values.get("ensemble")
         return [
+            *latency,
             *contradictions(train, augment, random_weights=model.random_weights),
             *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
         ]
     except ValidationError:
+        return latency
+
+
+def _against_targets(values: Mapping[str, Any]) -> list[str]:
+    """A latency is measured on one target."""
+    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
+    stated = compress.get("latency") if isinstance(compress, Mapping) else getattr(compress, "latency", None)
+    if stated is None or not isinstance(targets, (list, tuple)) or len(targets) == 1:
         return []
+    return [f"compress.latency: it is measured on one target, and targets names {len(targets)}; name one"]
 
 
 def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
@@ -362,9 +347,10 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}" + (
-        f", got {_shown(item['input'])}" if item["type"] != "missing" else ""
-    )
+    # Of keys that contradict each other the input is their whole table.
+    telling = item["type"] != "missing" and not (item["type"] == "value_error" and isinstance(item["input"], Mapping))
+    head = f"{name}: " if name else ""
+    return f"{head}{message[0].lower()}{message[1:]}" + (f", got {_shown(item['input'])}" if telling else "")
 
 
 def _shown(value: object) -> str:
@@ -395,6 +381,9 @@ def load_recipe(path: Path) -> Recipe:
     def file(name: str) -> str:
         return here(name) if name.endswith(".toml") or "/" in name else name
 
+    def teacher(table: Taught) -> str | None:  # another run's folder has a slash in it, a variant's name has none
+        return here(table.teacher) if table.teacher and "/" in table.teacher else table.teacher
+
     data, model, compress = recipe.data, recipe.model, recipe.compress
     if not data.path.startswith("torchvision:"):
         data = data.model_copy(update={"path": here(data.path)})
@@ -405,11 +394,11 @@ def load_recipe(path: Path) -> Recipe:
     baseline = recipe.baseline
     if baseline.report:
         baseline = baseline.model_copy(update={"report": here(baseline.report)})
-    compress = compress.model_copy(update={"calibration": file(compress.calibration)})
+    compress = compress.model_copy(update={"calibration": file(compress.calibration), "teacher": teacher(compress)})
+    train = recipe.train.model_copy(update={"teacher": teacher(recipe.train)})
     targets = tuple(file(name) for name in recipe.targets)
-    return recipe.model_copy(
-        update={"data": data, "model": model, "compress": compress, "baseline": baseline, "targets": targets}
-    )
+    tables = {"data": data, "model": model, "train": train, "compress": compress, "baseline": baseline}
+    return recipe.model_copy(update={**tables, "targets": targets})
 
 
 def load_target(name_or_file: str) -> Target:

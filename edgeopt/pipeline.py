@@ -63,7 +63,7 @@ def _ensemble(journey: Journey) -> None:
 
 def _compress(journey: Journey) -> None:
     config = journey.recipe.compress
-    if config.int8 or config.prune:
+    if config.int8 or config.prunes:
         _compress_as(journey, config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def calibration(logits: Float, labels: Int64, *, temperature: float = 1.0, bins:
         if inside.any()
     )
     ece = sum(one.n * abs(one.confidence - one.accuracy) for one in found) / len(labels)
-    return Calibration(float(ece), _nll(logits, labels, temperature), found)
+    return Calibration(float(ece), float(nll(logits, labels, temperature).mean()), found)
 
 
 def fit_temperature(logits: Float, labels: Int64) -> float:
@@ -94,7 +95,7 @@ def fit_temperature(logits: Float, labels: Int64) -> float:
     """
 
     def cost(log_temperature: float) -> float:
-        likelihood = len(labels) * _nll(logits, labels, float(np.exp(log_temperature)))
+        likelihood = len(labels) * float(nll(logits, labels, float(np.exp(log_temperature))).mean())
         return likelihood + log_temperature**2 / (2 * _PRIOR_SPREAD**2)
 
     low, high = float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE))
@@ -142,10 +143,34 @@ def worst_mistakes(
     ]
 
 
-def _nll(logits: Float, labels: Int64, temperature: float) -> float:
-    """Mean negative log-likelihood in nats."""
+@dataclass(frozen=True)
+class LossDifference:
+    """Mean of (candidate's - reference's) negative log-likelihood on the same pictures, nats; ``ci`` is 95 %."""
+
+    mean: float
+    ci: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes no difference."""
+        return not self.ci[0] <= 0 <= self.ci[1]
+
+
+def loss_difference(reference: Float, candidate: Float, labels: Int64) -> LossDifference:
+    """Of two logits (N, classes) for labels (N,): the paired comparison that moves before any answer changes.
+
+    The interval is the mean's normal one, 1.96 standard errors of the differences.
+    """
+    differences = nll(candidate, labels) - nll(reference, labels)
+    error = 1.96 * float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+    mean = float(differences.mean())
+    return LossDifference(mean, (mean - error, mean + error))
+
+
+def nll(logits: Float, labels: Int64, temperature: float = 1.0) -> Float64:
+    """float64 (N,): the negative log-likelihood of each label, nats."""
     scaled = np.asarray(logits, np.float64) / temperature
     top = scaled.max(axis=1, keepdims=True)
     log_sum = top[:, 0] + np.log(np.exp(scaled - top).sum(axis=1))
     own = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
-    return float((log_sum - own).mean())
+    return np.asarray(log_sum - own)

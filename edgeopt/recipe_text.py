@@ -40,6 +40,8 @@ epochs = 20
 # loss = "cross_entropy"                 # "weighted" or "focal" where classes are rare, or "module:attr"
 # dropout = 0.2                          # also drop_path, weight_decay, l1, label_smoothing, clip_grad, ema_decay
 # folds = 5                              # cross-validation: 5 trainings; keep = "best" or "soup" of them
+# teacher = "runs/big"                   # another run of the same classes, to learn from as well
+# distill = "hinton"                     # or "dkd", "dist", "features"; also temperature, distill_weight
 # augment = "default"                    # "none", "light", "default" or "heavy"
 # flip = false                           # where left and right differ, as for digits and text
 
@@ -52,8 +54,14 @@ epochs = 20
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
-# prune = 0.3                            # remove this fraction of the MACs first
+# prune = 0.3                            # remove this fraction of the MACs first; or latency = "4ms" ("0.6x" of the
+#                                        # unpruned int8 engine): prune until the one target's engine takes no longer
+# max_drop = 1.0                         # do as little as keeps val top-1 within so many points
+# time = "1h"                            # with max_drop: try for so long
 # calibration = "default"                # "fast", "default" or "thorough"
+# teacher = "runs/big"                   # default: what is compressed; or a variant, an ensemble, timm:NAME
+# distill = "hinton"                     # or "dkd", "dist", "features"; also temperature, distill_weight
+# ignore = ["head"]                      # modules to leave unpruned and in float
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 
 [bench]
@@ -86,6 +94,7 @@ _TABLE = re.compile(r"(# )?(\[(\w+)\])(.*)")  # a comment: one that is in a reci
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 #: Files a recipe names: those of a recipe in another folder are found by absolute paths.
 _PATHS = (("data", "path"), ("data", "exclude"), ("model", "weights"), ("baseline", "report"))
+_TAUGHT = ("train", "compress")
 
 
 def recipe_text(recipe: Recipe, head: Sequence[str], *, name: str = "edgeopt.toml") -> str:
@@ -163,6 +172,9 @@ def _absolute(values: dict[str, Any]) -> dict[str, Any]:
         if (path := tables[table][key]) and not path.startswith("torchvision:"):
             tables[table][key] = str(Path(path).absolute())
     tables["compress"]["calibration"] = _named(tables["compress"]["calibration"])
+    for table in _TAUGHT:
+        if (teacher := tables[table]["teacher"]) and "/" in teacher:
+            tables[table]["teacher"] = str(Path(teacher).absolute())
     return {**tables, "targets": [_named(name) for name in tables["targets"]]}
 
 

@@ -63,6 +63,8 @@ DeviceCommand = Annotated[str, AfterValidator(_device_command)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(ge=-100, le=100)]
 Positive = Annotated[float, Field(ge=1e-9, le=1e12)]  # milliseconds, ratios, pictures a second
+Nats = Annotated[float, Field(ge=-1e6, le=1e6)]
+NatsPair = Annotated[list[Nats], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 Shares = Annotated[list[Share], Field(min_length=2, max_length=2)]
@@ -136,10 +138,58 @@ class StageRecord(Record):
         mean_top1: Share
         spread_top1: Share
 
+    class Ladder(_Part):
+        """The ways to int8 that were tried, cheapest first."""
+
+        class Rung(_Part):
+            """One of them."""
+
+            class Loss(_Part):
+                """A paired difference of the mean log-loss, nats."""
+
+                mean: Nats
+                ci: NatsPair
+
+            class Drop(_Part):
+                """Of val top-1, against the float model."""
+
+                drop_points: Points
+                lower_points: Points
+                upper_points: Points
+                n: Count
+
+            class Layer(_Part):
+                """What a layer's quantizers add to the loss."""
+
+                layer: Text
+                loss_increase: Nats
+
+            name: Name
+            title: Text
+            how: Text
+            val_top1: Share
+            val_loss: Nats
+            drop: Drop
+            loss_over_float: Loss
+            loss_over_best: Loss | None = None
+            seconds: Annotated[float, Field(ge=0, le=1e9)]
+            holds: bool
+            float_layers: list[Text] | None = None
+            sensitivity: list[Layer] | None = None
+
+        max_drop_points: Points
+        reference: Name
+        chosen: Name
+        stopped: Text
+        verdict: Literal["met", "undecided", "missed"]
+        pictures_to_decide: Count | None = None
+        rungs: Annotated[list[Rung], Field(min_length=1, max_length=1000)]
+
     created: Text
     key: Text
     outputs: dict[Text, Output]
     fold: Fold | None = None
+    ladder: Ladder | None = None
     ingredients: Ingredients | None = None
     cross_validation: CrossValidation | None = None
     command: Text | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.registry import losses
+from edgeopt.tables import Strict as Strict
+from edgeopt.tables import Taught as Taught
 
 #: Integers have bounds everywhere: TOML's have none, and those of thousands of digits cannot be written into a record.
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -32,12 +34,6 @@ def seconds_of(time: str) -> int:
     if seconds == 0:
         raise ValueError("no time; write 20m, 1h30m or 90s")
     return seconds
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys are errors, and so are NaN and infinity, which no record could hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AugmentConfig(Strict):
@@ -88,7 +84,7 @@ def augmentation(preset: Preset, changes: AugmentConfig | None = None, *, flip: 
     return AugmentConfig(**{**_NOTHING, "horizontal_flip": flip and preset != "none", **_PRESETS[preset], **stated})
 
 
-class TrainConfig(Strict):
+class TrainConfig(Taught):
     """Fine-tuning. ``lr`` is the head's; the backbone's layers decay from it by ``layer_decay``.
 
     ``"auto"`` finds the batch size by a speed and memory probe, the learning rate by a range test.
@@ -188,6 +184,7 @@ def contradictions(
         *_against_schedule(train),
         *_against_freezing(train, random_weights=random_weights),
         *_against_folds(train),
+        *_against_teaching(train),
     ]
 
 
@@ -224,6 +221,14 @@ def _against_folds(train: TrainConfig) -> list[str]:
     if train.keep is not None and train.folds is None:
         return ["train.keep: says which of the folds' models is kept, and there are none; set train.folds"]
     return []
+
+
+def _against_teaching(train: TrainConfig) -> list[str]:
+    names = ("distill", "temperature", "distill_weight")
+    stated = [name for name in names if getattr(train, name) != TrainConfig.model_fields[name].default]
+    if train.teacher is not None:
+        return []
+    return [f"train.{name}: says how a teacher is listened to, and there is none; set train.teacher" for name in stated]
 
 
 def _against_schedule(train: TrainConfig) -> list[str]:

@@ -22,7 +22,7 @@ from edgeopt.data.ingest import ingest
 from edgeopt.data.loader import TrainLoader
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec, UInt8, prepare
-from edgeopt.stages.compress import _recipe
+from edgeopt.stages.passes import training_recipe
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.training_tables import PRESETS, augmentation, contradictions
 
@@ -179,6 +179,16 @@ def test_cutmix_pastes_a_rectangle_and_its_share_of_the_label(dataset: Dataset) 
     assert torch.allclose(targets, (1 - share) * hot + share * hot.roll(1, 0), atol=0.02)
 
 
+def test_in_the_last_share_of_the_epochs_pictures_are_only_cropped_and_mirrored(dataset: Dataset) -> None:
+    heavy = loader(dataset, augment="heavy", epochs=10, light_end=0.25)  # whole epochs: the last two
+    light = loader(dataset, augment="none", changes=AugmentConfig(crop=0.8, horizontal_flip=True))
+    for epoch, same in ((7, False), (8, True), (9, True)):
+        images, labels = next(heavy(epoch))
+        expected, classes = next(light(epoch))
+        assert torch.equal(images, expected) is same
+        assert torch.equal(labels, classes) if same else labels.is_floating_point()
+
+
 def test_mixing_is_decided_by_seed_epoch_and_step_alone_and_ends_before_training_does(dataset: Dataset) -> None:
     mixed = loader(dataset, mixup=0.4, cutmix=1.0, augment="heavy", unmixed=0.3)
     whole, rest = list(mixed(2)), list(loader(dataset, mixup=0.4, cutmix=1.0, augment="heavy", unmixed=0.3)(2, 3))
@@ -197,7 +207,7 @@ def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pic
     assert made.record["metrics"]["val_top1"] > 0.6
     assert made.record["config"]["augment"]["rotation"] == 5
     assert made.record["config_origin"]["augment"]["mixup"] == "call"
-    again = TrainingPlan.for_recovery(CompressConfig(), **_recipe(SimpleNamespace(start=made)))  # type: ignore[arg-type]
+    again = TrainingPlan.for_recovery(CompressConfig(), **training_recipe(SimpleNamespace(start=made)))  # type: ignore[arg-type]
     assert (again.augment, again.flip, again.augmentation.mixup, again.augmentation.rotation) == (
         "light",
         False,

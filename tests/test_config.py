@@ -128,7 +128,7 @@ def test_a_speedup_may_name_its_baseline_and_budgets_merge_line_by_line() -> Non
     assert plain.lines() == {"min_speedup": 2.0}
     assert plain.merged(named).lines() == {"min_speedup": 2.0, "min_speedup.float": 1.2}
     assert named.merged(plain.model_copy(update={"allow_undecided": True})).allow_undecided
-    with pytest.raises(ConfigError, match=r"min_speedup\.flaot.*'original' or 'float', got 'flaot'"):
+    with pytest.raises(ConfigError, match=r"min_speedup\.flaot.*'original', 'compiled' or 'float', got 'flaot'"):
         validate(Budget, {"min_speedup": {"flaot": 1.2}}, where="budget")
     with pytest.raises(ConfigError, match=r'max_class_drop: unknown key \(did you mean "max_class_drop_points"\?\)'):
         validate(Budget, {"max_class_drop": 1.2}, where="budget")

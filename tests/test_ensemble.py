@@ -22,12 +22,13 @@ from edgeopt.metrics import paired_drop, softmax
 from edgeopt.pipeline import run_recipe
 from edgeopt.preprocess import PreprocessSpec, load_picture
 from edgeopt.sets import open_set
-from edgeopt.stages import compress as compress_stage
 from edgeopt.stages import preprocessing as preprocessing_stage
+from edgeopt.stages import pruning as pruning_stage
+from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.variants import Variant, open_variant
-from edgeopt.stages.voters import Ensemble, open_ensemble, teacher_module
+from edgeopt.stages.voters import Ensemble, open_ensemble
+from edgeopt.train.distillation import Distillation, Hinton
 from edgeopt.train.evaluate_torch import logits
-from edgeopt.train.objectives import Distillation
 from edgeopt.train.teacher import Adapted
 from edgeopt.voting import Combination, fit_weights
 
@@ -151,7 +152,7 @@ def batch(size: int) -> torch.Tensor:
 @pytest.mark.parametrize("vote", ["soft", "hard", "weighted", "stacking"])
 def test_a_teaching_ensemble_answers_as_its_members_combined(voted: Run, vote: str) -> None:
     ensemble, spec = open_ensemble(voted, f"ensemble-{vote}"), open_variant(voted, "float").preprocess
-    teacher = teacher_module(voted, ensemble.name, spec)
+    teacher = find_teacher(voted, ensemble.name).module(spec)
     table = []
     for name in ensemble.members:
         variant = open_variant(voted, name)
@@ -167,7 +168,7 @@ def test_a_teaching_ensemble_answers_as_its_members_combined(voted: Run, vote: s
         found = teacher(batch(32)).numpy()
     assert found == pytest.approx(ensemble.combination().log_probabilities(table), abs=2e-3)
     student = open_variant(voted, "float").load()
-    objective = Distillation(teacher, temperature=2.0, weight=1.0)
+    objective = Distillation(teacher, Hinton(2.0), weight=1.0)
     targets = torch.zeros(5, dtype=torch.int64)
     with torch.no_grad():
         loss = objective(student, batch(32), targets)
@@ -195,17 +196,18 @@ def test_compress_hands_the_teacher_to_training_and_its_record(own: Run, monkeyp
         taught.append(teacher)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compress_stage, "fit", stopped)
+    monkeypatch.setattr(pruning_stage, "fit", stopped)
+    spec = open_variant(own, "float").preprocess
     config = CompressConfig(epochs=1, prune=0.325, teacher="ensemble-weighted")
     with pytest.raises(KeyboardInterrupt):
         api.compress(own, config, variant="float")
-    expected = teacher_module(own, "ensemble-weighted", open_variant(own, "float").preprocess)
+    expected = find_teacher(own, "ensemble-weighted").module(spec)
     with torch.no_grad():
-        assert torch.allclose(taught[0](batch(32)), expected(batch(32)), atol=1e-5)
+        assert torch.allclose(taught[0].module(spec)(batch(32)), expected(batch(32)), atol=1e-5)
     with pytest.raises(KeyboardInterrupt):
         api.compress(own, config.model_copy(update={"teacher": None}), variant="float")
     with torch.no_grad():
-        assert torch.equal(taught[1](batch(32)), open_variant(own, "float").load()(batch(32)))
+        assert torch.equal(taught[1].module(spec)(batch(32)), open_variant(own, "float").load()(batch(32)))
     keys = {json.loads(path.read_text())["key"] for path in (own.path / "host").glob("*/pending.json")}
     assert len(keys) == 1  # the first left nothing behind, so that its name was free
     with pytest.raises(MissingStageError, match='did you mean "ensemble-weighted"'):
@@ -439,7 +441,7 @@ def test_members_normalized_otherwise_vote_and_teach_but_make_no_soup(wide: tupl
     pictures = open_set(run.data / "sets" / spec.key, "val")
     taught = torch.from_numpy(next(pictures.batches(spec, 8)))
     with torch.no_grad():
-        found = teacher_module(run, made.name, spec)(taught).exp().numpy()
+        found = find_teacher(run, made.name).module(spec)(taught).exp().numpy()
     assert found == pytest.approx(np.mean([one[:8] for one in table], axis=0), abs=1e-3)
     with pytest.raises(ConfigError, match=f"{other}: its pictures are not prepared as those of float"):
         api.ensemble(run, ["float", other], vote="soup")

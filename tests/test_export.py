@@ -359,8 +359,10 @@ class Branching(nn.Module):
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
 
-def test_a_model_that_cannot_be_traced_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LoweringError, match="Branching cannot be exported") as error:
-        export_float(Branching(), tmp_path / "model.onnx", input_shape=SHAPE)
+def test_a_model_that_cannot_be_traced_is_refused_in_one_line_with_the_module(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Identity(), nn.ModuleDict({"inner": Branching()})["inner"])
+    with pytest.raises(LoweringError, match="Sequential cannot be exported to ONNX at 1: ") as error:
+        export_float(model, tmp_path / "model.onnx", input_shape=SHAPE)
     assert len(str(error.value).splitlines()) == 2
+    assert "write 1 without branches on values" in str(error.value)
     assert list(tmp_path.iterdir()) == []

@@ -17,13 +17,10 @@ from families import FAMILIES, Family, push, table  # noqa: E402
 MEASURED = json.loads(families.OUT.read_text())
 #: What a family is held to is known of those that were measured; the table in the docs says which were not.
 CHOSEN = [family for family in FAMILIES if family.key in MEASURED["families"]]
-#: One epoch leaves some so sensitive that parity rests on the allowance for noise, and one of 70 answers decides: those
-#: pass one day and fail the next. MobileNetV2 did; what is trained is tested in tests/test_slow_path.py.
-STEADY = [family for family in CHOSEN if MEASURED["families"][family.key]["mean_difference_over_std"] <= 0.05]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", STEADY, ids=[family.key for family in STEADY])
+@pytest.mark.parametrize("family", CHOSEN, ids=[family.key for family in CHOSEN])
 def test_a_model_of_the_family_runs_in_int8_and_answers_as_trained(
     family: Family, pictures: Path, tmp_path: Path
 ) -> None:

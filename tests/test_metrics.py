@@ -179,6 +179,17 @@ def test_int8_parity_needs_the_same_answers_and_near_logits() -> None:
     assert not few.ok
 
 
+@pytest.mark.parametrize(("pictures", "flips", "ok"), [(48, 1, True), (48, 2, False), (300, 3, True), (300, 4, False)])
+def test_int8_parity_lets_one_picture_differ_however_few_there_are(pictures: int, flips: int, ok: bool) -> None:
+    logits = default_rng(0).normal(0, 1, (pictures, 1000))
+    rows = np.arange(pictures)
+    logits[rows, rows] = 9.0
+    other = logits.copy()
+    other[rows[:flips], rows[:flips]], other[rows[:flips], 999] = 0.0, 9.0
+    parity = metrics.int8_parity(logits, other)
+    assert (parity.decided, parity.mean_abs_over_std < 0.05, parity.ok) == (pictures, True, ok)
+
+
 def test_int8_parity_where_nothing_is_decided_counts_every_picture() -> None:
     rng = default_rng(0)
     torn = 10 * np.eye(10)[np.arange(500) % 10]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgeopt import AugmentConfig, CompressConfig, DataConfig, ModelConfig, Recipe, TrainConfig, api
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError, TrainingError
-from edgeopt.stages.compress import _recipe
+from edgeopt.stages.passes import training_recipe
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.train import checkpoint, loop, probe
 from edgeopt.train.batch_size import find_batch_size
@@ -301,7 +301,7 @@ def test_finetune_finds_both_keeps_the_curve_and_compression_takes_the_batch_siz
     figures = variant.record["metrics"]["training"]
     assert (figures["batch_size"], figures["lr"]) == (8, curve["lr"])
     assert variant.record["metrics"]["val_top1"] > 0.6
-    again = TrainingPlan.for_recovery(CompressConfig(), **_recipe(SimpleNamespace(start=variant)))  # type: ignore[arg-type]
+    again = TrainingPlan.for_recovery(CompressConfig(), **training_recipe(SimpleNamespace(start=variant)))  # type: ignore[arg-type]
     assert again.batch_size == 8
 
 

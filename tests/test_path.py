@@ -19,8 +19,8 @@ from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
 from edgeopt.stages.build import target_folder
-from edgeopt.stages.compress import wants_int8_outputs
 from edgeopt.stages.engines import pick_engine
+from edgeopt.stages.quantizing import wants_int8_outputs
 from edgeopt.stages.variants import open_variant
 
 

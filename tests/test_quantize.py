@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edgeopt.compress import nncf_placement
 from edgeopt.compress.quantize import (
-    freeze_batchnorm_statistics,
     is_quantized,
     named_quantizers,
     quantize,
@@ -26,8 +27,14 @@ from edgeopt.compress.quantize import (
     rebuild_quantized,
     remove_quantizers,
 )
-from edgeopt.errors import ModelError
+from edgeopt.config import CompressConfig
+from edgeopt.errors import ModelError, TrainingError
 from edgeopt.schemes import SCHEMES, get_scheme
+from edgeopt.stages.training import TrainingPlan, own_rates
+from edgeopt.train.freezing import freeze_batchnorm_statistics
+from edgeopt.train.loop import LoopConfig, train
+from edgeopt.train.objectives import CrossEntropy
+from edgeopt.train.optimizer import make_optimizer
 from tests.tiny_torch import TinyNet, calibration, tiny_net
 
 
@@ -131,6 +138,72 @@ def test_training_moves_weights_and_scales_and_lowers_the_loss(quantized: nn.Mod
     moved = [not torch.equal(old, new) for old, new in zip(before, scales, strict=True)]
     assert all(moved)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in statistics.items())
+
+
+def test_answers_are_those_of_nncfs_own_quantizers_up_to_rounding_ties(
+    net: TinyNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, theirs = torch.cat(calibration()), []
+
+    def swap(model: nn.Module, *rest: Any) -> None:
+        with torch.no_grad():
+            theirs.append(model(x))
+        original(model, *rest)
+
+    original = nncf_placement._swap
+    monkeypatch.setattr(nncf_placement, "_swap", swap)
+    with torch.no_grad():
+        ours = quantize(net, calibration(), scheme=get_scheme("u8a8w"))(x)
+        apart = (ours - theirs[0]).abs()
+        rounding = (ours - net(x)).abs()
+    assert apart.mean() < 0.1 * rounding.mean(), "what differs is ties, next to what quantizing itself changes"
+    assert (ours.argmax(dim=1) == theirs[0].argmax(dim=1)).float().mean() >= 0.99
+
+
+def test_a_loss_that_is_not_finite_ends_quantization_aware_training_with_advice(
+    quantized: nn.Module, tmp_path: Path
+) -> None:
+    x = torch.cat(calibration())
+    x[3, 0, 5, 5] = math.nan  # a network that has begun to diverge
+    with torch.no_grad():
+        assert quantized(x)[3].isnan().any(), "rounding does not hide it"
+    with pytest.raises(TrainingError, match=r"became nan in epoch 1, step 1") as caught:
+        train(
+            copy.deepcopy(quantized),
+            batches=lambda epoch, first: [(x, torch.zeros(len(x), dtype=torch.int64))],
+            steps_per_epoch=1,
+            evaluate=lambda model: {"top1": 0.5, "loss": 1.0},
+            objective=CrossEntropy(),
+            config=LoopConfig(epochs=1, lr=1e-4, layer_decay=1.0, precision="fp32", memory_format="contiguous"),
+            folder=tmp_path,
+        )
+    assert "lower lr (now 0.0001)" in str(caught.value.fix)
+
+
+def test_scales_have_a_rate_of_their_own_and_no_weight_decay(quantized: nn.Module) -> None:
+    plan = TrainingPlan.for_qat(CompressConfig(lr=0.002, scale_lr=3.0))
+    groups = make_optimizer(quantized, plan.loop, extra_groups=own_rates(plan, quantized)).param_groups
+    scales = {id(scale) for scale in quantizer_parameters(quantized)}
+    for group in groups:
+        of_scales = [id(parameter) in scales for parameter in group["params"]]
+        assert all(of_scales) or not any(of_scales)
+        assert group["initial_lr"] == pytest.approx(0.006 if all(of_scales) else 0.002)
+        assert group["weight_decay"] == 0.0
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] == 16:  # of all layers, it is this one that fails
+            raise ValueError("cannot do 16")
+        return x
+
+
+def test_a_model_that_cannot_be_followed_is_refused_with_the_module(net: TinyNet) -> None:
+    model = copy.deepcopy(net)
+    model.add_module("stem_norm", nn.Sequential(model.stem_norm, Picky()))
+    with pytest.raises(ModelError, match=r"cannot be quantized at stem_norm\.1: cannot do 16") as caught:
+        quantize(model, calibration(), scheme=get_scheme("u8a8w"))
+    assert "the forward method of stem_norm.1" in str(caught.value.fix)
 
 
 def test_removing_quantizers_gives_the_plain_model_back(net: TinyNet, quantized: nn.Module) -> None:

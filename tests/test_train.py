@@ -261,6 +261,18 @@ def test_good_initial_weights_can_win(tmp_path: Path) -> None:
     assert equal(unchanged, before)
 
 
+def test_batchnorm_statistics_move_in_the_first_epochs_alone(tmp_path: Path) -> None:
+    model, means = tiny(), []
+
+    def note(epoch: int, score: float, last: bool) -> None:
+        means.append(model[1].running_mean.clone())
+
+    run(model, tmp_path, epochs=3, batchnorm_epochs=1.0, epoch_end=note, keep_initial=True)
+    assert not torch.equal(means[0], torch.zeros(8))
+    assert torch.equal(means[1], means[0])
+    assert torch.equal(means[2], means[0])
+
+
 def test_averaged_weights_are_judged(tmp_path: Path) -> None:
     judged: dict[float, list[dict[str, Tensor]]] = {0.0: [], 0.9: []}
     for decay, seen in judged.items():

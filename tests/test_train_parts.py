@@ -18,8 +18,9 @@ from edgeopt import environment
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.sets import PictureSet
 from edgeopt.train.config import LoopConfig
+from edgeopt.train.distillation import memory_format_of
 from edgeopt.train.evaluate_torch import evaluator, logits
-from edgeopt.train.objectives import CrossEntropy, Distillation, memory_format_of
+from edgeopt.train.objectives import CrossEntropy
 from edgeopt.train.optimizer import make_optimizer, schedule
 from edgeopt.train.probe import Choice, candidates, probe
 
@@ -91,37 +92,6 @@ def test_the_schedule_warms_up_then_follows_half_a_cosine() -> None:
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
-
-
-def test_distillation_is_hintons_formula_and_trains_the_student_alone() -> None:
-    teacher, student = tiny().train(), tiny().eval()
-    with torch.no_grad():
-        student[6].bias.add_(torch.tensor([0.5, -0.2, 0.1, 0.0]))
-    images, targets = batch()
-    statistics = teacher[1].running_mean.clone()
-    loss = Distillation(teacher, temperature=2.0, weight=0.7)(student, images, targets)
-    loss.backward()
-    with torch.no_grad():
-        p = torch.softmax(teacher.eval()(images) / 2.0, dim=1).double()
-        answers = student(images).double()
-        q = torch.softmax(answers / 2.0, dim=1)
-        divergence = (p * (p.log() - q.log())).sum(dim=1).mean()
-        expected = 0.7 * 4.0 * divergence + 0.3 * nn.functional.cross_entropy(answers, targets)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert student[6].weight.grad is not None
-    assert torch.equal(teacher[1].running_mean, statistics)
-
-
-def test_a_teacher_trained_on_later_does_not_change_the_objective() -> None:
-    teacher, student = tiny(), tiny().eval()
-    images, targets = batch()
-    objective = Distillation(teacher, weight=1.0)
-    before = objective(student, images, targets).item()
-    assert before == pytest.approx(0.0, abs=1e-6)
-    with torch.no_grad():
-        teacher[6].weight.mul_(-3)
-    assert objective(student, images, targets).item() == before
 
 
 def test_cross_entropy_smooths_labels() -> None:

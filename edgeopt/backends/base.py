@@ -18,6 +18,9 @@ from edgeopt.schemes import Scheme
 
 Float32 = npt.NDArray[np.float32]
 
+#: Calls that a layer's time is the median of.
+PROFILED_CALLS = 30
+
 
 @dataclass(frozen=True)
 class Availability:
@@ -157,6 +160,16 @@ class Backend(ABC):
     def float_baselines(self) -> tuple[str, ...]:
         """Precisions, other than int8, worth measuring beside int8 on this machine."""
         return ("fp32",)
+
+    def layer_times(
+        self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
+    ) -> dict[str, float]:
+        """Microseconds of each node that one call executed, by the runtime's own profiler: medians over several calls.
+
+        Nodes are called as in the ONNX; one that several were fused into bears the names of all, joined by commas.
+        Profiling slows a call down, so that only the shares count. Empty where the runtime has no profiler.
+        """
+        return {}
 
     def build(self, request: BuildRequest) -> BuildResult:
         """Build ``request`` into its folder and audit it; raises BackendError when the runtime refuses the model."""

@@ -15,6 +15,7 @@ import numpy as np
 from edgeopt import environment
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import (
+    PROFILED_CALLS,
     Availability,
     Backend,
     BuildRequest,
@@ -84,6 +85,20 @@ class OnnxRuntimeBackend(Backend):
         provider = request.target.session.provider
         fusion = _audit(engine, provider, request.input_shape)
         return BuildResult(engine=engine.name, fusion=fusion, files=(engine.name,), details={"provider": provider})
+
+    def layer_times(
+        self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
+    ) -> dict[str, float]:
+        """By the kernel times in ONNX Runtime's profile."""
+        cores = environment.usable_cores()
+        threads = min(threads or target.session.threads or cores, cores)
+        events = _profile(engine, target.session.provider, threads, batch, PROFILED_CALLS, _exact(engine))
+        calls: dict[str, list[float]] = {}
+        for event in events:
+            name = str(event.get("name", ""))
+            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+                calls.setdefault(name.removesuffix("_kernel_time"), []).append(float(event["dur"]))
+        return {name: float(np.median(times)) for name, times in calls.items()}
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         cores = environment.usable_cores()
@@ -192,25 +207,26 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
 
 def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:
     """Runs one black picture with the runtime's profiler on and reads the operators it executed."""
-    with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:
-        session = _load(
-            engine,
-            provider,
-            1,
-            {
-                "enable_profiling": True,
-                "profile_file_prefix": str(Path(folder) / "run"),
-                # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
-                "session.disable_prepacking": "1",
-                **_exact(engine),
-            },
-        )
-        try:
-            session.run(None, {session.get_inputs()[0].name: np.zeros((1, *input_shape), np.float32)})
-        except Exception as error:
-            raise _refused(f"running one picture {input_shape}", error, _UPGRADE) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
+    options = {"session.disable_prepacking": "1", **_exact(engine)}
+    events = _profile(engine, provider, 1, np.zeros((1, *input_shape), np.float32), 1, options)
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
+
+
+def _profile(
+    engine: Path, provider: str, threads: int, batch: Float32, calls: int, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The events of ONNX Runtime's profile of ``calls`` runs."""
+    with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:
+        switched_on = {"enable_profiling": True, "profile_file_prefix": str(Path(folder) / "run")}
+        session = _load(engine, provider, threads, {**switched_on, **options})
+        try:
+            for _ in range(calls):
+                session.run(None, {session.get_inputs()[0].name: batch})
+        except Exception as error:
+            raise _refused(f"running pictures {batch.shape}", error, _UPGRADE) from error
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _executed_layers(events: list[dict[str, Any]]) -> list[ComputeLayer]:

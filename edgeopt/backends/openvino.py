@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from edgeopt import environment
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import (
+    PROFILED_CALLS,
     Availability,
     Backend,
     BuildRequest,
@@ -88,7 +90,22 @@ class OpenVinoBackend(Backend):
             details={"device": device},
         )
 
-    def _open(self, engine: Path, target: Target, precision: str, threads: int) -> OpenVinoSession:
+    def layer_times(
+        self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
+    ) -> dict[str, float]:
+        """By the executed graph's own counters, with the names of all that was fused into each node."""
+        opened = self._open(engine, target, precision, threads, {"PERF_COUNT": "YES"})
+        with closing(opened) as session:
+            return session.layer_times(batch)
+
+    def _open(
+        self,
+        engine: Path,
+        target: Target,
+        precision: str,
+        threads: int,
+        more: Mapping[str, str] | None = None,
+    ) -> OpenVinoSession:
         if engine.suffix != ".xml":  # by another ending OpenVINO would read other formats, and files these name
             raise BackendError(
                 f"{engine.name} is not OpenVINO's IR", fix="build it again: edgeopt build --target TARGET --force"
@@ -101,7 +118,7 @@ class OpenVinoBackend(Backend):
         if device == "CPU":
             cores = environment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
-        return OpenVinoSession(engine, device, properties, batch=target.batch)
+        return OpenVinoSession(engine, device, {**properties, **(more or {})}, batch=target.batch)
 
 
 class OpenVinoSession(Session):
@@ -153,6 +170,19 @@ class OpenVinoSession(Session):
                 int8 = _text(information["runtimePrecision"]) in _INT8
                 layers.append(ComputeLayer(node.get_friendly_name(), int8, self._macs(kind, node)))
         return fusion_report("openvino", layers, "runtimePrecision of the compiled model's layers (get_runtime_model)")
+
+    def layer_times(self, batch: Float32) -> dict[str, float]:
+        """See :meth:`Backend.layer_times`; the session must have been opened with PERF_COUNT."""
+        calls: dict[str, list[float]] = {}
+        for _ in range(PROFILED_CALLS):
+            self.infer(batch)
+            for node in self._request.get_profiling_info():
+                calls.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
+        fused = {
+            node.get_friendly_name(): _text(node.get_rt_info()["originalLayersNames"])
+            for node in self._compiled.get_runtime_model().get_ordered_ops()
+        }
+        return {fused.get(name) or name: float(np.median(times)) for name, times in calls.items()}
 
     def _macs(self, kind: str, node: Any) -> int | None:
         """MACs of one picture."""

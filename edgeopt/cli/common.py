@@ -301,6 +301,11 @@ def settings(keys: Mapping[str, Any], others: Sequence[str] = ()) -> dict[str, d
     return tables
 
 
+def one_table(table: str, others: Sequence[str]) -> dict[str, Any]:
+    """The values of texts ``key=value`` of one table, which may be written before the key: ``table.key=value``."""
+    return settings({}, [text if text.startswith(f"{table}.") else f"{table}.{text}" for text in others]).get(table, {})
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

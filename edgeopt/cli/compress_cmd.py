@@ -6,8 +6,20 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, data_option, emit, force_option, given, output_options, pick_run, run_option
+from edgeopt.cli.common import (
+    Terminal,
+    data_option,
+    emit,
+    force_option,
+    given,
+    one_table,
+    output_options,
+    pick_run,
+    run_option,
+)
 from edgeopt.config import CompressConfig, validate
+from edgeopt.errors import BudgetMissedError
+from edgeopt.tables import DISTILL
 
 
 @click.command("compress")
@@ -15,6 +27,18 @@ from edgeopt.config import CompressConfig, validate
     "--int8", is_flag=True, help="Quantize: post-training ranges, then quantization-aware training with distillation."
 )
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
+@click.option("--prune-steps", type=int, metavar="N", help="Remove them in N steps, each recovered. [default: 1]")
+@click.option("--drop-blocks", type=int, metavar="N", help="Drop the N residual blocks that are missed least, first.")
+@click.option(
+    "--latency",
+    metavar="L",
+    help="Prune until the measured int8 engine of the one --target takes 4ms, or 0.6x of the unpruned one's.",
+)
+@click.option(
+    "--rival/--no-rival",
+    default=None,
+    help="With --latency: also the unpruned model at a smaller input of equal latency. [default: on]",
+)
 @click.option(
     "--target",
     "targets",
@@ -36,8 +60,26 @@ from edgeopt.config import CompressConfig, validate
     default=None,
     help="Of convolutions before swish, GELU and the like. [default: int8 where ONNX Runtime is a target]",
 )
-@click.option("--teacher", help="Learn from this variant or ensemble of the run. [default: what is compressed]")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Do as little as keeps val top-1 within this many points: ranges, better ranges, training, longer training, "
+    "layers left in float. Exit code 3 when nothing does.",
+)
+@click.option("--time", help="With --max-drop: stop after this long, such as 30m or 2h.")
+@click.option("--trials", type=int, help="With --max-drop: try this many at most.")
+@click.option(
+    "--teacher",
+    help="Learn from this variant or ensemble of the run, or from the run in this folder. "
+    "[default: what is compressed]",
+)
+@click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
 @click.option("--variant", help="The float variant to start from. [default: the trained model]")
+@click.option(
+    "--ignore", multiple=True, metavar="MODULE", help="Leave this module unpruned and in float; may be repeated."
+)
+@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of [compress], as in lr=0.0002.")
 @run_option
 @data_option
 @force_option
@@ -45,6 +87,10 @@ from edgeopt.config import CompressConfig, validate
 def command(
     int8: bool,
     prune: float | None,
+    prune_steps: int | None,
+    drop_blocks: int | None,
+    latency: str | None,
+    rival: bool | None,
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
     calibration: str | None,
@@ -52,16 +98,22 @@ def command(
     epochs: int | None,
     recovery_epochs: int | None,
     int8_outputs: bool | None,
+    max_drop: float | None,
+    time: str | None,
+    trials: int | None,
     teacher: str | None,
+    distill: str | None,
+    ignore: tuple[str, ...],
+    others: tuple[str, ...],
     variant: str | None,
     run_path: Path | None,
     data: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
-) -> None:
+) -> int | None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and prune is None:
+    if not int8 and prune is None and not drop_blocks and latency is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
@@ -70,14 +122,24 @@ def command(
             "int8": int8,
             **given(
                 prune=prune,
+                prune_steps=prune_steps,
+                drop_blocks=drop_blocks,
+                latency=latency,
+                rival=rival,
                 schemes=schemes,
                 calibration=calibration,
                 importance=importance,
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
                 int8_outputs=int8_outputs,
+                max_drop=max_drop,
+                time=time,
+                trials=trials,
                 teacher=teacher,
+                distill=distill,
+                ignore=ignore,
             ),
+            **one_table("compress", others),
         },
         where="compress options",
     )
@@ -87,3 +149,5 @@ def command(
         pick_run(run_path, console), config, targets=targets, variant=variant, data=data, force=force, console=console
     )
     emit([item.to_json() for item in made], as_json=as_json, text="\n".join(item.summary() for item in made))
+    missed = any((item.record.get("ladder") or {}).get("verdict") == "missed" for item in made)
+    return BudgetMissedError.exit_code if missed else None

@@ -23,6 +23,7 @@ from edgeopt.cli.common import (
 )
 from edgeopt.config import Recipe, validate
 from edgeopt.environment import process_rank
+from edgeopt.tables import DISTILL
 from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
@@ -36,7 +37,7 @@ _KEYS = {
         for name in (
             "epochs", "time", "batch_size", "optimizer", "lr", "schedule", "loss", "sampling", "label_smoothing",
             "head_epochs", "unfreeze", "weight_decay", "l1", "dropout", "drop_path", "batchnorm", "ema_decay",
-            "clip_grad", "augment", "flip", "folds", "keep",
+            "clip_grad", "augment", "flip", "folds", "keep", "teacher", "distill",
         )
     },
 }  # fmt: skip
@@ -97,6 +98,8 @@ _KEYS = {
     type=click.Choice(["best", "soup"]),
     help="Of the K models: the best on val, or their soup. [default: best]",
 )
+@click.option("--teacher", help="Learn also from the model of the run in this folder, or of this run's variant.")
+@click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
 @click.option(
     "--augment-preview",
     "preview",

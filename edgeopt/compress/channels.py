@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +32,7 @@ class Group:
     most: int  # units that may go
     touched: tuple[tuple[str, bool, float], ...]  # layer, whether its outputs, share of that dimension in this group
     order: Tensor = field(repr=False)  # units, least important first
+    mean: float = 1.0  # of the units' importance before it was divided by it, summed over the layers in the group
 
     def cut(self, units: int) -> int:
         """The nearest number of units that may go and leaves a multiple of ``round_to`` channels."""
@@ -117,7 +118,7 @@ class _Finder:
             scores = scores.view(repeats, -1).mean(0)
         # In units of the group's mean, so that layers of other sizes compare. A branch that is switched off (a
         # BatchNorm whose factor starts at zero) scores zero throughout, and says nothing about its channels.
-        mean = scores.mean()
+        mean = float(scores.mean())
         scores = scores / mean if mean > 0 else torch.ones_like(scores)
         touched, kind = [], []
         for dep, channels in group:
@@ -137,6 +138,7 @@ class _Finder:
             most=math.floor(len(scores) * self.max_layer_fraction),
             touched=tuple(touched),
             order=torch.argsort(scores, stable=True),
+            mean=mean * max(1, len(touched)),  # torch-pruning gives the mean over the layers
         )
 
     def _can_be_cut(self, found: Group) -> bool:
@@ -202,7 +204,7 @@ def _blocks(module: Any) -> int:
     return 1
 
 
-def _at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
+def at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
     """Units each group loses when ``ratio`` of the units of every kind go, the least important first."""
     cuts = [0] * len(groups)
     for kind in dict.fromkeys(group.kind for group in groups):
@@ -220,19 +222,23 @@ def _at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
     return cuts
 
 
-def _removed(groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int]) -> float:
-    """The fraction of the MACs that is gone when each group loses that many units.
+def layer_shares(groups: Sequence[Group], cuts: Sequence[int], layers: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """By layer the shares (0-1) of its inputs and of its outputs that are left when each group loses that many units.
 
-    A layer's MACs fall with its outputs and with its inputs; a depthwise convolution's, whose outputs are its inputs,
-    fall once: torch-pruning lists it once.
+    A depthwise convolution's inputs stay 1: they are its outputs, and torch-pruning lists them once.
     """
-    outputs, inputs = dict.fromkeys(costs, 1.0), dict.fromkeys(costs, 1.0)
+    left = {name: [1.0, 1.0] for name in layers}
     for group, units in zip(groups, cuts, strict=True):
         for name, is_output, share in group.touched:
-            side = outputs if is_output else inputs
-            if name in side:
-                side[name] -= share * units / len(group.scores)
-    return 1 - sum(cost * outputs[name] * inputs[name] for name, cost in costs.items()) / sum(costs.values())
+            if name in left:
+                left[name][is_output] -= share * units / len(group.scores)
+    return {name: (inputs, outputs) for name, (inputs, outputs) in left.items()}
+
+
+def _removed(groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int]) -> float:
+    """The fraction of the MACs that is gone when each group loses that many units: they fall with both sides."""
+    left = layer_shares(groups, cuts, costs)
+    return 1 - sum(cost * left[name][0] * left[name][1] for name, cost in costs.items()) / sum(costs.values())
 
 
 def plan_cuts(
@@ -243,7 +249,7 @@ def plan_cuts(
     def removed(cuts: Sequence[int]) -> float:
         return _removed(groups, cuts, costs)
 
-    low, high = [0] * len(groups), _at_ratio(groups, 1.0) if groups else []
+    low, high = [0] * len(groups), at_ratio(groups, 1.0) if groups else []
     most = removed(high)
     if most < fraction - TOLERANCE:
         raise ModelError(
@@ -254,7 +260,7 @@ def plan_cuts(
     below, above = 0.0, 1.0
     for _ in range(20):
         middle = (below + above) / 2
-        cuts = _at_ratio(groups, middle)
+        cuts = at_ratio(groups, middle)
         if removed(cuts) <= fraction:
             below, low = middle, cuts
         else:

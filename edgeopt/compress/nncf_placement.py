@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeopt.compress.output_quantizers import close_convolutions
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
 from edgeopt.errors import ModelError
+from edgeopt.models.failing import failing_module
 from edgeopt.schemes import Scheme
 
 HOOKS = "__nncf_hooks"  # where NNCF keeps its hook modules, and so a prefix in the state dict
@@ -74,7 +75,7 @@ def place_quantizers(
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
     quantized: nn.Module
-    with _quiet():
+    with _quiet(), _named(model):
         quantized = nncf.quantize(
             model,
             nncf.Dataset(_Counted(batches, progress)),
@@ -83,7 +84,7 @@ def place_quantizers(
             else nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
-            ignored_scope=nncf.IgnoredScope(patterns=[_pattern(name) for name in ignored]) if ignored else None,
+            ignored_scope=nncf.IgnoredScope(names=_operations(model, ignored, batches[0][:1])) if ignored else None,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 # NNCF's default, per channel on depthwise inputs, keeps the runtimes from fusing those convolutions.
                 activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
@@ -129,6 +130,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _named(model: nn.Module) -> Iterator[None]:
+    """What NNCF cannot follow is said with the module it happened in."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = failing_module(error, model)
+        raise ModelError(
+            f"the model cannot be quantized{f' at {where}' if where else ''}: {line}",
+            fix=f"write the forward method of {where or 'the model'} with plain torch operations on its input",
+        ) from error
 
 
 def _largest_weights(model: nn.Module, example: Tensor) -> dict[nn.Module, Tensor]:
@@ -179,7 +194,8 @@ def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Sche
     low, high = (value.detach() for value in theirs.get_input_low_input_high())
     if low.numel() != 1:
         raise ModelError(
-            f"NNCF placed a per-channel activation quantizer at {name}", fix="report this model to edgeopt"
+            f"NNCF placed a per-channel activation quantizer at {name}",
+            fix=f"leave that module in float: --ignore {'.'.join(operation[:-2]) or 'MODULE'}",
         )
     lower_end, upper_end = _ends(model, operation)
     return activation_quantizer(
@@ -210,7 +226,18 @@ def _has_attention(model: nn.Module) -> bool:
     return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 
-def _pattern(module_name: str) -> str:
-    """NNCF names an operation ``blocks/0/conv/conv2d/0``: this matches all operations of one module."""
-    escaped = module_name.replace(".", "/")
-    return f"{escaped}/.*"
+def _operations(model: nn.Module, modules: Sequence[str], example: Tensor) -> list[str]:
+    """The operations of ``modules`` and all within, by NNCF's names (``blocks/0/conv/conv2d/0``).
+
+    Those of a module that a ModuleList holds carry the parent's name, and are told by the parameters they read.
+    """
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+
+    graph = build_nncf_graph(model, example)
+    found: dict[str, None] = {}
+    for node in graph.get_all_nodes():
+        if any(node.node_name.startswith(f"{name.replace('.', '/')}/") for name in modules):
+            found[node.node_name] = None
+        elif node.node_type == "nncf_model_const" and any(node.node_name.startswith(f"{name}.") for name in modules):
+            found |= dict.fromkeys(edge.to_node.node_name for edge in graph.get_output_edges(node))
+    return list(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from edgeopt.compress.channels import TOLERANCE, Group, Importance, find_groups, plan_cuts
 from edgeopt.compress.graph import is_layer, outputs_of, quiet, trace
+from edgeopt.compress.replay import History as History
+from edgeopt.compress.replay import replay as replay
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
 from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 
-History: TypeAlias = list[Any]
-
-_OTHER_HISTORY = "use the architecture.json of this very model, or prune it again: edgeopt compress --prune F --force"
+#: Why a layer that could have been cut was not.
+MOST_IMPORTANT = "among the most important of its kind"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,60 @@ def prune(
     (N, C, H, W) and labels (N,)). Raises ConfigError for values that cannot be meant and ModelError for a model that
     cannot be traced or a fraction that cannot be reached, saying what can.
     """
-    _check(fraction, round_to, importance, max_layer_fraction, gradient_batches, example)
+    _check_fraction(fraction)
+    found = prunable(
+        model,
+        example=example,
+        round_to=round_to,
+        importance=importance,
+        gradient_batches=gradient_batches,
+        max_layer_fraction=max_layer_fraction,
+        ignored=ignored,
+    )
+    result = found.cut(plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to))
+    if abs(result.removed - fraction) > TOLERANCE:
+        raise ModelError(
+            f"prune: asked for {fraction:.1%} of the MACs, got {result.removed:.1%}",
+            fix=f"ask for {result.removed:.2f}",
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A model whose channels were judged: ``groups`` may be cut, ``reasons`` say why the layers outside them may not.
+
+    ``costs`` are the MACs of each layer at the size of ``example``.
+    """
+
+    model: nn.Module
+    example: Tensor
+    groups: list[Group]
+    costs: dict[str, int]
+    reasons: dict[str, str]
+    _traced: tuple[nn.Module, Any]  # a copy, which the first cut is made in, and its graph
+
+    def cut(self, plan: Sequence[tuple[Group, int]]) -> PruneResult:
+        """The model without the planned units of each group; call it once. Raises ModelError."""
+        pruned, graph = self._traced
+        history = _apply(graph, plan)
+        pruned.zero_grad(set_to_none=True)
+        _require_runs(pruned, self.model, self.example)
+        return _result(self.model, pruned, history, self.example, sum(self.costs.values()), self.reasons)
+
+
+def prunable(
+    model: nn.Module,
+    *,
+    example: Tensor,
+    round_to: int = 8,
+    importance: Importance = "taylor",
+    gradient_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    max_layer_fraction: float = 0.7,
+    ignored: Sequence[str] = (),
+) -> Prunable:
+    """What could be pruned of ``model`` and how much each channel matters; the arguments are those of :func:`prune`."""
+    _check(round_to, importance, max_layer_fraction, gradient_batches, example)
     _check_names(model, ignored)
     example = example.to(next(model.parameters()).device)
     pruned = copy.deepcopy(model).eval().requires_grad_(True)
@@ -79,58 +133,29 @@ def prune(
     groups, reasons = find_groups(
         graph, pruned, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
     )
-    plan = plan_cuts(groups, costs, fraction=fraction, round_to=round_to)
-    history = _apply(graph, plan)
-    pruned.zero_grad(set_to_none=True)
-    _require_runs(pruned, model, example)
-    result = _result(model, pruned, history, example, sum(costs.values()), reasons)
-    if abs(result.removed - fraction) > TOLERANCE:
-        raise ModelError(
-            f"prune: asked for {fraction:.1%} of the MACs, got {result.removed:.1%}",
-            fix=f"ask for {result.removed:.2f}",
+    return Prunable(model, example, groups, costs, reasons, (pruned, graph))
+
+
+def history_of(plan: Sequence[tuple[Group, int]]) -> History:
+    """What :func:`replay` needs to make the cuts of ``plan``."""
+    return [[group.name, True, group.channels(units)] for group, units in plan if units]
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ConfigError(
+            f"prune: the fraction of the MACs to remove must be between 0 and 1, not {fraction}",
+            fix="--prune 0.3 removes 30 % of them",
         )
-    return result
-
-
-def replay(model: nn.Module, history: Sequence[Any], *, example: Tensor | None = None) -> nn.Module:
-    """``model``, freshly built, with the channels of ``history`` removed again, in place; weights do not matter.
-
-    ``example`` is a picture (1, C, H, W); by default the model's own input size, else 64 px. The model comes back in
-    evaluation mode. Raises ModelError when the history is not of this model.
-    """
-    example = _default_example(model) if example is None else example
-    graph = trace(model.eval(), example)
-    modules = dict(model.named_modules())
-    for name, outputs, channels in history:
-        module = modules.get(name)
-        if module is None or module not in graph.module2node or not channels:
-            raise ModelError(f"pruning history: this model has no channels to cut in {name}", fix=_OTHER_HISTORY)
-        pruner = graph.get_pruner_of_module(module)
-        width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
-        if width is None or len(set(channels)) != len(channels) or not 0 <= min(channels) <= max(channels) < width:
-            raise ModelError(f"pruning history: {name} does not have the channels to cut", fix=_OTHER_HISTORY)
-        group = graph.get_pruning_group(
-            module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
-        )
-        if not graph.check_pruning_group(group):
-            raise ModelError(f"pruning history: nothing would be left of {name}", fix=_OTHER_HISTORY)
-        group.prune(record_history=False)
-    return model
 
 
 def _check(
-    fraction: float,
     round_to: int,
     importance: str,
     max_layer_fraction: float,
     gradient_batches: Iterable[tuple[Tensor, Tensor]] | None,
     example: Tensor,
 ) -> None:
-    if not 0 < fraction < 1:
-        raise ConfigError(
-            f"prune: the fraction of the MACs to remove must be between 0 and 1, not {fraction}",
-            fix="--prune 0.3 removes 30 % of them",
-        )
     if not 0 < max_layer_fraction < 1:
         raise ConfigError(
             f"prune: max_layer_fraction must be between 0 and 1, not {max_layer_fraction}",
@@ -205,20 +230,17 @@ def _set_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
 def _apply(graph: Any, plan: Sequence[tuple[Group, int]]) -> History:
     """Cut the planned channels; returns the history as JSON."""
-    history: History = []
     with quiet():
         for group, units in plan:
-            channels = group.channels(units)
             pruner = graph.get_pruner_of_module(group.root)
-            cut = graph.get_pruning_group(group.root, pruner.prune_out_channels, channels)
+            cut = graph.get_pruning_group(group.root, pruner.prune_out_channels, group.channels(units))
             if not graph.check_pruning_group(cut):
                 raise ModelError(
                     f"prune: nothing would be left of a layer coupled to {group.name}",
                     fix=f'ask for less, or keep that part whole: ignored=["{group.name}"]',
                 )
             cut.prune(record_history=False)
-            history.append([group.name, True, channels])
-    return history
+    return history_of(plan)
 
 
 def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
@@ -257,13 +279,9 @@ def _result(
     macs_before: int,
     reasons: Mapping[str, str],
 ) -> PruneResult:
-    before = {name: outputs_of(m) for name, m in model.named_modules() if is_layer(m)}
-    widths = {name: (width, outputs_of(pruned.get_submodule(name))) for name, width in before.items()}
-    untouched = {
-        name: reasons.get(name, "among the most important of its kind")
-        for name, (width, now) in widths.items()
-        if width == now
-    }
+    before, after = layer_widths(model), layer_widths(pruned)
+    widths = {name: (width, after[name]) for name, width in before.items()}
+    untouched = {name: reasons.get(name, MOST_IMPORTANT) for name, (width, now) in widths.items() if width == now}
     return PruneResult(
         model=pruned,
         history=history,
@@ -276,9 +294,6 @@ def _result(
     )
 
 
-def _default_example(model: nn.Module) -> Tensor:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
-    size = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else (64, 64)
-    return torch.zeros(1, channels, *size)
+def layer_widths(model: nn.Module) -> dict[str, int]:
+    """The outputs of every convolution and linear layer."""
+    return {name: outputs_of(module) for name, module in model.named_modules() if is_layer(module)}

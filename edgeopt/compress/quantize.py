@@ -14,6 +14,7 @@ from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrapp
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
 from edgeopt.schemes import Scheme
+from edgeopt.train.allocator import give_back_memory
 
 CONFIG_FORMAT = 1
 _HOOK_NAME = re.compile(r"(pre_hooks|post_hooks)\.[^.]{1,500}__\d{1,3}\.\d{1,3}")
@@ -33,7 +34,8 @@ def quantize(
 ) -> nn.Module:
     """A quantized copy of a float classifier, in eval mode, ready for quantization-aware training.
 
-    ``batches`` are normalized float32 NCHW tensors on the CPU; all of them set the ranges and correct the biases
+    ``batches`` are normalized float32 NCHW tensors on the CPU, read once or more, and one at a time unless they are an
+    iterator; all of them set the ranges and correct the biases
     (NNCF post-training quantization with fast bias correction, after Nagel et al. 2019,
     https://arxiv.org/abs/1906.04721). ``range_estimator``: ``minmax`` (smallest and largest value seen),
     ``percentile`` or ``histogram``. ``ignored``: module names left in float. ``int8_outputs`` adds quantizers between
@@ -50,7 +52,7 @@ def quantize(
             f'unknown range estimator "{range_estimator}"{did_you_mean(range_estimator, RANGE_ESTIMATORS)}',
             fix=f"use one of {', '.join(RANGE_ESTIMATORS)}",
         )
-    kept = _checked_batches(batches)
+    kept = _Checked(batches)
     _check_ignored(model, ignored)
     # On the CPU always: NNCF's CUDA kernels need nvcc on the user's machine.
     source = copy.deepcopy(model).cpu().eval()
@@ -98,17 +100,6 @@ def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [quantizer.log_scale for _, quantizer in named_quantizers(model)]
 
 
-def freeze_batchnorm_statistics(model: nn.Module) -> None:
-    """Put every BatchNorm in eval mode; call it after ``model.train()``.
-
-    Late in quantization-aware training the noise of batch statistics moves the values whose ranges are being learned
-    (Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342, section 3.2.2, freezes them too).
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
 def quantizer_config(model: nn.Module) -> dict[str, Any]:
     """JSON-able placement of the quantizers: all that ``rebuild_quantized`` needs besides the tensors."""
     if not is_quantized(model):
@@ -144,19 +135,33 @@ def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _checked_batches(batches: Iterable[Tensor]) -> list[Tensor]:
-    kept = list(batches)
-    if not kept:
-        raise ModelError("there are no calibration batches", fix="give at least one batch of pictures")
-    for batch in kept:
-        if batch.dim() != 4 or batch.dtype != torch.float32:
-            raise ModelError(
-                f"a calibration batch is {batch.dtype} of shape {tuple(batch.shape)}, not float32 NCHW",
-                fix="normalize the pictures and stack them",
-            )
-        if not torch.isfinite(batch).all():
-            raise ModelError("a calibration batch holds values that are not finite", fix="check the preprocessing")
-    return kept
+class _Checked(Sequence[Tensor]):
+    """Calibration batches, each looked at as it is read, so that only those of an iterator are kept in memory."""
+
+    def __init__(self, batches: Iterable[Tensor]) -> None:
+        self._batches = batches if isinstance(batches, Sequence) else list(batches)
+        if not len(self._batches):
+            raise ModelError("there are no calibration batches", fix="give at least one batch of pictures")
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        give_back_memory()  # what NNCF keeps of each batch is small, and must not hold on to the rest
+        batch = self._batches[index]
+        if isinstance(batch, Tensor):
+            _check_batch(batch)
+        return batch
+
+
+def _check_batch(batch: Tensor) -> None:
+    if batch.dim() != 4 or batch.dtype != torch.float32:
+        raise ModelError(
+            f"a calibration batch is {batch.dtype} of shape {tuple(batch.shape)}, not float32 NCHW",
+            fix="normalize the pictures and stack them",
+        )
+    if not torch.isfinite(batch).all():
+        raise ModelError("a calibration batch holds values that are not finite", fix="check the preprocessing")
 
 
 def _check_ignored(model: nn.Module, ignored: Sequence[str]) -> None:

@@ -65,7 +65,8 @@ class _FakeQuantize(torch.autograd.Function):
     With x^ = s * clip(round(x / s), l, h) and m = 1 inside the range, else 0:
     dx^/dx = m (Bengio et al. 2013) and dx^/ds = (x^ - m x) / s (Esser et al. 2020, "Learned Step Size Quantization",
     https://arxiv.org/abs/1902.08153, eq. 3), hence dx^/d ln s = x^ - m x, so that
-    dL/d ln s = <g, x^> - <g m, x>: two dot products, the second reusing the gradient of x.
+    dL/d ln s = <g, x^> - <g m, x> = s (<g, q> - <g m, x / s>) with the codes q: two dot products, the second reusing
+    the gradient of x.
     LSQ's factor 1/sqrt(n h) is left out: Adam's steps do not depend on it.
     torch's own fake_quantize kernels are not vectorized on CPU (6x slower than this chain of in-place passes).
     """
@@ -81,20 +82,20 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (gradient,) = gradients
         x, scale = ctx.saved_tensors
-        below, above = (ctx.low - 0.5) * scale, (ctx.high + 0.5) * scale
-        if scale.dim() == 0 and x.device.type == "cpu":
-            # The same as the `where` below in one vectorized pass; its bounds are Python numbers, free only on a CPU.
-            x_gradient = torch.ops.aten.hardtanh_backward(gradient, x, below.item(), above.item())
-        else:
-            x_gradient = torch.where((x > below) & (x < above), gradient, 0.0)
+        ratio = torch.div(x, scale)
+        # where(low - 0.5 < ratio < high + 0.5, gradient, 0) in one vectorized pass, 8 times as fast on a CPU.
+        x_gradient = torch.ops.aten.hardtanh_backward(gradient, ratio, ctx.low - 0.5, ctx.high + 0.5)
         if not ctx.needs_input_grad[1]:
             return x_gradient, None, None, None, None
-        quantized = nearest_codes(x, scale, ctx.low, ctx.high).mul_(scale)
         if scale.dim() == 0:
-            scale_gradient = _dot(gradient, quantized) - _dot(x_gradient, x)
+            passed = _dot(x_gradient, ratio)
+            codes = ratio.round_().clamp_(ctx.low, ctx.high)
+            scale_gradient = (_dot(gradient, codes) - passed) * scale
         else:
             rest = tuple(range(1, x.dim()))
-            scale_gradient = quantized.mul_(gradient).sub_(x_gradient * x).sum(rest, keepdim=True)
+            passed = (x_gradient * ratio).sum(rest, keepdim=True)
+            codes = ratio.round_().clamp_(ctx.low, ctx.high)
+            scale_gradient = (codes.mul_(gradient).sum(rest, keepdim=True) - passed) * scale
         return x_gradient, scale_gradient, None, None, None
 
 

@@ -20,6 +20,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Pictures are kept this much larger than evaluation sees them, so that random crops lose no detail.
 _MARGIN = 1.15
 _LONGEST_ASPECT = 2.0
+_LIGHT_CROP = 0.8
 
 
 def make_augment(
@@ -54,6 +55,15 @@ def make_mix(config: AugmentConfig, classes: int) -> Mix | None:
         return None
     mix: Mix = v2.RandomChoice(ways) if len(ways) > 1 else ways[0]
     return mix
+
+
+def lighter(config: AugmentConfig) -> AugmentConfig:
+    """What of an augmentation is near the pictures as they are: crops of at least 80 % of the area, and mirroring."""
+    return AugmentConfig(
+        crop=max(config.crop or 1.0, _LIGHT_CROP) if _crops(config) else 1.0,
+        horizontal_flip=config.horizontal_flip,
+        vertical_flip=config.vertical_flip,
+    )
 
 
 def _steps(config: AugmentConfig, spec: PreprocessSpec) -> list[nn.Module]:

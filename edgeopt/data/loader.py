@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from edgeopt.console import Progress
-from edgeopt.data.augment import cached_key, cached_picture, make_augment, make_mix
+from edgeopt.data.augment import Augment, cached_key, cached_picture, lighter, make_augment, make_mix
 from edgeopt.data.cache import PictureCache, Shelf
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
@@ -29,7 +29,9 @@ from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 class TrainLoader:
     """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
 
-    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead.
+    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead. In the
+    last ``light_end`` (0 to 1) of the epochs, whole ones, pictures are only cropped, a little, and mirrored. With
+    ``answers``, a teacher's float32 (items, classes), they are float32 (N, 1 + classes): the class, then its answers.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
     another epoch, unless there is less than one batch in all. With ``sampling`` balanced it has as many pictures, every
@@ -49,6 +51,7 @@ class TrainLoader:
         flip: bool = True,
         changes: AugmentConfig | None = None,
         epochs: int = 1,
+        light_end: float = 0.0,
         sampling: Literal["shuffled", "balanced"] = "shuffled",
         seed: int = 0,
         workers: int = 0,
@@ -80,9 +83,12 @@ class TrainLoader:
         self._spec = spec
         self._augment = make_augment(augment, spec, flip=flip, changes=changes)
         chosen = augmentation(augment, changes, flip=flip)
+        self._lighter = make_augment("none", spec, flip=flip, changes=lighter(chosen))
+        self._light_end = light_end
         self._mix = make_mix(chosen, len(dataset.classes))
         self._unmixed = chosen.unmixed or 0.0
         self.epochs = epochs
+        self.answers: npt.NDArray[np.float32] | None = None
         self._share = (0, 1)
         self.batch_size = batch_size
         self._seed = seed
@@ -113,6 +119,15 @@ class TrainLoader:
     def share(self, share: tuple[int, int]) -> None:
         self._share = share
         self.batch_size = self._batch_size
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every epoch shows the same pictures: nothing about them is left to chance."""
+        return self._augment is None and self._mix is None
+
+    def plain(self, rows: Sequence[int]) -> Tensor:
+        """The pictures of these rows without augmentation, normalized; those that fit into one batch of equal size."""
+        return self._normalized(np.stack([self._cache[row] for row in rows]))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -159,9 +174,14 @@ class TrainLoader:
         )
         rank, count = self._share
         mine = range(rank * len(rows) // count, (rank + 1) * len(rows) // count)
-        pictures = np.stack([self._picture(int(rows[place]), int(seeds[1 + place])) for place in mine])
+        light = epoch >= self.epochs - math.floor(self.epochs * self._light_end + 1e-9)
+        augment = self._lighter if light else self._augment
+        pictures = np.stack([self._picture(int(rows[place]), int(seeds[1 + place]), augment) for place in mine])
         images, labels = self._normalized(pictures), self.labels[torch.from_numpy(rows[mine])]
-        if self._mix is None or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
+        if self.answers is not None:
+            answers = torch.from_numpy(self.answers[rows[mine]])
+            return images, torch.cat([labels[:, None].to(answers.dtype), answers], dim=1)
+        if self._mix is None or light or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
             return images, labels
         torch.default_generator.manual_seed(int(seeds[0]))
         return self._mix(images, labels)
@@ -171,13 +191,13 @@ class TrainLoader:
         scale, offset = (torch.from_numpy(values) for values in normalization(self._spec))
         return torch.from_numpy(pictures).float().mul_(scale).add_(offset).permute(0, 3, 1, 2)
 
-    def _picture(self, row: int, seed: int) -> UInt8:
+    def _picture(self, row: int, seed: int, augment: Augment | None) -> UInt8:
         picture = self._cache[row]
-        if self._augment is None:
+        if augment is None:
             return picture
         # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
         torch.default_generator.manual_seed(seed)
-        return np.asarray(self._augment(Image.fromarray(picture)))
+        return np.asarray(augment(Image.fromarray(picture)))
 
 
 class _Steps(TorchDataset[tuple[Tensor, Tensor]]):

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from edgeopt.environment import usable_cores
 from edgeopt.picture_files import pillow_quiet
+from edgeopt.preprocess import UInt8
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -21,3 +24,15 @@ def in_threads(function: Callable[[Source], Result], sources: Sequence[Source]) 
             with pillow_quiet():
                 results = list(pool.map(function, sources[start : start + _AHEAD]))
             yield from results
+
+
+def stacked(pictures: Iterator[UInt8], size: int) -> Iterator[UInt8]:
+    """uint8 (<= ``size``, height, width, 3) of pictures (height, width, 3), read as they are needed."""
+    waiting: list[UInt8] = []
+    for picture in pictures:
+        waiting.append(picture)
+        if len(waiting) == size:
+            yield np.stack(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.stack(waiting)

@@ -17,6 +17,7 @@ from torch import nn
 from edgeopt.errors import REPORT, LoweringError
 from edgeopt.export.folding import CLEAN, FOLD_BATCHNORM, FOLD_PADS, GLOBAL_AVERAGE_POOL, NAME_LAYERS
 from edgeopt.export.passes import run_passes
+from edgeopt.models.failing import failing_module
 
 # The exporter's own opset, so that no version conversion runs, and the newest that TensorRT 10.3's parser (JetPack 6)
 # reads; ONNX Runtime 1.23 reads up to 23. IR version 10 is what both read, too.
@@ -54,10 +55,12 @@ def to_ir(model: nn.Module, input_shape: tuple[int, int, int]) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()
+            reason = str(error.__cause__ or error).strip().splitlines()
+            where = failing_module(error, model)
             raise LoweringError(
-                f"{type(model).__name__} cannot be exported to ONNX: {reason[0] if reason else error}",
-                fix="the whole reason is above; most often the forward method branches on values",
+                f"{type(model).__name__} cannot be exported to ONNX{f' at {where}' if where else ''}: "
+                f"{reason[0] if reason else type(error).__name__}",
+                fix=f"write {where or 'it'} without branches on values, NumPy and lists of tensors that grow",
             ) from error
     if program is None:
         raise LoweringError(

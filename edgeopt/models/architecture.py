@@ -43,7 +43,7 @@ _LOADING = frozenset(
 class Architecture(BaseModel):
     """How to build a model again: ``architecture.json``.
 
-    ``arguments`` go to the model's constructor and hold ``num_classes``; ``pruning`` is torch-pruning's history
+    ``arguments`` go to the model's constructor and hold ``num_classes``; ``pruning`` is the history of cuts
     and ``quantizers`` NNCF's configuration, both replayed in that order; ``input_size`` is (channels, height, width).
     """
 
@@ -177,7 +177,9 @@ def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
 
 
 def _check_cut(cut: Any) -> None:
-    """One act of pruning is [module, whether its outputs (else its inputs) were cut, which channels]."""
+    """One act of pruning is [module, whether its outputs (else its inputs), channels] or [block, "drop"]."""
+    if isinstance(cut, list) and cut[1:] == ["drop"] and isinstance(cut[0], str) and _MODULE_PATH.fullmatch(cut[0]):
+        return
     if not isinstance(cut, list) or [type(part) for part in cut] != [str, bool, list]:
         raise ValueError("a cut is [module, whether its outputs, channels]")
     if not _MODULE_PATH.fullmatch(cut[0]):

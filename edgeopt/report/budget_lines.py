@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, log10
 from typing import Any
 
-from edgeopt.metrics import share_bound
+from edgeopt.metrics import changes_to_decide, share_bound
 from edgeopt.report.model import EngineRow, Pair
 
 MIB = 2**20
@@ -41,7 +41,7 @@ def _drop(row: EngineRow) -> Found:
         bounds = (row.drop_lower_points, row.drop_upper_points)
 
     def decide(limit: float) -> str:
-        return _pictures_for_drop(limit, row.drop_points or 0.0, row.lost or 0, row.gained or 0, row.pictures or 0)
+        return _pictures_for_drop(limit, row.lost or 0, row.gained or 0, row.pictures or 0)
 
     return Found(row.drop_points, bounds, _NO_ORIGINAL, decide=decide)
 
@@ -56,7 +56,7 @@ def _class_drop(row: EngineRow) -> Found:
 
     def decide(limit: float) -> str:
         one = drops[open_]
-        return _pictures_for_drop(limit, one["drop_points"], one["lost"], one["gained"], one["n"], of=open_)
+        return _pictures_for_drop(limit, one["lost"], one["gained"], one["n"], of=open_)
 
     value, note = drops[worst]["drop_points"], f" in class {worst!r}"
     return Found(value, bounds, note=note, unknown=_classes_without_pictures(row), decide=decide)
@@ -171,14 +171,9 @@ def _seconds(row: EngineRow, value: float | None, bounds: Pair | None) -> Callab
     return decide
 
 
-def _pictures_for_drop(limit: float, drop: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
-    """How many pictures put the one-sided 95 % bound on this side of the limit, were the shares to stay as they are."""
-    gap = abs(drop - limit) / 100
-    if not gap or not n:
-        return "it is at the limit"
-    variance = max((lost + gained) / n - (drop / 100) ** 2, 0.0)
-    # With nothing changed the bound is about z^2 / n: Tango's score interval.
-    return _would_decide(max(ceil(1.645**2 * (variance / gap**2 + 1 / gap)), n + 1), n, of)
+def _pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
+    need = changes_to_decide(lost, gained, n, limit) if n else None
+    return _would_decide(need, n, of) if need else "it is at the limit"
 
 
 def _pictures_for_share(limit: float, share: float, n: int, *, of: str | None = None) -> str:

@@ -234,6 +234,7 @@ class Report:
     allow_undecided: bool = False
     warnings: tuple[str, ...] = ()  # of a comparison with an earlier report
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
+    ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:
@@ -261,6 +262,7 @@ class Report:
                 "allow_undecided": self.allow_undecided,
                 "lines": [line.to_json() for line in self.budget],
             },
+            "ladders": {variant: dict(ladder) for variant, ladder in self.ladders.items()},
             "environment": {key: dict(machine) for key, machine in self.machines.items()},
             "warnings": list(self.warnings),
             "commands": list(self.commands),

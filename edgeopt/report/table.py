@@ -55,6 +55,7 @@ def assemble(run_path: Path) -> Report:
         commands=_commands(run, measured_by),
         created=now(),
         trainings=trainings(run),
+        ladders={name: one["ladder"] for name, one in run.variants().items() if one.get("ladder")},
     )
 
 

@@ -23,6 +23,7 @@ from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import PictureSet
+from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
 
@@ -73,7 +74,7 @@ def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Co
     for name in ("val", "test"):
         workspace.prepared(name, spec)
     recipe = CalibrationRecipe.model_validate(variant.record.get("calibration", {"schema": 1}))
-    calibration = workspace.calibration(recipe, spec)
+    calibration = calibration_set(workspace, recipe, variant)
     if stage.done:
         return stage.skipped(console)
     with console.task(f"exporting {variant.name}"):

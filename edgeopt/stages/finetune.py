@@ -22,6 +22,7 @@ from edgeopt.stages.starting import (
     data_config,
     data_record,
     inputs_of,
+    order_of,
     origins_of,
     say_weights,
     start,
@@ -45,7 +46,8 @@ def finetune(
 ) -> Variant:
     """Fine-tune ``model`` on the pictures of ``data``, in the run folder ``run`` (default: under ``./runs``).
 
-    ``augment`` replaces single values of the preset ``train.augment``. Interrupted, the same call goes on from its last
+    ``augment`` replaces single values of the preset ``train.augment``. With ``train.teacher`` the training is
+    distilled: see :func:`edgeopt.stages.teachers.find_teacher`. Interrupted, the same call goes on from its last
     checkpoint; finished, it returns what is there. With ``train.folds`` it is cross-validated: see
     :func:`edgeopt.stages.folds.cross_validate`. In processes that ``torchrun`` started, each calls this, takes its
     share of every batch, and gets the variant that the first one wrote. Raises ConfigError, DataError, ModelError,
@@ -61,7 +63,7 @@ def finetune(
     with together(processes):
         if not processes.leads:
             return follow(plan, processes)
-        order = Order(start(data, run, console), data, model, train, augment, force, console)
+        order = order_of(start(data, run, console), data, model, train, augment, force=force, console=console)
         if train.folds is not None:
             from edgeopt.stages.folds import cross_validate
 
@@ -82,8 +84,17 @@ def _lead(order: Order, plan: TrainingPlan, processes: Processes) -> Variant:
             return Variant(opened.run, stage.name, record, skipped=True)
         created, spec = order.create()
         say_weights(created, spec, console)
-        announce(processes, stage, opened, created, spec)
-        result = fit(plan, created.model, opened, spec, folder=stage.folder, console=console, processes=processes)
+        announce(processes, stage, order, created, spec)
+        result = fit(
+            plan,
+            created.model,
+            opened,
+            spec,
+            folder=stage.folder,
+            console=console,
+            teacher=order.teacher,
+            processes=processes,
+        )
         variant = commit_variant(
             stage,
             created.model,
@@ -96,6 +107,7 @@ def _lead(order: Order, plan: TrainingPlan, processes: Processes) -> Variant:
             inputs=inputs,
             metrics=result,
             weights_origin=created.weights_origin,
+            **order.taught_by(),
         )
         processes.wait()
         return variant

@@ -75,6 +75,7 @@ def cross_validate(order: Order) -> Variant:
             weights_origin=kept.best.record.get("weights_origin"),
             cross_validation=figures.to_json(),
             ingredients=kept.to_json(),
+            **order.taught_by(),
         )
 
 
@@ -97,7 +98,9 @@ def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec |
         say_weights(created, spec, order.console)
     workspace = replace(order.workspace, dataset=folds.without(order.workspace.dataset, fold))
     plan = replace(TrainingPlan.for_finetuning(order.train, order.augment), title=f"fold {fold} of {folds.count}")
-    metrics = fit(plan, created.model, workspace, spec, folder=stage.folder, console=order.console)
+    metrics = fit(
+        plan, created.model, workspace, spec, folder=stage.folder, console=order.console, teacher=order.teacher
+    )
     probabilities, top1 = _judged(order, folds, fold, created.model, spec, metrics["temperature"])
     order.console.say(
         f"fold {fold} of {folds.count}: top-1 {top1:.2%} of {len(probabilities)} pictures held out "
@@ -116,6 +119,7 @@ def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec |
         metrics={**metrics, "held_out_top1": top1},
         files={"held_out": write_npy(stage.folder / "held_out.npy", probabilities)},
         weights_origin=created.weights_origin,
+        **order.taught_by(),
         fold={"fold": fold, "of": folds.count},
     )
 

@@ -16,9 +16,11 @@ from edgeopt.models.architecture import parse
 from edgeopt.models.builders import build
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage
+from edgeopt.stages.starting import Order
+from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, open_variant
-from edgeopt.stages.workspace import Workspace, open_workspace
+from edgeopt.stages.workspace import open_workspace
 from edgeopt.train.processes import Processes, divided, leave
 
 
@@ -53,10 +55,11 @@ def require_shareable(train: TrainConfig) -> None:
     )
 
 
-def announce(processes: Processes, stage: Stage, opened: Workspace, created: Created, spec: PreprocessSpec) -> None:
+def announce(processes: Processes, stage: Stage, order: Order, created: Created, spec: PreprocessSpec) -> None:
     """Tell the other processes what is trained."""
-    told = {"architecture": created.architecture.to_json(), "spec": spec.to_json(), "root": opened.dataset.root}
-    _tell(processes, stage, {**told, "folder": str(stage.folder.absolute())})
+    root = order.workspace.dataset.root
+    told = {"architecture": created.architecture.to_json(), "spec": spec.to_json(), "root": root}
+    _tell(processes, stage, {**told, **order.taught_by(), "folder": str(stage.folder.absolute())})
 
 
 def announce_skipped(processes: Processes, stage: Stage) -> None:
@@ -85,6 +88,8 @@ def follow(plan: TrainingPlan, processes: Processes) -> Variant:
             ) from error
         model = build(parse(told["architecture"], where="the first process"))
         spec = PreprocessSpec.model_validate(told["spec"])
-        fit(plan, model, workspace, spec, folder=Path(told["folder"]), console=Silent(), processes=processes)
+        teacher = find_teacher(workspace.run, told["teacher"]) if "teacher" in told else None
+        folder = Path(told["folder"])
+        fit(plan, model, workspace, spec, folder=folder, console=Silent(), teacher=teacher, processes=processes)
         processes.wait()
     return open_variant(Run.open(path), told["variant"])

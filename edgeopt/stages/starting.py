@@ -24,7 +24,9 @@ from edgeopt.models.builders import require_known, split_name
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, check_name
 from edgeopt.stages.preprocessing import note_other_normalization, preprocessing
+from edgeopt.stages.teachers import Teacher, find_teacher
 from edgeopt.stages.workspace import Workspace, open_workspace
+from edgeopt.tables import Taught
 
 VERSION = 1
 NAME = "float"
@@ -43,6 +45,7 @@ class Order:
     augment: AugmentConfig
     force: bool
     console: Console
+    teacher: Teacher | None = None
 
     @property
     def run(self) -> Run:
@@ -50,10 +53,12 @@ class Order:
 
     def config(self, *, folds: bool = False) -> dict[str, dict[str, Any]]:
         """What the record states, and what decides whether it was made before; ``folds`` for what has any."""
+        # Where the teacher lies does not matter, its hash is an input; without one nothing of it is said.
+        unsaid = {"teacher"} if self.teacher else set(Taught.model_fields)
         return {
             "data": data_record(self.data),
             "model": self.model.model_dump(exclude={"weights"}),
-            "train": self.train.model_dump(exclude=set() if folds else {"folds", "keep"}),
+            "train": self.train.model_dump(exclude=unsaid if folds else {*unsaid, "folds", "keep"}),
             "augment": self.augment.model_dump(),
         }
 
@@ -63,8 +68,13 @@ class Order:
         return origins_of(config, **tables)
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of what the training starts from."""
-        return inputs_of(self.run, self.model)
+        """Hashes of what the training starts from, and of its teacher."""
+        teacher = {"teacher": self.teacher.sha256} if self.teacher else {}
+        return {**inputs_of(self.run, self.model), **teacher}
+
+    def taught_by(self) -> dict[str, Any]:
+        """What the record states of the teacher, if there is one."""
+        return {"teacher": self.teacher.name} if self.teacher else {}
 
     def create(
         self, *, seeded: bool = False, preprocess: PreprocessSpec | None = None
@@ -79,6 +89,23 @@ class Order:
                 torch.manual_seed(self.train.seed)
             created = create(dataset, self.data, self.model, regularization(self.model, self.train))
         return created, preprocess or preprocessing(created, self.data, dataset, self.console)
+
+
+def order_of(
+    workspace: Workspace,
+    data: DataConfig,
+    model: ModelConfig,
+    train: TrainConfig,
+    augment: AugmentConfig,
+    *,
+    force: bool,
+    console: Console,
+) -> Order:
+    """The order with its teacher found, where it has one; raises ConfigError, MissingStageError."""
+    teacher = None
+    if train.teacher is not None:
+        teacher = find_teacher(workspace.run, train.teacher, distill=train.distill, console=console)
+    return Order(workspace, data, model, train, augment, force, console, teacher)
 
 
 def data_record(data: DataConfig) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from edgeopt.compress.quantize import freeze_batchnorm_statistics, is_quantized, quantizer_parameters
+from edgeopt.compress.quantize import is_quantized, quantizer_parameters
 from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
@@ -22,20 +21,25 @@ from edgeopt.files import read_json, write_json
 from edgeopt.metrics import Float, Int64, top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.probability import calibration, fit_temperature
+from edgeopt.stages.objective import objective_of
+from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.workspace import Workspace
+from edgeopt.tables import Distill
 from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
+from edgeopt.train.features import ADAPTER
+from edgeopt.train.freezing import fixed_batchnorms
 from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train
-from edgeopt.train.losses import make_loss, takes_soft_targets
+from edgeopt.train.losses import takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
-from edgeopt.train.objectives import Classification, Distillation, Objective, WithL1
+from edgeopt.train.objectives import Objective
 from edgeopt.train.probe import candidates
 from edgeopt.train.processes import ALONE, Processes, divided, training_device
 from edgeopt.training_tables import Preset, seconds_of, selection, smoothing
 
 _LR_BEFORE_TEST = 1e-3
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
-_SCALE_LR = 10.0  # quantizer scales learn this many times as fast as weights: a step of lr moves them by a fraction lr
+_ADAPTER_LR = 1e-3  # it may start from random numbers, whatever the rate of the student's fine-tuning
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,14 @@ class TrainingPlan:
     l1: float = 0.0
     freeze_batchnorm: bool = False
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    temperature: float = 3.0
+    distill: Distill = "hinton"
+    temperature: float | None = 3.0  # of the answers; features have none
     distill_weight: float = 0.9
     augment: Preset = "default"
     flip: bool = True
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)  # single values in place of the preset's
+    light_end: float = 0.0  # of the epochs, the last ones: only crops and mirroring
+    scale_lr: float = 10.0  # of quantizers' scales, in learning rates
     batch_size: int | Literal["auto"] = 32
     range_test: bool = False  # finds loop.lr
     workers: int = 0
@@ -101,13 +108,14 @@ class TrainingPlan:
             batch_size=config.batch_size,
             range_test=config.lr == "auto",
             workers=config.workers,
+            **config.lesson(),
         )
 
     @classmethod
     def for_recovery(cls, config: CompressConfig, **like: Any) -> TrainingPlan:
         """After pruning: every layer was cut, so every layer learns at the same rate. ``like``: see :meth:`alike`."""
         loop = LoopConfig(epochs=config.recovery_epochs, lr=config.recovery_lr, layer_decay=1.0, keep_initial=True)
-        return cls("recovery", loop, temperature=config.temperature, distill_weight=config.distill_weight).alike(**like)
+        return cls("recovery", loop, **config.lesson()).alike(**like)
 
     @classmethod
     def for_qat(cls, config: CompressConfig, *, share: float = 1.0, **like: Any) -> TrainingPlan:
@@ -115,14 +123,22 @@ class TrainingPlan:
         wanted = config.epochs * share
         epochs = max(1, round(wanted)) if wanted else 0
         loop = LoopConfig(
-            epochs=epochs, lr=config.lr, weight_decay=0.0, layer_decay=1.0, warmup_epochs=0.25, keep_initial=True
+            epochs=epochs,
+            lr=config.lr,
+            weight_decay=0.0,
+            layer_decay=1.0,
+            warmup_epochs=0.25,
+            ema_decay=config.ema_decay,
+            batchnorm_epochs=config.batchnorm_epochs,
+            keep_initial=True,
         )
         plan = cls(
             "int8 training",
             loop,
-            temperature=config.temperature,
-            distill_weight=config.distill_weight,
+            **config.lesson(),
             epoch_share=min(1.0, wanted) if wanted else 1.0,
+            light_end=config.light_end,
+            scale_lr=config.scale_lr,
         )
         return plan.alike(**like)
 
@@ -163,6 +179,7 @@ class TrainingPlan:
                 flip=self.flip,
                 changes=self.augmentation,
                 epochs=self.loop.epochs,
+                light_end=self.light_end,
                 sampling=self.sampling,
                 seed=self.loop.seed,
                 workers=self.workers,
@@ -180,7 +197,7 @@ def fit(
     *,
     folder: Path,
     console: Console,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     epoch_end: EpochEnd | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
@@ -192,11 +209,42 @@ def fit(
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
-    objective = _objective(plan, model, workspace, teacher)
-    groups = []
-    if is_quantized(model):
-        groups = [{"params": quantizer_parameters(model), "lr": plan.loop.lr * _SCALE_LR, "weight_decay": 0.0}]
-    loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
+    with ExitStack() as attached:
+        loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
+        objective = objective_of(
+            plan, model, workspace, spec, teacher=teacher, loader=loader, processes=processes, attached=attached
+        )
+        result, chosen = _trained(
+            plan,
+            model,
+            workspace,
+            spec,
+            loader,
+            objective,
+            folder=folder,
+            console=console,
+            epoch_end=epoch_end,
+            processes=processes,
+        )
+    if not processes.leads:
+        return {}
+    return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}
+
+
+def _trained(
+    plan: TrainingPlan,
+    model: nn.Module,
+    workspace: Workspace,
+    spec: PreprocessSpec,
+    loader: TrainLoader,
+    objective: Objective,
+    *,
+    folder: Path,
+    console: Console,
+    epoch_end: EpochEnd | None,
+    processes: Processes,
+) -> tuple[TrainResult, dict[str, Any]]:
+    """Find what is to be found first, and train; the result, and what was chosen."""
     if plan.batch_size == "auto":
         size = processes.led(lambda: _found_batch_size(model, loader, objective, plan, folder=folder, console=console))
         loader.batch_size = divided(size, processes.count)
@@ -208,6 +256,7 @@ def fit(
     validate = evaluator(workspace.prepared("val", spec), spec, processes=processes)
     steps = max(1, round(len(loader) * plan.epoch_share))
     frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
+    groups = own_rates(plan, model)
     with console.task(plan.title) as progress, frozen:
         result = train(
             model,
@@ -225,10 +274,17 @@ def fit(
             epoch_end=epoch_end,
             processes=processes,
         )
-    if not processes.leads:
-        return {}
-    chosen = {"batch_size": loader.batch_size, "lr": plan.loop.lr, "processes": processes.count}
-    return {**evaluate_val(model, workspace, spec), "training": {**chosen, **_figures(result)}}
+    return result, {"batch_size": loader.batch_size, "lr": plan.loop.lr, "processes": processes.count}
+
+
+def own_rates(plan: TrainingPlan, model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters that do not learn at the layers' rates: quantizers' scales, and an adapter of features."""
+    groups = []
+    if is_quantized(model):
+        groups.append({"params": quantizer_parameters(model), "lr": plan.loop.lr * plan.scale_lr, "weight_decay": 0.0})
+    if adapter := [parameter for name, parameter in model.named_parameters() if f"{ADAPTER}." in name]:
+        groups.append({"params": adapter, "lr": max(plan.loop.lr, _ADAPTER_LR)})
+    return groups
 
 
 def _size(plan: TrainingPlan) -> int:
@@ -267,50 +323,6 @@ def _found_lr(
     lr = float(read_json(path)["lr"])
     console.say(f"learning rate: {lr:.2g} (lr_range.json)")
     return lr
-
-
-def _objective(plan: TrainingPlan, model: nn.Module, workspace: Workspace, teacher: nn.Module | None) -> Objective:
-    """What this training minimizes."""
-    objective: Objective
-    if teacher is not None:
-        objective = Distillation(teacher, temperature=plan.temperature, weight=plan.distill_weight)
-    else:
-        found = Counter(item.label for item in workspace.dataset.of("train"))
-        counts = [found[label] for label in range(len(workspace.dataset.classes))]
-        loss = make_loss(
-            plan.loss, class_counts=counts, label_smoothing=plan.label_smoothing, arguments=plan.loss_arguments
-        )
-        objective = Classification(loss)
-    if plan.l1:
-        objective = WithL1(objective, plan.l1)
-    if plan.freeze_batchnorm or is_quantized(model):  # whose int8 ranges were set for these statistics
-        objective = _FrozenBatchNorm(objective)
-    return objective
-
-
-class _FrozenBatchNorm:
-    """The objective with BatchNorm's statistics left alone."""
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        freeze_batchnorm_statistics(model)
-        return self._objective(model, images, targets)
-
-
-@contextmanager
-def fixed_batchnorms(model: nn.Module) -> Iterator[None]:
-    """No gain and bias of a BatchNorm is trained while the block runs."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    fixed = [parameter for module in norms for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in fixed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in fixed:
-            parameter.requires_grad_(True)
 
 
 def _figures(result: TrainResult) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class Variant:
         if figures := self.record.get("cross_validation"):
             words += f"; {len(figures['fold_top1'])} folds: {figures['mean_top1']:.2%} held out"
             words += f" (standard deviation {100 * figures['spread_top1']:.2f} points)"
+        if ladder := self.record.get("ladder"):
+            words += f"; a drop of at most {ladder['max_drop_points']:g} points is {ladder['verdict']}"
+            words += f" by {ladder['chosen']}"
         return words + (" (made before, unchanged)" if self.skipped else "")
 
     @property
@@ -53,10 +56,10 @@ class Variant:
         """The trained model, in evaluation mode; its weights' hash is checked first."""
         self.run.output(self.record, "model")
         own = self.run.path / "host" / self.name
-        return models.load(own, allow_code=_is_own(self.run))
+        return models.load(own, allow_code=is_own(self.run))
 
 
-def _is_own(run: Run) -> bool:
+def is_own(run: Run) -> bool:
     """Whether the run was made on this machine: only then does a ``module:attr`` model run its code."""
     from edgeopt import environment
 

@@ -1,4 +1,4 @@
-"""Opened ensembles: their members loaded, their answers combined, judged on test, and used as a teacher."""
+"""Opened ensembles: their members loaded, their answers combined, and judged on test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from edgeopt import records
 from edgeopt.bench.records import accuracy_record, write_accuracy
 from edgeopt.console import Console, Silent
-from edgeopt.errors import ConfigError, RunError
+from edgeopt.errors import RunError
 from edgeopt.files import read_npy
 from edgeopt.metrics import Float64, Int64, softmax
 from edgeopt.predict import Prediction, classify
@@ -25,7 +24,7 @@ from edgeopt.stages.engines import labels
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.train.evaluate_torch import logits
 from edgeopt.train.processes import training_device
-from edgeopt.train.teacher import Adapted, EnsembleTeacher, Voter
+from edgeopt.train.teacher import Voter
 from edgeopt.voting import Combination
 
 _HELP = {"soft": "mean of", "hard": "votes of", "weighted": "weighted mean of", "stacking": "stacking of"}
@@ -108,26 +107,6 @@ def probabilities(voter: Voter, pictures: PictureSet) -> Float64:
         return softmax(logits(model, pictures, voter.spec) / voter.temperature)
     finally:
         model.cpu()
-
-
-def require_teacher(run: Run, name: str) -> None:
-    """That ``name`` can teach: a float variant, or an ensemble whose members are as they were."""
-    if name in run.ensembles():
-        open_ensemble(run, name).require_whole()
-    elif open_variant(run, name).architecture.scheme is not None:
-        raise ConfigError(
-            f"{name} is int8, and a teacher should know more than its student", fix="name a float variant"
-        )
-
-
-def teacher_module(run: Run, name: str, given: PreprocessSpec) -> nn.Module:
-    """The variant or ensemble ``name`` as a model of pictures prepared as ``given`` says."""
-    if name in run.ensembles():
-        ensemble = open_ensemble(run, name)
-        return EnsembleTeacher(ensemble.voters(), ensemble.combination(), given).eval()
-    variant = open_variant(run, name)
-    spec, model = variant.preprocess, variant.load()
-    return model if spec == given else Adapted(model, spec, given).eval()
 
 
 def evaluate_ensemble(run: Run, name: str, *, console: Console | None = None) -> dict[str, Any]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeopt import environment
 from edgeopt.config import CalibrationRecipe, DataConfig, validate
@@ -21,6 +26,8 @@ from edgeopt.errors import DataError, RunError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run
 from edgeopt.sets import PictureSet, open_set
+
+Features = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,22 @@ class Workspace:
         """Whether :meth:`prepared` has nothing to write."""
         return (self._sets(spec) / f"{name}.json").is_file()
 
-    def calibration(self, recipe: CalibrationRecipe, spec: PreprocessSpec) -> PictureSet:
-        """The pictures that set the int8 ranges, drawn from train, written on first use."""
+    def calibration(
+        self, recipe: CalibrationRecipe, spec: PreprocessSpec, features: Callable[[], Features | None] | None = None
+    ) -> PictureSet:
+        """The pictures that set the int8 ranges, drawn from train, written on first use.
+
+        ``features`` gives a row for each train picture where a diverse draw needs them; None: thumbnails are compared.
+        """
         name = calibration_name(recipe)
         if (self._sets(spec) / f"{name}.json").is_file():
             return open_set(self._sets(spec), name)
         if recipe.count < len(self.dataset.classes):
             recipe = recipe.model_copy(update={"count": len(self.dataset.classes)})
             self.console.say(f"calibration: {recipe.count} pictures, so that every class has one")
-        items = draw_calibration(self.dataset, recipe, max_pixels=self.data.max_pixels)
+        wanted = recipe.selection == "diverse" and recipe.count < len(self.dataset.of("train"))
+        rows = features() if wanted and features is not None else None
+        items = draw_calibration(self.dataset, recipe, rows, max_pixels=self.data.max_pixels)
         if len(items) < recipe.count:
             self.console.say(f"calibration: train has {len(items)} pictures, fewer than the {recipe.count} asked for")
         return self._set(name, items, spec)

@@ -15,7 +15,8 @@ class LoopConfig:
     ``ema_decay`` is a ceiling: short runs average over fewer steps; 0 switches averaging off. ``clip_grad`` bounds the
     gradient's norm; 0 does not. ``optimizer``, and ``schedule`` with what follows it, are those of
     :mod:`edgeopt.train.optimizer`; ``head_epochs``, which may have decimals, and ``unfreeze`` those of
-    :mod:`edgeopt.train.freezing`. ``keep_initial`` lets the weights training starts from win (for models that are good
+    :mod:`edgeopt.train.freezing`. After ``batchnorm_epochs``, if stated, BatchNorms normalize with the statistics they
+    have by then, and those stay. ``keep_initial`` lets the weights training starts from win (for models that are good
     already). ``time_seconds`` bounds the training: the schedule and the phases of freezing then go by the clock where
     that is ahead of the steps, and ``epochs`` are the most there are. ``select`` names the figure of val that picks the
     best epoch. A checkpoint is due ``checkpoint_seconds`` after the last.
@@ -42,6 +43,7 @@ class LoopConfig:
     lr_patience: int | None = None
     head_epochs: float = 0.0
     unfreeze: Unfreeze = "all"
+    batchnorm_epochs: float | None = None
     keep_initial: bool = False
     select: Literal["top1", "recall"] = "top1"
     checkpoint_seconds: float = 30.0

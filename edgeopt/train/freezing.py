@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from edgeopt.train.config import LoopConfig
+from edgeopt.train.features import ADAPTER
 
 _PARAMETERS_PER_LAYER = 12  # timm's own grouping of models that do not say what their layers are
 _GRADUAL_SHARE = 0.5  # of the steps after the head's own: by then every layer is trained
@@ -35,6 +38,8 @@ def _classifier(model: nn.Module) -> str | None:
     """The name of the last linear layer, or of the last convolution where there is none."""
     linear = convolution = None
     for name, module in model.named_modules():
+        if name.endswith(ADAPTER):
+            continue
         if isinstance(module, nn.Linear):
             linear = name
         elif isinstance(module, nn.Conv2d):
@@ -106,6 +111,27 @@ class Freezing:
         """Leave every parameter as trainable as it was found."""
         for parameter, _ in self._parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def fixed_batchnorms(model: nn.Module) -> Iterator[None]:
+    """No gain and bias of a BatchNorm is trained while the block runs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    fixed = [parameter for module in norms for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+
+
+def freeze_batchnorm_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm in eval mode; call it after ``model.train()``."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def _norms(model: nn.Module, depth: dict[str, int]) -> list[tuple[nn.Module, int]]:

@@ -20,7 +20,7 @@ from edgeopt.train.allocator import keep_memory
 from edgeopt.train.clock import Clock
 from edgeopt.train.config import LoopConfig, TrainResult
 from edgeopt.train.forecast import Forecast, first_batch, measure
-from edgeopt.train.freezing import Freezing
+from edgeopt.train.freezing import Freezing, freeze_batchnorm_statistics
 from edgeopt.train.gradients import Gradients
 from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal, NoJournal
@@ -354,6 +354,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.opened = self.freezing.apply(self.due)
+        if config.batchnorm_epochs is not None and step >= config.batchnorm_epochs * self.steps_per_epoch:
+            freeze_batchnorm_statistics(self.model)
         value = self.gradients(self.state, step, images, targets)
         if not math.isfinite(value):
             raise self._diverged(step, f"the loss became {value}")

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from edgeopt.config import Recipe, validate
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ConfigError, ModelError, TrainingError, disk_trouble
-from edgeopt.stages.starting import Order
+from edgeopt.stages.starting import order_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.workspace import Workspace
 from edgeopt.train.evaluate_torch import logits
@@ -148,14 +148,23 @@ def contradicted(recipe: Recipe, parameters: Mapping[str, Any]) -> list[str]:
 def _train(search: Search, recipe: Recipe, trial: optuna.Trial, folder: Path) -> dict[str, Any]:
     quiet = Silent()
     workspace = replace(search.workspace, data=recipe.data, console=quiet)
-    order = Order(workspace, recipe.data, recipe.model, recipe.train, recipe.augment, force=False, console=quiet)
+    order = order_of(workspace, recipe.data, recipe.model, recipe.train, recipe.augment, force=False, console=quiet)
     created, spec = order.create()
     # Written once, for all workers.
     with nullcontext() if workspace.is_prepared("val", spec) else workspace.run.lock(WAIT_SECONDS):
         pictures = workspace.prepared("val", spec)
     plan = TrainingPlan.for_finetuning(recipe.train, recipe.augment)
     watch = _Watch(search, trial, recipe.train.epochs)
-    figures = fit(plan, created.model, workspace, spec, folder=folder, console=quiet, epoch_end=watch)
+    figures = fit(
+        plan,
+        created.model,
+        workspace,
+        spec,
+        folder=folder,
+        console=quiet,
+        teacher=order.teacher,
+        epoch_end=watch,
+    )
     answers = logits(created.model, pictures, spec)
     correct = answers.argmax(axis=1) == np.asarray(pictures.labels)
     return {

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from edgeopt.data.checks.issues import Issue, of
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.examine import Checked
 from edgeopt.data.split import shuffled
-from edgeopt.data.threads import in_threads
+from edgeopt.data.threads import in_threads, stacked
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS
 from edgeopt.preprocess import PreprocessSpec, UInt8, normalize, prepare
 
@@ -51,38 +50,21 @@ def features(
     import torch
 
     from edgeopt import models
-    from edgeopt.models.builders import heads_of
+    from edgeopt.models.features import classifier_inputs
 
     created = models.create(model_name, num_classes=2, pretrained=True, image_size=IMAGE_SIZE)
-    model = created.model.eval().to(memory_format=torch.channels_last)
     spec = PreprocessSpec.model_validate({**models.preprocess_of(created.architecture), "resize": "squash"})
-    taken: list[Any] = []
-    model.get_submodule(heads_of(model, 2)[0]).register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
 
     def load(item: Item) -> UInt8:
         with dataset.open(item, max_pixels=max_pixels, draft=(2 * IMAGE_SIZE, 2 * IMAGE_SIZE)) as image:
             return prepare(image, spec)
 
-    rows: list[Features] = []
-    with torch.inference_mode():
-        for batch in _batches(in_threads(load, items)):
-            model(torch.from_numpy(normalize(batch, spec)).contiguous(memory_format=torch.channels_last))
-            inputs = taken.pop()
-            rows.append((inputs.mean(dim=(2, 3)) if inputs.ndim == 4 else inputs.flatten(1)).numpy())
-            if progress is not None:
-                progress(sum(map(len, rows)), len(items))
-    return np.concatenate(rows)
-
-
-def _batches(pictures: Iterator[UInt8]) -> Iterator[UInt8]:
-    waiting: list[UInt8] = []
-    for picture in pictures:
-        waiting.append(picture)
-        if len(waiting) == _BATCH:
-            yield np.stack(waiting)
-            waiting.clear()
-    if waiting:
-        yield np.stack(waiting)
+    return classifier_inputs(
+        created.model.to(memory_format=torch.channels_last),
+        2,
+        (normalize(batch, spec) for batch in stacked(in_threads(load, items), _BATCH)),
+        told=None if progress is None else lambda done: progress(done, len(items)),
+    )
 
 
 def folds(labels: Sequence[int], groups: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "confidence": ("Confidence", "edgeopt.report.sections.confidence:render"),
     "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
     "training": ("Training", "edgeopt.report.sections.training:render"),
+    "ladder": ("Ladder", "edgeopt.report.sections.ladder:render"),
     "compression": ("Compression", "edgeopt.report.sections.compression:render"),
     "environment": ("Environment", "edgeopt.report.sections.environment:render"),
     "commands": ("Commands", "edgeopt.report.sections.commands:render"),

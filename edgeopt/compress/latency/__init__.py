@@ -1,0 +1,1 @@
+"""Pruning to a measured latency: widths sliced, timed before any training, predicted and chosen."""

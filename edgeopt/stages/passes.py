@@ -1,0 +1,73 @@
+"""What the compression passes of one call share: the job, its stages, its teacher, and how the original was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig, validate
+from edgeopt.console import Console
+from edgeopt.run import Run, Stage, stage_key
+from edgeopt.stages.teachers import Teacher
+from edgeopt.stages.variants import Variant
+from edgeopt.stages.workspace import Workspace
+from edgeopt.training_tables import selection
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every pass of one call shares."""
+
+    workspace: Workspace
+    config: CompressConfig
+    start: Variant
+    teacher: Teacher
+    targets: tuple[str, ...]
+    round_to: int
+    force: bool
+    console: Console
+
+    @property
+    def run(self) -> Run:
+        return self.workspace.run
+
+
+def open_stage(job: Job, name: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Stage:
+    """The folder of one pass: its training resumes, and it is replaced once its parent was made again."""
+    return job.run.stage(
+        "host",
+        name,
+        record="stage.json",
+        key=stage_key(inputs=inputs, config=config, version=VERSION),
+        force=job.force,
+        resumes=True,
+        outdated=job.run.outdated,
+    )
+
+
+def training_recipe(job: Job) -> dict[str, Any]:
+    """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
+    config = job.start.record.get("config", {})
+    train = dict(config.get("train") or {})
+    names = ("augment", "flip", "sampling", "batch_size", "seed", "precision", "memory_format")
+    alike = {name: train[name] for name in names if name in train}
+    if alike.get("batch_size") == "auto":
+        alike["batch_size"] = job.start.record["metrics"]["training"]["batch_size"]
+    where = "the original's record"
+    alike["select"] = selection(validate(TrainConfig, train, where=where))
+    return {**alike, "augmentation": validate(AugmentConfig, config.get("augment") or {}, where=where)}
+
+
+def inputs_of(job: Job, source: Variant) -> dict[str, str]:
+    return {
+        "dataset": str(job.run.info["fingerprint"]),
+        "source": model_hash(source),
+        "teacher": job.teacher.sha256,
+    }
+
+
+def model_hash(variant: Variant) -> str:
+    return str(variant.record["outputs"]["model"]["sha256"])

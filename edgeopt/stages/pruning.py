@@ -1,0 +1,196 @@
+"""The pruning pass of a run: blocks dropped and channels removed, at once or in steps, each recovered by training."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeopt import models
+from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
+from edgeopt.compress.prune import MOST_IMPORTANT, History, layer_widths, prune, replay
+from edgeopt.config import origins
+from edgeopt.errors import ModelError
+from edgeopt.files import read_json, write_json
+from edgeopt.models.macs import count_macs, count_parameters
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
+from edgeopt.stages.training import TrainingPlan, fit
+from edgeopt.stages.variants import Variant, commit_variant, is_own
+from edgeopt.train.soup import refresh_batchnorm
+
+_STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
+
+
+def pruned(job: Job) -> Variant:
+    """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
+    inputs = inputs_of(job, job.start)
+    fields = {"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}
+    # What keeps its default is left out, so that variants made before these keys are found again.
+    fields |= {name for name in ("prune_steps", "drop_blocks") if name in job.config.model_fields_set}
+    config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
+    stage = open_stage(job, f"{job.start.name}{_suffix(job)}", inputs, config)
+    if stage.done:
+        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
+    spec, start = job.start.preprocess, job.start.load()
+    example = torch.zeros(1, *spec.input_shape)
+    plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
+    model, history, reasons, metrics = _in_steps(job, start, plan, stage.folder)
+    record = pruning_record(start, model, example, reasons)
+    _require_smaller(record)
+    _say(job, record)
+    variant = commit_variant(
+        stage,
+        model,
+        job.start.architecture.pruned(history),
+        spec,
+        parent=job.start.name,
+        stage_name="prune",
+        config=config,
+        origin={**origins(job.config, config), "round_to": "target" if job.targets else "default"},
+        inputs=inputs,
+        metrics=metrics,
+        teacher=job.teacher.name,
+        pruning=record,
+    )
+    for left in stage.folder.glob("step*"):  # of the way there
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return variant
+
+
+def _suffix(job: Job) -> str:
+    blocks = f"-drop{job.config.drop_blocks}" if job.config.drop_blocks else ""
+    return blocks + (f"-prune{round(job.config.prune * 100):02d}" if job.config.prune is not None else "")
+
+
+def _in_steps(
+    job: Job, start: nn.Module, plan: TrainingPlan, folder: Path
+) -> tuple[nn.Module, History, dict[str, str], dict[str, Any]]:
+    """The recovered model, what was cut, why layers were not, and its figures on val.
+
+    Every step removes the same share of the MACs that are left, gathers BatchNorm's statistics anew and recovers for
+    its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
+    """
+    config, spec = job.config, job.start.preprocess
+    example = torch.zeros(1, *spec.input_shape)
+    steps = config.prune_steps
+    done: dict[str, Any] = {"steps": 0, "history": []}
+    if (folder / _STEP).is_file():
+        done = read_json(folder / _STEP)
+    history: History = list(done["history"])
+    model, reasons, metrics = start, dict(done.get("reasons", {})), dict(done.get("metrics", {}))
+    if done["steps"]:
+        model = models.load(folder / f"step-{done['steps']}", allow_code=is_own(job.run))
+    if not done["steps"] and config.drop_blocks:
+        model, acts = _without_blocks(job, start, plan, spec)
+        history += acts
+    for step in range(int(done["steps"]), steps):
+        if config.prune is not None:
+            fraction = 1 - (1 - config.prune) ** (1 / steps)
+            with job.console.task(f"pruning {fraction:.0%} of the MACs"):
+                result = prune(
+                    model,
+                    fraction=fraction,
+                    example=example,
+                    round_to=job.round_to,
+                    importance=config.importance,
+                    ignored=config.ignore,
+                    gradient_batches=plan.gradient_batches(job.workspace, spec)
+                    if config.importance == "taylor"
+                    else None,
+                )
+            model, reasons = result.model, dict(result.untouched)
+            history += result.history
+        gather_statistics(job, model, plan, spec)
+        epochs = -(-plan.loop.epochs // steps)
+        part = replace(plan, loop=replace(plan.loop, epochs=epochs)) if steps > 1 else plan
+        own = folder if steps == 1 else folder / f"step-{step + 1}"
+        own.mkdir(exist_ok=True)
+        metrics = fit(part, model, job.workspace, spec, folder=own, console=job.console, teacher=job.teacher)
+        if steps > 1:
+            models.save(model, job.start.architecture.pruned(history), own)
+            write_json(folder / _STEP, {"steps": step + 1, "history": history, "reasons": reasons, "metrics": metrics})
+    return model, history, reasons, metrics
+
+
+def _without_blocks(job: Job, start: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> tuple[nn.Module, History]:
+    """The model without the blocks that are missed least. Raises ModelError where there are not as many."""
+    wanted = job.config.drop_blocks
+    ranked = ranked_blocks(job, start, plan, spec)
+    if len(ranked) < wanted:
+        raise ModelError(
+            f"{wanted} blocks cannot be dropped: {job.start.architecture.full_name} has {len(ranked)} residual blocks "
+            "whose input and output are of one shape",
+            fix=f"ask for at most {len(ranked)}" if ranked else "leave out --drop-blocks; --prune F cuts channels",
+        )
+    gone = ranked[:wanted]
+    job.console.say("dropped: " + ", ".join(f"{block.name} (loss {block.loss:.3f} without it)" for block in gone))
+    acts: History = dropped([block.name for block in gone])
+    return replay(copy.deepcopy(start), acts), acts
+
+
+def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> list[BlockCost]:
+    """Residual blocks by the loss on train pictures that dropping each costs, BatchNorm left as it is."""
+    batches = list(plan.gradient_batches(job.workspace, spec))
+
+    def loss_of(one: nn.Module) -> float:
+        with torch.no_grad():
+            losses = [nn.functional.cross_entropy(one.eval()(images), labels) for images, labels in batches]
+        return float(torch.stack(losses).mean())
+
+    with job.console.task("ranking blocks"):
+        return rank_blocks(model, batches[0][0][:2], loss_of)
+
+
+def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
+    """BatchNorm's statistics of a network that was just cut, from train pictures: those it has are the whole one's."""
+    refresh_batchnorm(model.eval(), (images for images, _ in plan.gradient_batches(job.workspace, spec)))
+
+
+def pruning_record(start: nn.Module, pruned: nn.Module, example: torch.Tensor, reasons: Mapping[str, str]) -> Any:
+    """What became of ``start``: MACs, parameters and widths before and after, and why layers kept their widths.
+
+    A layer of a dropped block has width 0 after.
+    """
+    before, after = layer_widths(start), layer_widths(pruned)
+    return {
+        "macs_before": count_macs(start, example.shape),
+        "macs_after": count_macs(pruned, example.shape),
+        "parameters_before": count_parameters(start),
+        "parameters_after": count_parameters(pruned),
+        "widths": {layer: [width, after.get(layer, 0)] for layer, width in before.items()},
+        "untouched": {
+            layer: reasons.get(layer, MOST_IMPORTANT) for layer, width in before.items() if after.get(layer, 0) == width
+        },
+    }
+
+
+def _require_smaller(record: Mapping[str, Any]) -> None:
+    """That the step took something away; a file's size follows its parameters."""
+    for what, unit in (("macs", "MACs"), ("parameters", "parameters")):
+        if record[f"{what}_after"] >= record[f"{what}_before"]:
+            raise ModelError(
+                f"pruning did not lower the {unit}: {record[f'{what}_before']} before, {record[f'{what}_after']} after",
+                fix="ask for more: a larger --prune, or --drop-blocks",
+            )
+
+
+def _say(job: Job, record: Mapping[str, Any]) -> None:
+    """One line on what is gone, one on the layers that could not be cut, with the reasons."""
+    job.console.say(
+        f"pruned: {record['macs_before'] / 1e6:.0f} to {record['macs_after'] / 1e6:.0f} M MACs, "
+        f"{record['parameters_before'] / 1e6:.2f} to {record['parameters_after'] / 1e6:.2f} M parameters"
+    )
+    by_reason: dict[str, list[str]] = {}
+    for layer, reason in record["untouched"].items():
+        if reason != MOST_IMPORTANT:
+            by_reason.setdefault(reason, []).append(layer)
+    if by_reason:
+        listed = "; ".join(f"{', '.join(layers)} ({reason})" for reason, layers in by_reason.items())
+        job.console.say(f"not pruned: {listed}")

@@ -1,0 +1,186 @@
+"""The ladder: the cheapest rung that keeps the accuracy is taken, every rung is recorded, and the verdict is honest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import paint_folder
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, metrics
+from edgeopt.compress.quantize import quantize
+from edgeopt.compress.sensitivity import layer_sensitivity
+from edgeopt.config import validate
+from edgeopt.console import Silent
+from edgeopt.errors import ConfigError
+from edgeopt.report.sections.ladder import render
+from edgeopt.report.table import assemble
+from edgeopt.schemes import get_scheme
+from edgeopt.stages import ladder
+from edgeopt.stages.variants import open_variant
+from tests.report_fixture import write_run
+from tests.tiny_torch import PlainNet, calibration, uneven_channels
+
+PLAIN = "tests.tiny_torch:PlainNet"
+CHEAP = CompressConfig(epochs=2, schemes=("u8a7w",), calibration="fast")
+
+
+def test_the_layer_that_int8_hurts_most_is_named_first() -> None:
+    torch.manual_seed(0)
+    net = PlainNet(4).train()
+    pictures = torch.cat(calibration())
+    for _ in range(20):
+        net(pictures)
+    net.eval()
+    uneven_channels(net, 3000, (1,))  # read by convs.2
+    model = quantize(net, calibration(), scheme=get_scheme("u8a7w"))
+    expected = net(pictures).detach()
+
+    def loss(one: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(functional.mse_loss(one(pictures), expected))
+
+    before = loss(model)
+    first, *rest = layer_sensitivity(model, loss, example=pictures[:2])
+    assert first.layer == "convs.2"
+    assert first.loss_increase > 3 * max(one.loss_increase for one in rest)
+    assert {first.layer, *(one.layer for one in rest)} == {"convs.0", "convs.1", "convs.2", "convs.3", "head"}
+    assert loss(model) == before, "the model is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "verdict"),
+    [(0, 0, 1000, "met"), (6, 0, 1000, "undecided"), (30, 0, 1000, "missed"), (0, 0, 40, "undecided")],
+)
+def test_the_verdict_rests_on_the_bound(lost: int, gained: int, n: int, verdict: str) -> None:
+    reference = torch.ones(n, dtype=torch.bool).numpy()
+    candidate = reference.copy()
+    candidate[:lost] = False
+    found = ladder.judged(metrics.paired_drop(reference, candidate), 1.0)
+    assert found["verdict"] == verdict
+    assert (found["pictures_to_decide"] is not None) == (verdict == "undecided")
+
+
+def test_as_many_pictures_as_are_said_would_decide() -> None:
+    n, lost = 1000, 6
+    drop = metrics.paired_drop(*_answers(n, lost))
+    assert drop.upper_points > 1.0
+    enough = metrics.pictures_to_decide(drop, 1.0)
+    assert enough is not None
+    for pictures, decided in ((int(1.15 * enough), True), (int(0.8 * enough), False)):
+        again = metrics.paired_drop(*_answers(pictures, round(lost * pictures / n)))
+        assert (again.upper_points <= 1.0) == decided
+    assert metrics.pictures_to_decide(metrics.paired_drop(*_answers(1000, 10)), 1.0) is None, "at the limit: never"
+
+
+def _answers(n: int, lost: int) -> tuple[metrics.Bool, metrics.Bool]:
+    reference = torch.ones(n, dtype=torch.bool).numpy()
+    candidate = reference.copy()
+    candidate[:lost] = False
+    return reference, candidate
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"time": "20m"}, "time and trials bound the ladder of max_drop"),
+        ({"max_drop": 1.0, "int8": False}, "int8 is off"),
+        ({"max_drop": -1.0}, "max_drop"),
+        ({"max_drop": 1.0, "time": "soon"}, "no time"),
+    ],
+)
+def test_what_makes_no_ladder_is_refused(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        validate(CompressConfig, values, where="compress options")
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained network that answers as before in float and hardly at all in int8."""
+    root = tmp_path_factory.mktemp("ladder")
+    data = DataConfig(path=str(paint_folder(root / "shapes", classes=4, each=60)), image_size=32, val=0.3)
+    train = TrainConfig(epochs=8, batch_size=16, layer_decay=1.0, augment="light", flip=False)
+    trained = api.finetune(data, ModelConfig(name=PLAIN, pretrained=False), train, run=root / "trained")
+    net = trained.load()
+    assert isinstance(net, PlainNet)
+    uneven_channels(net, 700, (0, 1, 2))
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, root / "uneven.safetensors")
+    weights = ModelConfig(name=PLAIN, weights=str(root / "uneven.safetensors"))
+    adopted = api.adopt(data, weights, run=root / "run")
+    assert adopted.record["metrics"]["val_top1"] == trained.record["metrics"]["val_top1"]
+    return adopted.run
+
+
+@pytest.mark.slow
+def test_the_first_rung_that_holds_is_taken_and_all_are_recorded(uneven: Run, tmp_path: Path) -> None:
+    (made,) = api.compress(uneven, CHEAP.model_copy(update={"max_drop": 3.0}))
+    found = made.record["ladder"]
+    rungs = found["rungs"]
+    names = [rung["name"] for rung in rungs]
+    assert names == ["ptq", "ranges", "qat", "long", "float-1", "float-2", "float-4"][: len(names)]
+    assert len(names) > 1, "post-training ranges alone do not keep this network's accuracy"
+    assert [rung["holds"] for rung in rungs] == [False] * (len(rungs) - 1) + [found["stopped"] == "held"]
+    assert found["chosen"] == names[-1]
+    assert all(rung["seconds"] > 0 and rung["drop"]["n"] == 72 for rung in rungs)
+    assert set(rungs[1]["tried"]) == {
+        "percentile ranges of 64 stratified pictures",
+        "histogram ranges of 64 stratified pictures",
+        "minmax ranges of 120 diverse pictures",
+    }
+    last = rungs[-1]
+    assert made.record["metrics"]["val_top1"] == last["val_top1"]
+    write_run(tmp_path / "planted")
+    page = render(replace(assemble(tmp_path / "planted"), ladders={made.name: found}))
+    assert "better ranges" in page
+    assert "at most 3 points below float" in page
+    assert last["drop"]["drop_points"] <= 3.0
+    assert not (made.run.path / "host" / made.name / "rungs").exists(), "what is not taken is not kept"
+    assert api.compress(uneven, CHEAP.model_copy(update={"max_drop": 3.0}))[0].skipped
+
+
+@pytest.mark.slow
+def test_where_nothing_holds_the_best_is_kept_and_the_exit_code_says_so(
+    uneven: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--max-drop", "0", "--trials", "1", "--epochs", "1", "--scheme", "u8a7w", "--calibration", "fast"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compress", "--int8", *options, "--run", str(uneven.path)])
+    assert ended.value.code == 3
+    assert "a drop of at most 0 points is missed by ptq" in capsys.readouterr().out
+    made = next(
+        record for record in uneven.variants().values() if (record.get("ladder") or {}).get("stopped") == "trials"
+    )
+    assert made["ladder"]["verdict"] == "missed"
+    assert [rung["name"] for rung in made["ladder"]["rungs"]] == ["ptq"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_rung_is_gone_on_with(uneven: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CHEAP.model_copy(update={"max_drop": 0.0, "epochs": 1, "trials": 3})
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.compress(uneven, config, console=Listening())
+    assert [line for line in said if line.startswith("rung")][-1].startswith("rung 3")
+    assert not any(
+        (record.get("ladder") or {}).get("stopped") == "no rung is left" for record in uneven.variants().values()
+    )
+    said.clear()
+    (made,) = api.compress(uneven, config, console=Listening())
+    taken = [line for line in said if line.startswith("rung")]
+    assert [line.split(":")[0] for line in taken] == ["rung 3"], "the first two are not climbed again"
+    assert [rung["name"] for rung in made.record["ladder"]["rungs"]] == ["ptq", "ranges", "qat"]
+    assert open_variant(uneven, made.name).load() is not None

@@ -1,0 +1,256 @@
+"""Pruning to a measured latency: the goal, the table, the choice of widths, slices of a file, and the whole way."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import paint_folder
+from torch import nn
+
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+from edgeopt.compress.channels import Group
+from edgeopt.compress.latency.knapsack import global_ratio, knapsack
+from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
+from edgeopt.compress.latency.space import WidthSpace
+from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
+from edgeopt.compress.prune import history_of, prunable, replay
+from edgeopt.compress.quantize import quantize
+from edgeopt.config import validate
+from edgeopt.errors import ConfigError, ModelError
+from edgeopt.export.qdq import export_qdq
+from edgeopt.latency_goal import LatencyGoal, latency_goal
+from edgeopt.schemes import get_scheme
+
+
+@pytest.mark.parametrize(
+    ("text", "goal", "limit"),
+    [
+        ("4ms", LatencyGoal(ms=4.0), 0.5),
+        ("2.5 ms", LatencyGoal(ms=2.5), 2.5 / 8),
+        ("0.6x", LatencyGoal(share=0.6), 0.6),
+        ("60%", LatencyGoal(share=0.6), 0.6),
+    ],
+)
+def test_a_latency_is_milliseconds_or_a_share_of_the_unpruned_engine(
+    text: str, goal: LatencyGoal, limit: float
+) -> None:
+    assert latency_goal(text) == goal
+    assert goal.limit_of(present_ms=8.0) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("text", ["4", "0ms", "-1ms", "1.5x", "100%", "fast", "ms"])
+def test_another_latency_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="latency: a latency is milliseconds such as 4ms"):
+        validate(CompressConfig, {"latency": text}, where="compress options")
+
+
+def test_two_goals_or_no_int8_engine_to_time_are_refused() -> None:
+    with pytest.raises(ConfigError, match="prune and latency both say how much to prune"):
+        validate(CompressConfig, {"latency": "4ms", "prune": 0.3}, where="compress options")
+    with pytest.raises(ConfigError, match="latency is that of an int8 engine"):
+        validate(CompressConfig, {"latency": "4ms", "int8": False}, where="compress options")
+
+
+LAYERS = ("a", "b", "c")
+MACS = {"a": 10, "b": 20, "c": 30}
+
+
+def _law(shares: np.ndarray) -> dict[str, float]:
+    """What layers take, as shares of the unpruned engine: fixed costs and products of widths."""
+    return {
+        name: 0.05 + weight * float(i * o)
+        for (i, o), (name, weight) in zip(shares, {"a": 0.1, "b": 0.2, "c": 0.3}.items(), strict=True)
+    }
+
+
+def _engines(count: int, constant: float = 0.25) -> list[Timed]:
+    rng = np.random.default_rng(1)
+    engines = []
+    for _ in range(count):
+        shares = rng.uniform(0.3, 1.0, (len(LAYERS), 2))
+        parts = _law(shares)
+        engines.append(Timed(shares, sum(parts.values()) + constant, parts))
+    return engines
+
+
+def test_the_table_finds_the_layers_law_and_the_networks_constant() -> None:
+    engines = _engines(16)
+    table = fit_table(engines[:12], LAYERS, MACS)
+    for engine in engines[12:]:
+        assert table.predict(engine.shares) == pytest.approx(engine.whole, rel=1e-6)
+    error = held_out_error(engines, LAYERS, MACS)
+    assert error.engines == 4
+    assert error.largest < 1e-6
+
+
+def test_the_table_never_says_that_a_wider_network_is_faster() -> None:
+    rng = np.random.default_rng(2)
+    noisy = [Timed(one.shares, one.whole, {k: v * rng.uniform(0.5, 1.5) for k, v in one.layers.items()})
+             for one in _engines(12)]  # fmt: skip
+    table = fit_table(noisy, LAYERS, MACS)
+    narrow = np.full((3, 2), 0.4)
+    for layer in range(3):
+        for side in range(2):
+            wide = narrow.copy()
+            wide[layer, side] = 0.9
+            assert table.predict(wide) >= table.predict(narrow)
+
+
+def _group(name: str, mean: float) -> Group:
+    scores = torch.linspace(0.5, 1.5, 32)
+    return Group(
+        root=nn.Conv2d(1, 1, 1),
+        name=name,
+        kind="one",
+        scores=scores,
+        repeats=1,
+        step=8,
+        most=24,
+        touched=((name, True, 1.0),),
+        order=torch.argsort(scores),
+        mean=mean,
+    )
+
+
+def test_the_knapsack_takes_what_costs_least_importance_and_stays_under_the_limit() -> None:
+    # Equal latencies, but a channel of "dear" matters ten times as much as one of "cheap".
+    space = WidthSpace([_group("dear", 10.0), _group("cheap", 1.0)], ("dear", "cheap"))
+
+    def predict(shares: np.ndarray) -> float:
+        return float(shares[:, 1].sum()) / 2
+
+    cuts = knapsack(space, predict, 0.7)
+    assert cuts == (0, 24)
+    assert predict(space.shares(cuts)) <= 0.7
+    alike = global_ratio(space, predict, 0.7)
+    assert alike is not None
+    assert min(alike) > 0
+    assert space.kept(cuts) > space.kept(alike)
+    assert knapsack(space, predict, 0.2) is None  # a quarter of each group always stays
+    assert global_ratio(space, predict, 0.2) is None
+
+
+def test_the_survey_spans_from_the_whole_network_to_the_smallest() -> None:
+    space = WidthSpace([_group("dear", 10.0), _group("cheap", 1.0)], ("dear", "cheap"))
+    survey = space.survey(12)
+    assert survey[0] == space.full
+    assert space.smallest in survey
+    assert len(set(survey)) == len(survey)
+    assert any(first != second for first, second in survey)  # layers of their own, not one ratio throughout
+
+
+@pytest.mark.slow
+def test_a_slice_of_the_file_is_what_exporting_the_slice_gives(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet.r160_in1k", pretrained=False, num_classes=3).eval()
+    example = torch.zeros(1, 3, 64, 64)
+    scheme = get_scheme("u8a7w")
+    whole = quantize(model, [torch.randn(4, 3, 64, 64)], scheme=scheme)
+    found = prunable(model, example=example, importance="l2", round_to=4)
+    space = WidthSpace(found.groups, tuple(found.costs))
+    history = history_of(space.plan(space.at_ratio(0.5)))
+    slicer = Slicer(model, whole, scheme, tmp_path, (3, 64, 64))
+    slicer.write(history, tmp_path / "slice.onnx")
+    assert not slicer._exported
+
+    sliced = replay(copy.deepcopy(model), history, example=example)
+    export_qdq(
+        quantized_like(sliced, whole, example), tmp_path / "exported.onnx", input_shape=(3, 64, 64), scheme=scheme
+    )
+    one, other = (onnx.load(str(tmp_path / f"{name}.onnx")) for name in ("slice", "exported"))
+    assert _weights(one) == _weights(other)
+    assert _weights(one) != _weights(slicer._whole)
+    session = onnxruntime.InferenceSession(str(tmp_path / "slice.onnx"))
+    assert session.run(None, {"input": np.zeros((1, 3, 64, 64), np.float32)})[0].shape == (1, 3)
+    smaller = resliced(slicer._whole, model, model, (3, 32, 32))
+    assert [dim.dim_value for dim in smaller.graph.input[0].type.tensor_type.shape.dim[1:]] == [3, 32, 32]
+
+
+def _weights(model: object) -> list[tuple[int, ...]]:
+    """Shapes of the int8 weights, in the order of the layers."""
+    tensors = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}  # type: ignore[attr-defined]
+    makers = {output: node for node in model.graph.node for output in node.output}  # type: ignore[attr-defined]
+    weights = [node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]  # type: ignore[attr-defined]
+    return [tensors[name if name in tensors else makers[name].input[0]] for name in weights]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("latency")
+    return api.finetune(
+        DataConfig(path=str(paint_folder(folder / "pictures", each=24)), image_size=64),
+        ModelConfig(name="test_resnet.r160_in1k", pretrained=False),
+        TrainConfig(epochs=1, batch_size=8, flip=False, precision="fp32", memory_format="contiguous"),
+        run=folder / "run",
+    ).run
+
+
+class _Notes:
+    """A console that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def task(self, title: str) -> object:
+        from edgeopt.console import Silent
+
+        self.said.append(f"task: {title}")
+        return Silent().task(title)
+
+
+@pytest.mark.slow
+def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: Run) -> None:
+    config = CompressConfig(latency="0.8x", timing_seconds=6, epochs=1, recovery_epochs=1)
+    notes = _Notes()
+    made = {item.name: item for item in api.compress(small_run, config, targets=("openvino",), console=notes)}  # type: ignore[arg-type]
+    pruned = made["float-under80pct"]
+    counts = pruned.record["pruning"]
+    assert counts["macs_after"] < counts["macs_before"]
+    assert counts["parameters_after"] < counts["parameters_before"]
+    # Timed before any training: the feasibility line comes first.
+    line = next(index for index, text in enumerate(notes.said) if text.startswith("latency: smallest"))
+    assert line < notes.said.index("task: recovery")
+
+    search = json.loads((small_run.path / "host/float-under80pct/latency_search.json").read_text())
+    assert len(search["candidates"]) >= 12
+    assert search["table_error"]["engines"] >= 3
+    assert {plan["way"] for plan in search["plans"]} >= {"knapsack", "global ratio"}
+    assert search["chosen"]["met"]
+    assert search["chosen"]["share_of_unpruned_ci"][1] <= 0.8
+    assert all(not key.endswith("_ms") for plan in search["plans"] for key in plan if "predicted" in key)
+
+    finals = [item for item in made.values() if item.record.get("scheme")]
+    verdicts = [item.record["latency"] for item in finals]
+    assert {verdict["verdict"] for verdict in verdicts} <= {"met", "missed", "undecided"}
+    assert sum(verdict["recommended"] for verdict in verdicts) == 1
+    if search["rival_size"]:
+        assert {tuple(item.preprocess.size) for item in finals} == {(64, 64), tuple(search["rival_size"])}
+    again = api.compress(small_run, config, targets=("openvino",))
+    assert all(item.skipped for item in again)
+
+
+@pytest.mark.slow
+def test_a_latency_that_pruning_cannot_reach_is_refused_with_the_smallest(small_run: Run) -> None:
+    with pytest.raises(ModelError, match=r"pruning cannot reach .* the smallest network takes .* ms") as caught:
+        api.compress(small_run, CompressConfig(latency="1%", timing_seconds=2), targets=("openvino",))
+    assert "--latency" in str(caught.value.fix)
+
+
+def test_a_latency_needs_one_target_that_is_here(path_run: Run, tmp_path: Path) -> None:
+    for targets in ((), ("openvino", "onnxruntime")):
+        with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
+            api.compress(path_run, CompressConfig(latency="4ms"), targets=targets)
+    with pytest.raises(ConfigError, match="raspberry-pi-5 is another device"):
+        api.compress(path_run, CompressConfig(latency="4ms"), targets=("raspberry-pi-5",))
