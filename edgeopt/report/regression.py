@@ -65,6 +65,11 @@ def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None 
         lines += [
             line for line in (_speed(old, new, allowed), _top1(old, new, allowed), _size(old, new, allowed)) if line
         ]
+    # A result that is gone must not pass as unchanged; a float baseline that is gone is only said.
+    for key, row in before.rows.items():
+        if key not in after.rows and row.precision == "int8":
+            why = f"{after.name} has no such engine any more"
+            lines.append(BudgetLine.of(key, "baseline_speed", 1 - allowed.slower, None, None, "undecided", why))
     return Comparison(before, after, tuple(lines), tuple(_warnings(before, after)))
 
 
@@ -101,14 +106,14 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
         (new.float_speedup, new.float_speedup_ci, new.float_speedup_quiet, new.float_baseline),
     )  # fmt: skip
     shared = next(((a, b) for a in pairs[0] for b in pairs[1] if a[3] is not None and a[3] == b[3]), None)
-    if shared is None:
-        return None  # the baseline itself, or nothing to compare it with
-    (was, was_ci, was_quiet, baseline), (now, now_ci, now_quiet, _) = shared
     limit = 1 - allowed.slower
 
     def line(status: str, why: str, value: float | None = None, bounds: Pair | None = None) -> BudgetLine:
         return BudgetLine.of(new.key, "baseline_speed", limit, value, bounds, status, why)
 
+    if shared is None:  # the baseline itself, or what was not timed then either, has nothing to be compared with
+        return line("undecided", "it was not timed beside the same baseline as before") if old.speedup else None
+    (was, was_ci, was_quiet, baseline), (now, now_ci, now_quiet, _) = shared
     if was is None or now is None or was_ci is None or now_ci is None:
         return line("undecided", "too few windows for an interval, then or now")
     value, bounds = now / was, _ratio_of_ratios(was, was_ci, now, now_ci)
@@ -131,9 +136,12 @@ def _ratio_of_ratios(was: float, was_ci: Pair | list[float], now: float, now_ci:
 
 def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     """Points of top-1 lost since, the same pictures paired."""
-    if old.top1 is None or new.top1 is None:
+    if old.top1 is None:
         return None
-    name, limit, change = "baseline_drop_points", allowed.drop_points, 100 * (old.top1 - new.top1)
+    name, limit = "baseline_drop_points", allowed.drop_points
+    if new.top1 is None:
+        return BudgetLine.of(new.key, name, limit, None, None, "undecided", "its accuracy was measured before, not now")
+    change = 100 * (old.top1 - new.top1)
     alike = old.test_set == new.test_set and old.test_set is not None and old.pictures == new.pictures
     if not alike or old.wrong is None or new.wrong is None or not new.pictures:
         why = "the test pictures are others than before"
