@@ -253,9 +253,9 @@ def misfits(match: Match) -> list[str]:
     if match.machine and match.machine != platform.machine():
         wrong.append(f"the machine is {platform.machine()}, not {match.machine}")
     if match.board and match.board.lower() not in board().lower():
-        wrong.append(f"the board is {board() or 'not stated'}, not a {match.board}")
+        wrong.append(f"the board is {board() or 'not stated'}, not {match.board}")
     if match.cpu and match.cpu.lower() not in str(cpu()["name"]).lower():
-        wrong.append(f"the CPU is {cpu()['name']}, not a {match.cpu}")
+        wrong.append(f"the CPU is {cpu()['name']}, not {match.cpu}")
     if match.gpu and not _has_gpu(match.gpu):
         found = ", ".join(gpu.get("name", "") for gpu in gpus())
         wrong.append(f"the GPU is {found}, not {match.gpu}" if found else "there is no NVIDIA GPU")

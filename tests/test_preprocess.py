@@ -13,7 +13,7 @@ from conftest import paint
 from picture_bytes import chunk, encoded, png
 from PIL import Image, ImageCms
 
-from edgeopt import preprocess
+from edgeopt import pixels
 from edgeopt.errors import ConfigError, DataError
 from edgeopt.picture_files import open_picture
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize, prepare, to_rgb
@@ -246,8 +246,8 @@ def test_a_large_picture_is_converted_in_strips_that_leave_no_seams(monkeypatch:
     for image in (_faded("RGB"), PALETTE, RGB.convert("CMYK"), Image.fromarray(GREY.astype(np.uint16) * 257)):
         whole = np.asarray(to_rgb(image))
         with monkeypatch.context() as patch:
-            patch.setattr(preprocess, "_STRIP_PIXELS", 7 * RGB.width)
-            assert len(list(preprocess.strips(image))) > 2
+            patch.setattr(pixels, "_STRIP_PIXELS", 7 * RGB.width)
+            assert len(list(pixels.strips(image))) > 2
             assert np.array_equal(np.asarray(to_rgb(image)), whole)
 
 

@@ -98,6 +98,8 @@ def test_a_target_is_consistent_and_sourced(name: str) -> None:
     if target.backend in ("tensorrt", "tensorrt_rtx"):
         assert target.scheme == "s8a8w"
         assert target.match.gpu or target.match.board
+    if target.status == "emulated":
+        assert any("qemu" in source for source in target.sources)
     if target.status == "measured":
         assert any("measured" in source for source in target.sources)
 
