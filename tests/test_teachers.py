@@ -166,6 +166,15 @@ def test_teachers_that_cannot_teach_are_refused_by_name(big: Run, tmp_path: Path
         api.finetune(str(others), STUDENT, TRAIN.model_copy(update={"distill": "dkd"}), run=tmp_path / "run")
 
 
+def test_an_ensemble_that_will_teach_features_is_refused_before_it_is_trained() -> None:
+    from edgeopt.config import Recipe, validate
+
+    recipe = {"data": {"path": "x"}, "train": {"folds": 3}, "ensemble": {}, "compress": {"distill": "features"}}
+    with pytest.raises(ConfigError, match=r"compress.distill: the ensemble teaches, and has no features"):
+        validate(Recipe, recipe, where="recipe")
+    validate(Recipe, {**recipe, "ensemble": {"vote": "soup"}}, where="recipe")
+
+
 def compress_config(values: dict[str, Any]) -> CompressConfig:
     from edgeopt.config import validate
 
