@@ -40,7 +40,7 @@ class CompressConfig(Taught):
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
     scale_lr: float = Field(10.0, gt=0, le=1000)  # of the int8 scales: so many times lr, by which fraction a step moves
-    batchnorm_epochs: float = Field(0.0, ge=0)  # of QAT, before BatchNorm's statistics are left alone
+    batchnorm_epochs: float = Field(0.0, ge=0)  # of QAT, before BatchNorm's statistics are left alone; 0: always
     ema_decay: float = Field(0.99, ge=0, lt=1)  # in QAT: as train.ema_decay
     light_end: float = Field(0.0, ge=0, le=1)  # the last share of QAT's epochs, whole ones, with crops and flips alone
     ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float

@@ -323,6 +323,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             *latency,
             *contradictions(train, augment, random_weights=model.random_weights),
             *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
+            *_against_features(wanted, CompressConfig.model_validate(values.get("compress", {}))),
         ]
     except ValidationError:
         return latency
@@ -350,6 +351,17 @@ def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
     if wanted.vote == "soup" and train.keep == "soup":
         return ["ensemble.vote: train.keep makes the soup of the folds already; leave one of them out"]
     return []
+
+
+def _against_features(ensemble: Any, compress: CompressConfig) -> list[str]:
+    if ensemble is None or compress.teacher is not None or compress.distill != "features":
+        return []
+    if EnsembleConfig.model_validate(ensemble).vote == "soup":
+        return []
+    return [
+        "compress.distill: the ensemble teaches, and has no features of its own; name one of its members in "
+        "compress.teacher, or take another way"
+    ]
 
 
 def _space_problems(values: Mapping[str, Any]) -> list[str]:

@@ -1,19 +1,20 @@
 """A step of quantization-aware training against the float step; writes qat_step.json beside it.
 
-    python benchmarks/compression/qat_step.py --label after [--rounds 12] [--scheme u8a7w]
+    python benchmarks/compression/qat_step.py [--rounds 10] [--threads 1] [--scheme u8a7w]
 
 Steps are forward, backward and optimizer of tf_efficientnet_lite0 at 96 pixels, batch 32, fp32, channels_last; no
-data, no teacher. Both models have the same weights (random), and are stepped in turn, round after round, with as many
-threads as torch takes. ``ratio`` is the median of the rounds' ratios, its interval a bootstrap over rounds. ``profile``
-has, for each, the operators that take longest by themselves, in milliseconds a step, from torch's profiler in steps of
-their own. The file keeps one entry a label: what was measured before a change stays beside what was measured after it.
+data, no teacher. ``qat`` is what edgeopt trains, ``before`` the same with the backward pass that the quantizers had
+first. All have the same random weights and are stepped in turn, round after round. ``ratio`` is the median of the
+rounds' ratios to ``float``, its interval a bootstrap over rounds, of the process's CPU time: on a machine that others
+use too, wall time says how much they used it (it is in ``*_wall_ms``). ``profile`` has, for each, the operators that
+take longest by themselves, in milliseconds a step, from torch's profiler in steps of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import statistics
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from edgeopt.compress.quantize import named_quantizers, quantize, quantizer_parameters
+from edgeopt.compress.quantizers import Quantizer, _dot, nearest_codes
 from edgeopt.environment import cpu
 from edgeopt.models import create
 from edgeopt.schemes import get_scheme
@@ -56,10 +59,43 @@ def stepper(model: nn.Module, images: Tensor, targets: Tensor) -> Callable[[], N
     return step
 
 
-def seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def taken(step: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of CPU time and of wall time."""
+    cpu_start, start = time.process_time(), time.perf_counter()
     step()
-    return time.perf_counter() - start
+    return time.process_time() - cpu_start, time.perf_counter() - start
+
+
+class _Before(torch.autograd.Function):
+    """edgeopt's fake quantization as it was: comparisons for the mask of weights, one pass more for activations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.low, ctx.high = low, high
+        return nearest_codes(x, scale, low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, scale = ctx.saved_tensors
+        below, above = (ctx.low - 0.5) * scale, (ctx.high + 0.5) * scale
+        quantized = nearest_codes(x, scale, ctx.low, ctx.high).mul_(scale)
+        if scale.dim() == 0:
+            x_gradient = torch.ops.aten.hardtanh_backward(gradient, x, below.item(), above.item())
+            return x_gradient, _dot(gradient, quantized) - _dot(x_gradient, x), None, None, None
+        x_gradient = torch.where((x > below) & (x < above), gradient, 0.0)
+        rest = tuple(range(1, x.dim()))
+        return x_gradient, quantized.mul_(gradient).sub_(x_gradient * x).sum(rest, keepdim=True), None, None, None
+
+
+class QuantizerBefore(Quantizer):
+    """A quantizer with that backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.low - self.zero_point, self.high - self.zero_point
+        result: Tensor = _Before.apply(x.float(), self.log_scale, self.scale, low, high)
+        return result
 
 
 def slowest(step: Callable[[], None]) -> list[dict[str, Any]]:
@@ -78,31 +114,49 @@ def slowest(step: Callable[[], None]) -> list[dict[str, Any]]:
     ]
 
 
-def measure(scheme: str, rounds: int) -> dict[str, Any]:
+def summary(found: npt.NDArray[np.float64], base: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Of (rounds, 2) seconds of CPU and wall time: medians in milliseconds, and the ratio of CPU time to ``base``'s."""
+    ratios = found[:, 0] / base[:, 0]
+    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    return {
+        "cpu_ms": round(1000 * float(np.median(found[:, 0])), 1),
+        "wall_ms": round(1000 * float(np.median(found[:, 1])), 1),
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratio_ci": [round(float(one), 3) for one in np.quantile(np.median(drawn, axis=1), (0.025, 0.975))],
+        "cpu_samples_ms": [round(1000 * float(one), 1) for one in found[:, 0]],
+    }
+
+
+def measure(scheme: str, rounds: int, threads: int) -> dict[str, Any]:
     keep_memory()
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     images = torch.rand(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
     targets = torch.arange(BATCH) % CLASSES
     model = create(MODEL, num_classes=CLASSES, pretrained=False, image_size=SIDE).model
     quantized = quantize(model, [images[:16].contiguous(), images[16:].contiguous()], scheme=get_scheme(scheme))
-    steps = {"float": stepper(model, images, targets), "qat": stepper(quantized, images, targets)}
+    before = copy.deepcopy(quantized)
+    for _, quantizer in named_quantizers(before):
+        quantizer.__class__ = QuantizerBefore
+    models = {"float": model, "before": before, "qat": quantized}
+    steps = {name: stepper(one, images, targets) for name, one in models.items()}
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(rounds):
         for name in list(steps)[:: 1 if turn % 2 else -1]:
-            taken[name].append(seconds(steps[name]))
-    ratios = np.array(taken["qat"]) / np.array(taken["float"])
-    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+            samples[name].append(taken(steps[name]))
+    rows = {name: summary(np.array(found), np.array(samples["float"])) for name, found in samples.items()}
     return {
+        "schema": 1,
+        "model": MODEL,
+        "side": SIDE,
+        "batch": BATCH,
         "scheme": scheme,
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        **{f"{name}_ms": round(1000 * statistics.median(found), 1) for name, found in taken.items()},
-        **{f"{name}_samples_ms": [round(1000 * one, 1) for one in found] for name, found in taken.items()},
-        "ratio": round(float(np.median(ratios)), 3),
-        "ratio_ci": [round(float(one), 3) for one in np.quantile(np.median(drawn, axis=1), (0.025, 0.975))],
+        "threads": threads,
+        "steps": rows,
         "quantizers": len(named_quantizers(quantized)),
         "profile": {name: slowest(step) for name, step in steps.items()},
         "torch": torch.__version__,
@@ -113,17 +167,14 @@ def measure(scheme: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--label", required=True, help="What is measured, as before or after.")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scheme", default="u8a7w")
     options = parser.parse_args()
-    found = (
-        json.loads(OUT.read_text()) if OUT.is_file() else {"schema": 1, "model": MODEL, "side": SIDE, "batch": BATCH}
-    )
-    found[options.label] = measure(options.scheme, options.rounds)
+    found = measure(options.scheme, options.rounds, options.threads)
     OUT.write_text(json.dumps(found, indent=1) + "\n")
-    shown = found[options.label]
-    print({key: shown[key] for key in ("float_ms", "qat_ms", "ratio", "ratio_ci")})
+    for name, row in found["steps"].items():
+        print(name, {key: row[key] for key in ("cpu_ms", "wall_ms", "ratio", "ratio_ci")})
 
 
 if __name__ == "__main__":

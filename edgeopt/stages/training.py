@@ -119,7 +119,11 @@ class TrainingPlan:
 
     @classmethod
     def for_qat(cls, config: CompressConfig, *, share: float = 1.0, **like: Any) -> TrainingPlan:
-        """Quantization-aware training from post-training ranges, which win when training does not improve on them."""
+        """Quantization-aware training from post-training ranges, which win when training does not improve on them.
+
+        BatchNorm's statistics are frozen throughout unless stated: the ranges were set for them, and with those of
+        batches the student first moves away from its teacher (benchmarks/compression/qat_batchnorm.json).
+        """
         wanted = config.epochs * share
         epochs = max(1, round(wanted)) if wanted else 0
         loop = LoopConfig(
