@@ -34,6 +34,8 @@ def compress(
     """Make the variants ``config`` asks for from ``variant`` (default: the original).
 
     What they learn from is that variant, or ``config.teacher``: another float variant of the run, or an ensemble.
+    With ``config.latency`` pruning goes on until the engine of the one target meets it when measured; the unpruned model
+    at a smaller input of equal latency comes along as its rival, and each int8 variant's record then has ``latency``.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """

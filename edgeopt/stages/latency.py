@@ -148,8 +148,6 @@ def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: Train
 def _smaller_sizes(job: Job) -> list[PreprocessSpec]:
     """The rival's inputs, the largest first: the model's own proportions in steps its strides like."""
     spec = job.start.preprocess
-    if not job.config.rival:
-        return []
     try:
         job.start.architecture.resized((spec.size[0], spec.size[1]))
     except ModelError as error:

@@ -1,10 +1,10 @@
-"""The pruning pass of a run: blocks dropped and channels removed, at once or in steps, each recovered by training."""
+"""The pruning pass of a run: blocks and heads dropped, channels removed, at once or in steps, then recovered."""
 
 from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeopt import models
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
+from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, layer_widths, prune, replay
 from edgeopt.config import origins
 from edgeopt.errors import ModelError
@@ -33,7 +34,7 @@ def pruned(job: Job) -> Variant:
     inputs = inputs_of(job, job.start)
     fields = {"prune", "importance", "recovery_epochs", "recovery_lr", "temperature", "distill_weight"}
     # What keeps its default is left out, so that variants made before these keys are found again.
-    fields |= {name for name in ("prune_steps", "drop_blocks") if name in job.config.model_fields_set}
+    fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
     config = {**job.config.model_dump(include=fields), "round_to": job.round_to}
     stage = open_stage(job, f"{job.start.name}{_suffix(job)}", inputs, config)
     if stage.done:
@@ -67,6 +68,7 @@ def pruned(job: Job) -> Variant:
 
 def _suffix(job: Job) -> str:
     blocks = f"-drop{job.config.drop_blocks}" if job.config.drop_blocks else ""
+    blocks += f"-heads{job.config.drop_heads}" if job.config.drop_heads else ""
     return blocks + (f"-prune{round(job.config.prune * 100):02d}" if job.config.prune is not None else "")
 
 
@@ -90,6 +92,12 @@ def _in_steps(
         model = models.load(folder / f"step-{done['steps']}", allow_code=is_own(job.run))
     if not done["steps"] and config.drop_blocks:
         model, acts = _without_blocks(job, start, plan, spec)
+        history += acts
+    if not done["steps"] and config.drop_heads:
+        model = copy.deepcopy(model)
+        with job.console.task("ranking attention heads"):
+            acts = choose_heads(model, rank_heads(model, _loss(job, plan, spec)), config.drop_heads)
+        model = replay(model, acts, example=example)
         history += acts
     for step in range(int(done["steps"]), steps):
         if config.prune is not None:
@@ -137,6 +145,13 @@ def _without_blocks(job: Job, start: nn.Module, plan: TrainingPlan, spec: Prepro
 
 def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> list[BlockCost]:
     """Residual blocks by the loss on train pictures that dropping each costs, BatchNorm left as it is."""
+    images, _ = next(iter(plan.gradient_batches(job.workspace, spec)))
+    with job.console.task("ranking blocks"):
+        return rank_blocks(model, images[:2], _loss(job, plan, spec))
+
+
+def _loss(job: Job, plan: TrainingPlan, spec: PreprocessSpec) -> Callable[[nn.Module], float]:
+    """A function from a model to its mean cross-entropy on a few batches of train pictures."""
     batches = list(plan.gradient_batches(job.workspace, spec))
 
     def loss_of(one: nn.Module) -> float:
@@ -144,8 +159,7 @@ def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: Preproce
             losses = [nn.functional.cross_entropy(one.eval()(images), labels) for images, labels in batches]
         return float(torch.stack(losses).mean())
 
-    with job.console.task("ranking blocks"):
-        return rank_blocks(model, batches[0][0][:2], loss_of)
+    return loss_of
 
 
 def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
@@ -177,7 +191,7 @@ def _require_smaller(record: Mapping[str, Any]) -> None:
         if record[f"{what}_after"] >= record[f"{what}_before"]:
             raise ModelError(
                 f"pruning did not lower the {unit}: {record[f'{what}_before']} before, {record[f'{what}_after']} after",
-                fix="ask for more: a larger --prune, or --drop-blocks",
+                fix="ask for more: a larger --prune, --drop-blocks or --drop-heads",
             )
 
 
