@@ -57,7 +57,7 @@ ARCHITECTURES = (
     Architecture("regnety", "RegNetY-200MF", "regnety_002", 64, 0.9),
     Architecture("convnext", "ConvNeXt-Atto", "convnext_atto", 64),
     Architecture("deit", "DeiT-Tiny", "deit_tiny_patch16_224", 64, 0.9),
-    Architecture("mobilevit", "MobileViT-XXS", "mobilevit_xxs", 64, 0.9),
+    Architecture("mobilevit", "MobileViT-XXS", "mobilevit_xxs", 64, 0.9, epochs=4),
 )
 
 
