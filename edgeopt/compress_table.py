@@ -29,6 +29,7 @@ class CompressConfig(Taught):
     prune: float | None = Field(None, gt=0, lt=1)
     prune_steps: int = Field(1, ge=1, le=100)  # each with a recovery of its share of the epochs
     drop_blocks: int = Field(0, ge=0, le=1000)  # whole residual blocks, before channels are pruned
+    drop_heads: int = Field(0, ge=0, le=10_000)  # of transformers' attention, before channels are pruned
     latency: str | None = None  # of the int8 engine, measured on the one target
     timing_seconds: float = Field(60.0, gt=0, le=36_000)  # for timing its candidates, all together
     rival: bool = True  # beside latency: the unpruned model at a smaller input of equal latency
@@ -63,8 +64,8 @@ class CompressConfig(Taught):
 
     @property
     def prunes(self) -> bool:
-        """Whether channels or blocks are removed by number."""
-        return self.prune is not None or self.drop_blocks > 0
+        """Whether channels, blocks or heads are removed by number."""
+        return self.prune is not None or self.drop_blocks > 0 or self.drop_heads > 0
 
     @field_validator("latency")
     @classmethod
@@ -75,8 +76,8 @@ class CompressConfig(Taught):
 
     @model_validator(mode="after")
     def _goals_that_go_together(self) -> CompressConfig:
-        if self.latency is not None and (self.prune is not None or self.drop_blocks):
-            key = "prune" if self.prune is not None else "drop_blocks"
+        if self.latency is not None and self.prunes:
+            key = "prune" if self.prune is not None else "drop_blocks" if self.drop_blocks else "drop_heads"
             raise ValueError(f"{key} and latency both say how much to prune; leave one of them out")
         if self.prune_steps > 1 and self.prune is None:
             raise ValueError("prune_steps divide a prune that is not there; add prune")

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, TrainConfig, api, models
 from edgeopt.compress.depth import dropped, rank_blocks, residual_blocks
+from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import prune, replay
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError, ModelError
@@ -74,13 +75,49 @@ def test_the_block_that_does_nothing_goes_first_and_the_rest_comes_back_bit_equa
     assert "layer3.1.conv1" not in dict(again.named_modules())
 
 
+def test_the_head_that_does_nothing_goes_first_and_the_rest_answers_as_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    created = models.create(
+        "deit_tiny_patch16_224", num_classes=3, pretrained=False, arguments={"depth": 2}, image_size=32
+    )
+    model = created.model.eval()
+    nn.init.normal_(model.get_submodule("head").weight)  # type: ignore[arg-type]
+    idle = model.get_submodule("blocks.1.attn")
+    with torch.no_grad():
+        idle.proj.weight[:, 64:128] = 0.0  # the second of three heads of 64  # type: ignore[index, union-attr]
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4) % 3
+
+    def loss_of(one: nn.Module) -> float:
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(one(images), labels))
+
+    ranked = rank_heads(model, loss_of)
+    assert len(ranked) == 6
+    idle_cost = next(cost for cost in ranked if (cost.name, cost.head) == ("blocks.1.attn", 1))
+    assert idle_cost.loss == pytest.approx(loss_of(model), rel=1e-5)
+    acts = [["blocks.1.attn", "heads", [1]]]
+    fewer = replay(copy.deepcopy(model), acts)
+    assert torch.allclose(fewer(images), model(images), atol=1e-5)
+    assert models.count_macs(fewer, (3, 32, 32)) < models.count_macs(model, (3, 32, 32))
+
+    most = choose_heads(model, ranked, 4)
+    assert sorted(len(act[2]) for act in most) == [2, 2]
+    with pytest.raises(ModelError, match="5 attention heads cannot be dropped: 4 can"):
+        choose_heads(model, ranked, 5)
+    result = prune(replay(copy.deepcopy(model), most), fraction=0.1, example=images[:1], importance="l2")
+    models.save(result.model, created.architecture.pruned([*most, *result.history]), tmp_path)
+    assert torch.equal(models.load(tmp_path)(images), result.model.eval()(images))
+
+
 def test_a_history_that_drops_what_is_not_there_is_refused() -> None:
     model = timm.create_model("resnet18", num_classes=3)
+    with pytest.raises(ModelError, match="does not have the attention heads"):
+        replay(copy.deepcopy(model), [["layer1.0", "heads", [0]]])
     for acts in ([["layer9.0", "drop"]], [["layer1.0", "drop"], ["layer1.0", "drop"]]):
         with pytest.raises(ModelError, match="no block layer"):
             replay(copy.deepcopy(model), acts)
     values = {"schema": 1, "source": "timm", "name": "resnet18", "arguments": {"num_classes": 3}}
-    for act in (["a", "lift"], ["../a", "drop"], [1, "drop"]):
+    for act in (["a", "lift"], ["../a", "drop"], [1, "drop"], ["a", "tails", [1]], ["a", "heads", [-1]]):
         with pytest.raises(ModelError):
             parse({**values, "pruning": [act]}, where="architecture.json")
 

@@ -29,6 +29,7 @@ from edgeopt.tables import DISTILL
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
 @click.option("--prune-steps", type=int, metavar="N", help="Remove them in N steps, each recovered. [default: 1]")
 @click.option("--drop-blocks", type=int, metavar="N", help="Drop the N residual blocks that are missed least, first.")
+@click.option("--drop-heads", type=int, metavar="N", help="Drop the N attention heads that are missed least, first.")
 @click.option(
     "--latency",
     metavar="L",
@@ -89,6 +90,7 @@ def command(
     prune: float | None,
     prune_steps: int | None,
     drop_blocks: int | None,
+    drop_heads: int | None,
     latency: str | None,
     rival: bool | None,
     targets: tuple[str, ...],
@@ -113,7 +115,7 @@ def command(
     quiet: bool,
 ) -> int | None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and prune is None and not drop_blocks and latency is None:
+    if not int8 and prune is None and latency is None and not (drop_blocks or drop_heads):
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
@@ -124,6 +126,7 @@ def command(
                 prune=prune,
                 prune_steps=prune_steps,
                 drop_blocks=drop_blocks,
+                drop_heads=drop_heads,
                 latency=latency,
                 rival=rival,
                 schemes=schemes,

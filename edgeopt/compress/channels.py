@@ -222,7 +222,9 @@ def at_ratio(groups: Sequence[Group], ratio: float) -> list[int]:
     return cuts
 
 
-def layer_shares(groups: Sequence[Group], cuts: Sequence[int], layers: Iterable[str]) -> dict[str, tuple[float, float]]:
+def _layer_shares(
+    groups: Sequence[Group], cuts: Sequence[int], layers: Iterable[str]
+) -> dict[str, tuple[float, float]]:
     """By layer the shares (0-1) of its inputs and of its outputs that are left when each group loses that many units.
 
     A depthwise convolution's inputs stay 1: they are its outputs, and torch-pruning lists them once.
@@ -237,7 +239,7 @@ def layer_shares(groups: Sequence[Group], cuts: Sequence[int], layers: Iterable[
 
 def _removed(groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, int]) -> float:
     """The fraction of the MACs that is gone when each group loses that many units: they fall with both sides."""
-    left = layer_shares(groups, cuts, costs)
+    left = _layer_shares(groups, cuts, costs)
     return 1 - sum(cost * left[name][0] * left[name][1] for name, cost in costs.items()) / sum(costs.values())
 
 

@@ -1,4 +1,4 @@
-"""What was pruned from a model, done again to a fresh one: blocks dropped and channels cut, from its JSON history."""
+"""What was pruned from a model, done again to a fresh one: blocks, heads and channels, from its JSON history."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from edgeopt.compress.depth import DROP, drop_block
 from edgeopt.compress.graph import trace
+from edgeopt.compress.heads import HEADS, drop_heads
 from edgeopt.errors import ModelError
 
-#: Acts in order: ``[module, whether its outputs, channels]`` cuts channels, ``[module, "drop"]`` a whole block.
+#: Acts in order: ``[module, whether its outputs, channels]`` cuts channels, ``[block, "drop"]`` drops a residual block,
+#: ``[attention, "heads", which]`` some of its heads.
 History: TypeAlias = list[Any]
 
 _OTHER_HISTORY = "use the architecture.json of this very model, or prune it again: edgeopt compress --prune F --force"
@@ -30,6 +32,10 @@ def replay(model: nn.Module, history: Sequence[Any], *, example: Tensor | None =
     for act in history:
         if act[1] == DROP:
             drop_block(model, act[0])
+            graph = None
+            continue
+        if act[1] == HEADS:
+            drop_heads(model, act[0], act[2])
             graph = None
             continue
         graph = trace(model, example) if graph is None else graph

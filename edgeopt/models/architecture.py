@@ -177,10 +177,11 @@ def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
 
 
 def _check_cut(cut: Any) -> None:
-    """One act of pruning is [module, whether its outputs (else its inputs), channels] or [block, "drop"]."""
+    """An act: [module, whether its outputs (else inputs), channels], [block, "drop"], [attention, "heads", which]."""
     if isinstance(cut, list) and cut[1:] == ["drop"] and isinstance(cut[0], str) and _MODULE_PATH.fullmatch(cut[0]):
         return
-    if not isinstance(cut, list) or [type(part) for part in cut] != [str, bool, list]:
+    kinds = [type(part) for part in cut] if isinstance(cut, list) else []
+    if kinds != [str, bool, list] and not (kinds == [str, str, list] and cut[1] == "heads"):
         raise ValueError("a cut is [module, whether its outputs, channels]")
     if not _MODULE_PATH.fullmatch(cut[0]):
         raise ValueError(f"{cut[0][:64]!r} is not a module's name")

@@ -12,7 +12,8 @@ from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.export import export
-from edgeopt.stages.latency import judged, pruned_to_latency, require_measurable, rival_of
+from edgeopt.stages.latency import pruned_to_latency, require_measurable, rival_of
+from edgeopt.stages.latency_verdict import judged
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
@@ -34,6 +35,8 @@ def compress(
     """Make the variants ``config`` asks for from ``variant`` (default: the original).
 
     What they learn from is that variant, or ``config.teacher``; see :func:`edgeopt.stages.teachers.find_teacher`.
+    With ``config.latency`` pruning goes on until the measured engine of the one target meets it; the unpruned model
+    at a smaller input of equal latency comes along as its rival, and each int8 variant's record then has ``latency``.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.bench.result import bounds
 from edgeopt.compress.latency.bed import Bed
 from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer
@@ -24,10 +23,8 @@ from edgeopt.config import Target, load_calibration, origins
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.files import read_json, write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
-from edgeopt.metrics import Interval
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
-from edgeopt.run import stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
@@ -37,10 +34,8 @@ from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.train.evaluate_torch import evaluator
 
-VERSION = 1
 RECORD = "latency_search.json"
 _CALIBRATION_PICTURES = 32  # for the ranges of candidates, which nobody asks for answers
-_FINAL_SECONDS = 20.0
 
 
 def goal_of(job: Job) -> LatencyGoal:
@@ -131,7 +126,7 @@ def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: Train
         return validate(pruned)
 
     blocks = ranked_blocks(job, start, plan, spec)
-    with _bed(job, target, scheme) as bed:
+    with bed_of(job, target, scheme) as bed:
         slicer = Slicer(start, _ranged(job, start, scheme), get_scheme(scheme), bed.folder, spec.input_shape)
         with job.console.task("timing widths") as progress:
             result = search(
@@ -148,8 +143,6 @@ def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: Train
 def _smaller_sizes(job: Job) -> list[PreprocessSpec]:
     """The rival's inputs, the largest first: the model's own proportions in steps its strides like."""
     spec = job.start.preprocess
-    if not job.config.rival:
-        return []
     try:
         job.start.architecture.resized((spec.size[0], spec.size[1]))
     except ModelError as error:
@@ -167,7 +160,7 @@ def _scaled(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _bed(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
+def bed_of(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
     """A place to build in that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
         backend = load_backend(target.backend)
@@ -224,84 +217,3 @@ def rival_of(job: Job, pruned: Variant) -> Variant | None:
         metrics=metrics,
         teacher=job.teacher.name,
     )
-
-
-def judged(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> list[Variant]:
-    """``finals`` (the int8 variant of the pruned model, then the rival's) with what their engines measured.
-
-    Both are timed against the unpruned int8 engine. Each gets the verdict met, missed or undecided; the one with the
-    better val top-1 among those that do not miss it is recommended. Written to ``host/<variant>/latency/verdict.json``.
-    """
-    scheme = str(finals[0].architecture.scheme)
-    exports = job.run.exports()
-    key = stage_key(
-        inputs={item.name: str(item.record["outputs"]["model"]["sha256"]) for item in finals},
-        config={"latency": job.config.latency, "target": target.model_dump(mode="json")},
-        version=VERSION,
-    )
-    stages = [
-        job.run.stage(
-            f"host/{item.name}",
-            "latency",
-            record="verdict.json",
-            key=key,
-            force=job.force,
-            outdated=lambda _: True,
-        )
-        for item in finals
-    ]
-    if all(stage.done for stage in stages):
-        return [_with(item, stage.skipped(job.console)) for item, stage in zip(finals, stages, strict=True)]
-    with _bed(job, target, scheme) as bed, job.console.task("measuring what was made") as progress:
-        reference = bed.build("unpruned", job.run.output(pruned.record, "reference"))
-        built = [bed.build(item.name, job.run.output(exports[item.name], "onnx"), item.preprocess) for item in finals]
-        seconds = max(_FINAL_SECONDS, job.config.timing_seconds / 3)
-        result = bed.measure([reference, *built], seconds, width=0.01, progress=progress)
-    goal = goal_of(job)
-    rows = []
-    for item in finals:
-        p50, ratio = result.engines[item.name].p50, result.ratio(item.name, "unpruned")
-        share, low, high = 1 / ratio.value, 1 / ratio.high, 1 / ratio.low
-        limit, least, most = (goal.share, low, high) if goal.share is not None else (goal.ms, p50.low, p50.high)
-        assert limit is not None
-        rows.append(
-            {
-                "verdict": "met" if most <= limit else "missed" if least > limit else "undecided",
-                "p50_ms": p50.value,
-                "p50_ci_ms": bounds(p50),
-                "unpruned_p50_ms": result.engines["unpruned"].p50.value,
-                "share_of_unpruned": share,
-                "share_of_unpruned_ci": bounds(Interval(share, low, high)),
-                "val_top1": item.record["metrics"]["val_top1"],
-            }
-        )
-    best = max(
-        range(len(rows)), key=lambda index: (rows[index]["verdict"] != "missed", rows[index]["val_top1"], -index)
-    )
-    made = []
-    for index, (item, stage, row) in enumerate(zip(finals, stages, rows, strict=True)):
-        record = stage.commit(
-            outputs={},
-            stage="latency",
-            asked=job.config.latency,
-            target=target.name,
-            **row,
-            recommended=index == best,
-            rival=finals[1 - index].name if len(finals) == 2 else None,
-        )
-        made.append(_with(item, record))
-        job.console.say(_sentence(item.name, job.config.latency or "", record))
-    return made
-
-
-def _sentence(name: str, asked: str, row: dict[str, Any]) -> str:
-    return (
-        f"{name}: {row['p50_ms']:.3g} ms, {row['share_of_unpruned']:.0%} of the unpruned int8 engine's; "
-        f"{asked} is {row['verdict']}, val top-1 {row['val_top1']:.2%}"
-        + (", recommended" if row["recommended"] else "")
-    )
-
-
-def _with(item: Variant, verdict: dict[str, Any]) -> Variant:
-    fields = ("asked", "target", "verdict", "p50_ms", "share_of_unpruned", "recommended", "rival")
-    return replace(item, record={**item.record, "latency": {name: verdict.get(name) for name in fields}})

@@ -1,10 +1,10 @@
-"""The pruning pass of a run: blocks dropped and channels removed, at once or in steps, each recovered by training."""
+"""The pruning pass of a run: blocks and heads dropped, channels removed, at once or in steps, then recovered."""
 
 from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import nn
 
 from edgeopt import models
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
-from edgeopt.compress.prune import MOST_IMPORTANT, History, layer_widths, prune, replay
+from edgeopt.compress.heads import choose_heads, rank_heads
+from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
 from edgeopt.config import origins
 from edgeopt.errors import ModelError
 from edgeopt.files import read_json, write_json
@@ -33,7 +34,7 @@ def pruned(job: Job) -> Variant:
     inputs = inputs_of(job, job.start)
     fields = {"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}
     # What keeps its default is left out, so that variants made before these keys are found again.
-    fields |= {name for name in ("prune_steps", "drop_blocks") if name in job.config.model_fields_set}
+    fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
     stage = open_stage(job, f"{job.start.name}{_suffix(job)}", inputs, config)
     if stage.done:
@@ -66,6 +67,7 @@ def pruned(job: Job) -> Variant:
 
 def _suffix(job: Job) -> str:
     blocks = f"-drop{job.config.drop_blocks}" if job.config.drop_blocks else ""
+    blocks += f"-heads{job.config.drop_heads}" if job.config.drop_heads else ""
     return blocks + (f"-prune{round(job.config.prune * 100):02d}" if job.config.prune is not None else "")
 
 
@@ -77,46 +79,57 @@ def _in_steps(
     Every step removes the same share of the MACs that are left, gathers BatchNorm's statistics anew and recovers for
     its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
     """
-    config, spec = job.config, job.start.preprocess
-    example = torch.zeros(1, *spec.input_shape)
-    steps = config.prune_steps
-    done: dict[str, Any] = {"steps": 0, "history": []}
+    spec, steps = job.start.preprocess, job.config.prune_steps
+    done: dict[str, Any] = {"steps": 0, "history": [], "reasons": {}, "metrics": {}}
     if (folder / _STEP).is_file():
         done = read_json(folder / _STEP)
-    history: History = list(done["history"])
-    model, reasons, metrics = start, dict(done.get("reasons", {})), dict(done.get("metrics", {}))
-    if done["steps"]:
         model = models.load(folder / f"step-{done['steps']}", allow_code=is_own(job.run))
-    if not done["steps"] and config.drop_blocks:
-        model, acts = _without_blocks(job, start, plan, spec)
-        history += acts
-    for step in range(int(done["steps"]), steps):
-        if config.prune is not None:
-            fraction = 1 - (1 - config.prune) ** (1 / steps)
-            with job.console.task(f"pruning {fraction:.0%} of the MACs"):
-                result = prune(
-                    model,
-                    fraction=fraction,
-                    example=example,
-                    round_to=job.round_to,
-                    importance=config.importance,
-                    ignored=config.ignore,
-                    gradient_batches=plan.gradient_batches(job.workspace, spec)
-                    if config.importance == "taylor"
-                    else None,
-                )
-            model, reasons = result.model, dict(result.untouched)
-            history += result.history
+    else:
+        model, done["history"] = _without_parts(job, start, plan)
+    for step in range(int(done["steps"]) + 1, steps + 1):
+        if job.config.prune is not None:
+            result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
+            model, done["reasons"] = result.model, dict(result.untouched)
+            done["history"] = [*done["history"], *result.history]
         gather_statistics(job, model, plan, spec)
-        epochs = -(-plan.loop.epochs // steps)
-        part = replace(plan, loop=replace(plan.loop, epochs=epochs)) if steps > 1 else plan
-        own = folder if steps == 1 else folder / f"step-{step + 1}"
-        own.mkdir(exist_ok=True)
-        metrics = fit(part, model, job.workspace, spec, folder=own, console=job.console, teacher=job.teacher)
+        part, own = plan, folder
         if steps > 1:
-            models.save(model, job.start.architecture.pruned(history), own)
-            write_json(folder / _STEP, {"steps": step + 1, "history": history, "reasons": reasons, "metrics": metrics})
-    return model, history, reasons, metrics
+            part, own = (
+                replace(plan, loop=replace(plan.loop, epochs=-(-plan.loop.epochs // steps))),
+                folder / f"step-{step}",
+            )
+            own.mkdir(exist_ok=True)
+        done["metrics"] = fit(part, model, job.workspace, spec, folder=own, console=job.console, teacher=job.teacher)
+        if steps > 1:
+            models.save(model, job.start.architecture.pruned(done["history"]), own)
+            write_json(folder / _STEP, {**done, "steps": step})
+    return model, done["history"], done["reasons"], done["metrics"]
+
+
+def _fewer_channels(job: Job, model: nn.Module, plan: TrainingPlan, fraction: float) -> PruneResult:
+    spec, taylor = job.start.preprocess, job.config.importance == "taylor"
+    with job.console.task(f"pruning {fraction:.0%} of the MACs"):
+        return prune(
+            model,
+            fraction=fraction,
+            example=torch.zeros(1, *spec.input_shape),
+            round_to=job.round_to,
+            importance=job.config.importance,
+            ignored=job.config.ignore,
+            gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
+        )
+
+
+def _without_parts(job: Job, start: nn.Module, plan: TrainingPlan) -> tuple[nn.Module, History]:
+    """The model without the blocks and attention heads that are missed least, as many as the config names."""
+    spec = job.start.preprocess
+    model, history = _without_blocks(job, start, plan, spec) if job.config.drop_blocks else (start, [])
+    if job.config.drop_heads:
+        with job.console.task("ranking attention heads"):
+            acts = choose_heads(model, rank_heads(model, _loss(job, plan, spec)), job.config.drop_heads)
+        model = replay(copy.deepcopy(model), acts, example=torch.zeros(1, *spec.input_shape))
+        history = [*history, *acts]
+    return model, history
 
 
 def _without_blocks(job: Job, start: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> tuple[nn.Module, History]:
@@ -137,6 +150,13 @@ def _without_blocks(job: Job, start: nn.Module, plan: TrainingPlan, spec: Prepro
 
 def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> list[BlockCost]:
     """Residual blocks by the loss on train pictures that dropping each costs, BatchNorm left as it is."""
+    images, _ = next(iter(plan.gradient_batches(job.workspace, spec)))
+    with job.console.task("ranking blocks"):
+        return rank_blocks(model, images[:2], _loss(job, plan, spec))
+
+
+def _loss(job: Job, plan: TrainingPlan, spec: PreprocessSpec) -> Callable[[nn.Module], float]:
+    """A function from a model to its mean cross-entropy on a few batches of train pictures."""
     batches = list(plan.gradient_batches(job.workspace, spec))
 
     def loss_of(one: nn.Module) -> float:
@@ -144,8 +164,7 @@ def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: Preproce
             losses = [nn.functional.cross_entropy(one.eval()(images), labels) for images, labels in batches]
         return float(torch.stack(losses).mean())
 
-    with job.console.task("ranking blocks"):
-        return rank_blocks(model, batches[0][0][:2], loss_of)
+    return loss_of
 
 
 def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
@@ -177,7 +196,7 @@ def _require_smaller(record: Mapping[str, Any]) -> None:
         if record[f"{what}_after"] >= record[f"{what}_before"]:
             raise ModelError(
                 f"pruning did not lower the {unit}: {record[f'{what}_before']} before, {record[f'{what}_after']} after",
-                fix="ask for more: a larger --prune, or --drop-blocks",
+                fix="ask for more: a larger --prune, --drop-blocks or --drop-heads",
             )
 
 

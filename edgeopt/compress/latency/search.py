@@ -187,7 +187,7 @@ def _shallower(wanted: Search, parts: Mapping[str, float], limit: float) -> list
     while 0 < count <= len(names) and count not in tried and len(tried) < _ROUNDS:
         tried.add(count)
         plan, _ = _measured(wanted, "depth", f"depth-{count}", dropped(names[:count]), limit)
-        plans.append({**plan, "dropped": names[:count], "kept_importance": -float(count)})
+        plans.append({**plan, "dropped": names[:count]})
         count += -1 if plan["met"] else 1
     return plans
 
@@ -204,7 +204,7 @@ def _choose(plans: list[dict[str, Any]], judge: Judge, say: Callable[[str], None
     """The plan with the lowest val loss of those that hold the limit; raises ModelError when none does."""
     met = [plan for plan in plans if plan["met"]]
     fitting = [
-        max((plan for plan in met if plan["way"] == way), key=lambda plan: float(plan["kept_importance"]))
+        max((plan for plan in met if plan["way"] == way), key=lambda plan: float(plan["share_of_unpruned"]))
         for way in dict.fromkeys(plan["way"] for plan in met)
     ]
     if not fitting:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.compress.channels import Group, at_ratio, layer_shares
+from edgeopt.compress.channels import Group, at_ratio
 
 #: How many units each group loses, in the order of the groups.
 Cuts: TypeAlias = tuple[int, ...]
@@ -25,6 +25,7 @@ class WidthSpace:
     groups: Sequence[Group]
     layers: tuple[str, ...]
     _lost: tuple[Float64, ...] = field(init=False, repr=False)
+    _effects: tuple[Float64, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # By group: the importance that is gone with the least important 0, 1, 2, ... units.
@@ -33,6 +34,16 @@ class WidthSpace:
             for group in self.groups
         )
         object.__setattr__(self, "_lost", lost)
+        # By group: what it takes from (layers, 2) shares when all its units go.
+        index = {name: row for row, name in enumerate(self.layers)}
+        effects = []
+        for group in self.groups:
+            effect = np.zeros((len(self.layers), 2))
+            for name, is_output, share in group.touched:
+                if name in index:
+                    effect[index[name], int(is_output)] += share
+            effects.append(effect)
+        object.__setattr__(self, "_effects", tuple(effects))
 
     @property
     def full(self) -> Cuts:
@@ -69,8 +80,11 @@ class WidthSpace:
 
     def shares(self, cuts: Cuts) -> Float64:
         """float64 (layers, 2): the shares of each layer's inputs and outputs that are left."""
-        left = layer_shares(self.groups, cuts, self.layers)
-        return np.array([left[name] for name in self.layers], np.float64)
+        left = np.ones((len(self.layers), 2))
+        for index, units in enumerate(cuts):
+            if units:
+                left -= self._effects[index] * (units / len(self.groups[index].scores))
+        return left
 
     def survey(self, count: int, *, seed: int = 0) -> list[Cuts]:
         """``count`` configurations to time: the full and the smallest, global ratios, and each group on its own terms.
