@@ -20,7 +20,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.report.sections.ladder import render
 from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
-from edgeopt.stages import ladder
+from edgeopt.stages import ladder, rungs
 from edgeopt.stages.variants import open_variant
 from tests.report_fixture import write_run
 from tests.tiny_torch import PlainNet, calibration, uneven_channels
@@ -188,7 +188,7 @@ def test_an_interrupted_rung_is_gone_on_with(uneven: Run, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ladder, "fit", interrupted)
+        patch.setattr(rungs, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             api.compress(uneven, config, console=Listening())
     assert [line for line in said if line.startswith("rung")][-1].startswith("rung 3")

@@ -23,7 +23,7 @@ _TARGETS = ("onnxruntime", "openvino")  # for a call that names none
 
 
 @contextmanager
-def test_bed(target: Target, scheme: str, spec: PreprocessSpec) -> Iterator[Bed]:
+def place_to_build(target: Target, scheme: str, spec: PreprocessSpec) -> Iterator[Bed]:
     """A place to build in that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
         yield Bed(load_backend(target.backend), target, get_scheme(scheme), spec, Path(folder))
@@ -36,7 +36,7 @@ def times_of(
     target = _target(job, scheme)
     if target is None:
         return None
-    with test_bed(target, scheme, spec) as bed, job.console.task(f"timing {len(models)} engines") as progress:
+    with place_to_build(target, scheme, spec) as bed, job.console.task(f"timing {len(models)} engines") as progress:
         built = []
         for number, (name, model) in enumerate(models.items()):
             onnx = bed.folder / f"{number}.onnx"
