@@ -14,7 +14,7 @@ from conftest import PATH_MODEL, PATH_TRAIN, paint
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api, environment
 from edgeopt.errors import BackendError, ConfigError, MissingStageError, RunError
-from edgeopt.metrics import softmax
+from edgeopt.metrics import MIN_WINDOWS, softmax
 from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
@@ -130,7 +130,11 @@ def test_the_report_says_what_was_measured(path_run: Run) -> None:
     rows = {f"{row['target']}/{row['variant']}": row for row in report["engines"] if row["precision"] == "int8"}
     row = rows[f"onnxruntime/int8-{_cpu_scheme()}"]
     assert row["p50_ms"] > 0
-    assert row["speedup_ci"][0] <= row["speedup"] <= row["speedup_ci"][1]
+    # A machine that is busy enough gets through fewer windows in three seconds than an interval needs.
+    windows = len(json.loads((path_run.path / "device" / row["key"] / "latency.json").read_text())["window_medians_ms"])
+    assert (row["speedup_ci"] is None) == (windows < MIN_WINDOWS)
+    if row["speedup_ci"]:
+        assert row["speedup_ci"][0] <= row["speedup"] <= row["speedup_ci"][1]
     assert row["int8_share"] == 1.0
     assert 0 <= row["top1"] <= 1
     html = (path_run.path / "report/report.html").read_text()
