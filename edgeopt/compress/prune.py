@@ -237,7 +237,7 @@ def _apply(graph: Any, plan: Sequence[tuple[Group, int]]) -> History:
             if not graph.check_pruning_group(cut):
                 raise ModelError(
                     f"prune: nothing would be left of a layer coupled to {group.name}",
-                    fix=f'ask for less, or keep that part whole: ignored=["{group.name}"]',
+                    fix=f"ask for less, or keep that part whole: --ignore {group.name}",
                 )
             cut.prune(record_history=False)
     return history_of(plan)
@@ -259,7 +259,7 @@ def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
         line = str(error).splitlines()[0][:200]
         raise ModelError(
             f"prune: the pruned model fails at {running[-1]}: {line}",
-            fix=f'keep that part whole: ignored=["{running[-1].rpartition(".")[0] or running[-1]}"]',
+            fix=f"keep that part whole: --ignore {running[-1].rpartition('.')[0] or running[-1]}",
         ) from error
     finally:
         for handle in handles:

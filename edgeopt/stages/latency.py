@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.compress.latency.bed import Bed
 from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer
 from edgeopt.compress.prune import prunable, replay
@@ -30,6 +27,7 @@ from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
 from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks
 from edgeopt.stages.quantizing import wants_int8_outputs
+from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.train.evaluate_torch import evaluator
@@ -157,14 +155,6 @@ def _smaller_sizes(job: Job) -> list[PreprocessSpec]:
 def _scaled(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
     height, width = (max(step, round(side * factor / step) * step) for side in size)
     return height, width
-
-
-@contextmanager
-def bed_of(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
-    """A place to build in that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
-        backend = load_backend(target.backend)
-        yield Bed(backend, target, get_scheme(scheme), job.start.preprocess, Path(folder))
 
 
 def _ranged(job: Job, model: nn.Module, scheme: str) -> nn.Module:

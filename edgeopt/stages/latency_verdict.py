@@ -12,8 +12,9 @@ from edgeopt.config import Target
 from edgeopt.latency_goal import LatencyGoal
 from edgeopt.metrics import Interval
 from edgeopt.run import Stage, stage_key
-from edgeopt.stages.latency import bed_of, goal_of
+from edgeopt.stages.latency import goal_of
 from edgeopt.stages.passes import Job, model_hash
+from edgeopt.stages.timing import bed_of
 from edgeopt.stages.variants import Variant
 
 VERSION = 1

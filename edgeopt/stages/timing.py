@@ -23,10 +23,11 @@ _TARGETS = ("onnxruntime", "openvino")  # for a call that names none
 
 
 @contextmanager
-def place_to_build(target: Target, scheme: str, spec: PreprocessSpec) -> Iterator[Bed]:
+def bed_of(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
     """A place to build in that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
-        yield Bed(load_backend(target.backend), target, get_scheme(scheme), spec, Path(folder))
+        backend = load_backend(target.backend)
+        yield Bed(backend, target, get_scheme(scheme), job.start.preprocess, Path(folder))
 
 
 def times_of(
@@ -36,12 +37,12 @@ def times_of(
     target = _target(job, scheme)
     if target is None:
         return None
-    with place_to_build(target, scheme, spec) as bed, job.console.task(f"timing {len(models)} engines") as progress:
+    with bed_of(job, target, scheme) as bed, job.console.task(f"timing {len(models)} engines") as progress:
         built = []
         for number, (name, model) in enumerate(models.items()):
             onnx = bed.folder / f"{number}.onnx"
             export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme))
-            built.append(bed.build(name, onnx))
+            built.append(bed.build(name, onnx, spec))
         result = bed.measure(built, seconds, width=0.02, progress=progress)
     return target.name, {name: one.p50 for name, one in result.engines.items()}
 
