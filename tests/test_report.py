@@ -523,7 +523,8 @@ def parsed(html: str) -> _Page:
 def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path) -> None:
     html = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
     page = parsed(html)
-    assert {name for name in SECTIONS if name in page.ids} == set(SECTIONS) - {"ladder"}  # no such compression here
+    shown = {name for name in SECTIONS if name in page.ids}
+    assert shown == set(SECTIONS) - {"ladder", "widths"}, "no such compression here"
     assert all(url.startswith(("#", "data:")) for url in page.urls)
     assert "default-src 'none'" in html
     assert "@import" not in html
@@ -772,3 +773,16 @@ def test_html_of_a_judged_report_leads_with_the_verdict(report: Report) -> None:
     html = render_html(judge(report, budget(max_size_mib=9)))
     assert "Budget met" in html
     assert "all 3 lines" in html
+
+
+def test_the_widths_of_a_pruned_network_are_drawn_before_and_after(run: Path) -> None:
+    edit(
+        run / "host" / "float" / "stage.json",
+        pruning={"widths": {"conv": [64, 48], "<b>": [8, 0]}, "untouched": {"head": "classifier"}},
+    )
+    page = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
+    assert "64 → 48" in page
+    assert "8 → 0" in page
+    assert "classifier: <code>head</code>" in page
+    assert "&lt;b&gt;" in page
+    assert 'title="<b>"' not in page
