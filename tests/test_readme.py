@@ -64,7 +64,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.long
+@pytest.mark.timeout(5400)
 def test_every_line_of_the_readme_does_what_it_says(desk: Path) -> None:
     """As typed, one after the other, in one folder; with seven test pictures a budget stays undecided, which is 5."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
