@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeopt.models.modes import evaluating
+
 _aten = torch.ops.aten
 
 
@@ -39,19 +41,13 @@ def layer_macs(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     """
     example = _zeros(model, tuple(input_shape)[-3:])
     counter = _Counter()
-    was_training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:
         for name, module in model.named_modules():
             enter, leave = counter.hooks(name)
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        model.eval()
-        try:
-            with torch.no_grad(), counter:
-                model(example)
-        finally:
-            for module in was_training:
-                module.training = True
+        with evaluating(model), torch.no_grad(), counter:
+            model(example)
     return dict(counter.macs)
 
 

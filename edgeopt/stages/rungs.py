@@ -16,6 +16,7 @@ from edgeopt.compress.sensitivity import layer_sensitivity
 from edgeopt.config import CalibrationRecipe, load_calibration
 from edgeopt.files import read_npy, write_npy
 from edgeopt.metrics import Float, PairedDrop, paired_drop
+from edgeopt.models.architecture import Architecture
 from edgeopt.probability import loss_difference, nll
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
@@ -157,7 +158,8 @@ class Ladder:
         if self.job.config.epochs:
             yield "qat", "quantization-aware training", lambda folder: self._trained(folder, 1.0)
             yield "long", "longer quantization-aware training", lambda folder: self._trained(folder, _LONGER)
-        layers = sum(1 for entry in quantizer_config(self._best().load(self.job.run))["quantizers"] if entry["shape"])
+        placed = Architecture.read(self._best().folder / "architecture.json").quantizers or {"quantizers": []}
+        layers = sum(1 for entry in placed["quantizers"] if entry["shape"])
         for count in _FLOAT_LAYERS:
             if count < layers:
                 title = f"{count} layer{'s' * (count > 1)} left in float"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgeopt.models.modes import evaluating
 from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.sets import PictureSet
 from edgeopt.train.processes import ALONE, Processes
@@ -32,17 +33,11 @@ def logits(model: nn.Module, picture_set: Pictures, spec: PreprocessSpec, batch:
         for parameter in model.parameters()
     )
     layout = torch.channels_last if last else torch.contiguous_format
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode(), torch.autocast(example.device.type, enabled=False):
-            answers = [
-                model(torch.from_numpy(images).to(example.device, memory_format=layout)).float().cpu()
-                for images in picture_set.batches(spec, batch)
-            ]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), torch.inference_mode(), torch.autocast(example.device.type, enabled=False):
+        answers = [
+            model(torch.from_numpy(images).to(example.device, memory_format=layout)).float().cpu()
+            for images in picture_set.batches(spec, batch)
+        ]
     return np.asarray(torch.cat(answers).numpy(), dtype=np.float32)
 
 

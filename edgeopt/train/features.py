@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeopt.errors import ModelError
+from edgeopt.models.modes import evaluating
 from edgeopt.train.distillation import Asked
 from edgeopt.train.losses import CrossEntropyLoss, Loss
 
@@ -140,18 +141,15 @@ def _calls(model: nn.Module, example: Tensor) -> list[_Call]:
 
         return note
 
-    training = {module: module.training for module in model.modules()}
     layers = [(name, module) for name, module in model.named_modules() if not any(module.children())]
     # Quantizers are no layers: one may be called in several places.
     handles = [module.register_forward_hook(noted(name)) for name, module in layers if "__nncf_hooks" not in name]
     try:
-        with torch.no_grad():
-            model.eval()(example)
+        with torch.no_grad(), evaluating(model):
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return calls
 
 
