@@ -57,6 +57,24 @@ def test_the_forbidding_works(offline: Mapping[str, str], tmp_path: Path) -> Non
     assert (tmp_path / "attempts").read_text().startswith("socket.")
 
 
+@pytest.mark.parametrize("module", ["backends.openvino", "compress.nncf_placement"])
+def test_openvino_reports_no_import(offline: Mapping[str, str], tmp_path: Path, module: str) -> None:
+    """Its import sends an event and makes ~/intel, where openvino_telemetry is installed, which pip does with it."""
+    environment = {name: value for name, value in offline.items() if not name.startswith(("CI", "NNCF", "PYTEST"))}
+    environment["HOME"] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+
+    def imports(first: str) -> None:
+        program = f"import time; {first}; import openvino.tools.ovc; time.sleep(1)"
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+    imports(f"import edgeopt.{module}")
+    assert not (tmp_path / "attempts").exists(), (tmp_path / "attempts").read_text()
+    assert not list((tmp_path / "home").iterdir())
+    imports("pass")
+    assert (tmp_path / "home/intel").exists()  # so that this test could fail
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_verbs_open_no_connection(offline: Mapping[str, str], pictures: Path, tmp_path: Path) -> None:
@@ -68,6 +86,8 @@ def test_the_verbs_open_no_connection(offline: Mapping[str, str], pictures: Path
         ("eval",),
         ("predict", str(picture)),
         ("report",),
+        ("package", "--target", "onnxruntime"),
+        ("check", "photos"),
         ("show",),
         ("doctor",),
         ("models",),

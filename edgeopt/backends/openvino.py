@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt import environment
+from edgeopt import environment, telemetry
 from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import (
     Availability,
@@ -30,6 +30,8 @@ from edgeopt.backends.openvino_passes import prepare
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
 from edgeopt.files import make_folder
+
+telemetry.switch_off()  # every import of openvino here comes after this module's
 
 _INSTALL = 'pip install "edgeopt[openvino]"'
 _UPGRADE = f"pip install --upgrade openvino, then build again; if that does not help, {REPORT}"

@@ -33,7 +33,6 @@ class Child:
             "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
             "OMP_NUM_THREADS": str(spec.threads),
             "MKL_NUM_THREADS": str(spec.threads),
-            "NNCF_CI": "1",
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgeopt.bench.worker"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeopt import telemetry
 from edgeopt.compress.output_quantizers import close_convolutions
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
 from edgeopt.errors import ModelError
 from edgeopt.models.failing import failing_module
 from edgeopt.schemes import Scheme
+
+telemetry.switch_off()  # every import of NNCF comes after this module's
 
 HOOKS = "__nncf_hooks"  # where NNCF keeps its hook modules, and so a prefix in the state dict
 RANGE_ESTIMATORS = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "histogram": "HISTOGRAM"}
@@ -42,8 +44,7 @@ def check_wrappable(model: nn.Module) -> None:
 
 
 def import_nncf() -> Any:
-    """NNCF with its telemetry off and its C++ kernels never compiled: the user's machine may have no compiler."""
-    os.environ.setdefault("NNCF_CI", "1")  # read once, at NNCF's first import: no telemetry
+    """NNCF with its C++ kernels never compiled: the user's machine may have no compiler."""
     # It imports torch's extension builder, which warns of a missing GPU that nobody asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf

@@ -116,6 +116,7 @@ def _open_onnxruntime(engine: Path, settings: Mapping[str, Any], threads: int, b
 
 
 def _open_openvino(engine: Path, settings: Mapping[str, Any], threads: int, batch: int) -> Infer:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or importing openvino calls home
     import openvino
 
     core = openvino.Core()
