@@ -14,7 +14,7 @@ CORE = {
     "__init__", "api", "classify", "compress_table", "config", "console", "cross_validation", "data_table",
     "environment", "errors", "files", "latency_goal", "metrics", "model_table", "picture_files", "pixels", "preprocess",
     "probability", "recipe_text", "records", "registry", "remote", "resources", "run", "schemes", "sets", "tables",
-    "training_tables", "tune_space", "tune_table", "voting",
+    "telemetry", "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}
