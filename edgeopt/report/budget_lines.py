@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, floor, log10
+from math import ceil, floor, isclose, log10
 from typing import Any
 
 from edgeopt.metrics import pictures_to_decide, share_bound
 from edgeopt.report.model import EngineRow, Pair
 
 MIB = 2**20
+_NOTHING = 1e-9  # no measurement tells a share or a time from another so near
 _NO_LATENCY = "its latency was not measured"
 _NO_ORIGINAL = "the original was not measured on these pictures"
 
@@ -162,7 +163,7 @@ def _seconds(row: EngineRow, value: float | None, bounds: Pair | None) -> Callab
     def decide(limit: float) -> str:
         if value is None or bounds is None or not row.bench_seconds:
             return "more measuring time would decide: give bench more --seconds"
-        if value == limit:
+        if isclose(value, limit, abs_tol=_NOTHING):
             return "it is at the limit"
         reach = abs(value - bounds[0] if limit < value else bounds[1] - value)
         need = row.bench_seconds * max((reach / (value - limit)) ** 2, 1.3)
@@ -179,7 +180,7 @@ def _pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str 
 
 def _pictures_for_share(limit: float, share: float, n: int, *, of: str | None = None) -> str:
     gap = abs(share - limit)
-    if not gap or not n:
+    if gap < _NOTHING or not n:
         return "it is at the limit"
     return _would_decide(max(ceil(1.96**2 * (share * (1 - share) / gap**2 + 1 / gap)), n + 1), n, of)
 
