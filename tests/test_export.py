@@ -366,3 +366,15 @@ def test_a_model_that_cannot_be_traced_is_refused_in_one_line_with_the_module(tm
     assert len(str(error.value).splitlines()) == 2
     assert "write 1 without branches on values" in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_attention_is_written_whatever_its_layout_in_memory(tmp_path: Path) -> None:
+    """MaxViT reshapes what attention makes at once, which the exporter refuses after the kernel PyTorch picks."""
+    import timm
+
+    torch.manual_seed(0)
+    model, x = timm.create_model("test_maxvit", num_classes=3, img_size=64).eval(), torch.randn(3, 3, 64, 64)
+    export_float(model, tmp_path / "model.onnx", input_shape=(3, 64, 64))
+    with torch.inference_mode():
+        np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model(x).numpy(), atol=1e-4)

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgeopt.errors import REPORT, LoweringError
 from edgeopt.export.folding import CLEAN, FOLD_BATCHNORM, FOLD_PADS, GLOBAL_AVERAGE_POOL, NAME_LAYERS
@@ -40,7 +41,9 @@ def to_ir(model: nn.Module, input_shape: tuple[int, int, int]) -> ir.Model:
     """Trace ``model`` (eval mode, on the CPU) to an ONNX graph with a dynamic batch; raises LoweringError."""
     # Two pictures: torch.export takes a batch of one for a constant.
     example = torch.zeros((2, *input_shape))
-    with _quiet_exporter():
+    # The exporter writes attention as its plain products, whose layout in memory only this kernel has: after another,
+    # a reshape that needed no copy while tracing cannot be written (MaxViT).
+    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
         try:
             program = torch.onnx.export(
                 model,
