@@ -122,8 +122,9 @@ def test_other_datasets_schemas_and_things_are_refused(before: Path, after: Path
         (tmp_path / "other.json").write_text(json.dumps(content))
         with pytest.raises(RunError, match=said):
             api.compare(before, [tmp_path / "other.json"])
-    with pytest.raises(RunError, match="is not a run folder"):
-        api.compare(before, [tmp_path])
+    for path, said in ((tmp_path, "is not a run folder"), (tmp_path / "repotr.json", "repotr.json does not exist")):
+        with pytest.raises(RunError, match=said):
+            api.compare(before, [path])
 
 
 def test_a_result_that_is_gone_or_was_not_measured_again_does_not_pass_as_unchanged(before: Path, after: Path) -> None:

@@ -135,6 +135,8 @@ def json_schema() -> dict[str, Any]:
 
 def read_snapshot(path: Path) -> Snapshot:
     """A ``report.json``, or the run folder it would be made of; raises RunError for what is neither, or damaged."""
+    if not path.exists():
+        raise RunError(f"{path} does not exist", fix="give a run folder or its report/report.json")
     if path.is_dir():
         if not (path / "run.json").is_file():
             raise RunError(f"{path} is not a run folder", fix="give a run folder or its report/report.json")
