@@ -33,5 +33,5 @@ for _ in range(5):
         optimizer.zero_grad()
         criterion(quantized(images), labels).backward()
         optimizer.step()
-converted = openvino.convert_model(quantized.eval(), example_input=pictures[:1])
+converted = openvino.convert_model(quantized.eval(), example_input=pictures[:1], input=list(pictures[:1].shape))
 openvino.save_model(converted, "model.xml", compress_to_fp16=False)
