@@ -96,12 +96,16 @@ class Course:
 
     def _onnxruntime(self, key: str, model: Path, folder: Path, precision: str) -> Engine:
         target = Target(schema=1, name=PLAIN, title="ONNX Runtime as it comes", backend=PLAIN, precision=precision)
+        files = (model, *sorted(model.parent.glob(f"{model.name}[._]*data")))
+        if len(files) > 1:  # edgeopt opens no files that a model names, and these are the same model in one
+            import onnx
+
+            model = folder / "whole.onnx"
+            onnx.save(onnx.load(str(files[0])), str(model))
         fusion = PlainOnnxRuntimeBackend().audit(model, self.spec.input_shape).to_json()
-        files = (model, *sorted(path for path in model.parent.glob(f"{model.name}[._]*data") if path.is_file()))
         saturates = precision == "int8" and processor() == "x86" and read_onnx(model).weights_need_8_bits()
-        return Engine(
-            key, EngineSpec(key, PLAIN, model, target, precision), files, fusion, model if saturates else None
-        )
+        spec = EngineSpec(key, PLAIN, model, target, precision)
+        return Engine(key, spec, files, fusion, model if saturates else None)
 
     def _openvino(self, key: str, model: Path, folder: Path, precision: str) -> Engine:
         if model.suffix == ".onnx":

@@ -28,7 +28,7 @@ from peers.inputs import Case, prepare  # noqa: E402
 from peers.make import make  # noqa: E402
 from peers.measure import Course, Engine, session_record, timing  # noqa: E402
 from peers.registry import BY_KEY, PEERS, Peer  # noqa: E402
-from peers.table import write_page  # noqa: E402
+from peers.table import table, write_page  # noqa: E402
 
 from edgeopt import environment  # noqa: E402
 from edgeopt.cli.common import Terminal  # noqa: E402
@@ -49,6 +49,7 @@ def main() -> None:
         write_json(out, record)
         print(f"{out}: {len(record['rows'])} rows")
         if case.trial:
+            print(table([record]))
             return
     write_page()
 

@@ -27,6 +27,7 @@ COLUMNS = (
 )  # fmt: skip
 _FLOAT, _EAGER = "float", ("float", "pytorch")
 _NO_RUNTIME = "-"
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "pytorch": "PyTorch", _NO_RUNTIME: ""}
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,21 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Put a table for each dataset in ``results`` between the markers of ``page``."""
+def sections(results: Path = RESULTS) -> str:
+    """A heading, what was measured where, and the table, for each dataset that has a record in ``results``."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    sections = []
+    found = []
     for data in dict.fromkeys(record["data"] for record in records):
         own = [record for record in records if record["data"] == data]
-        sections.append(f"### {data}\n\n{_caption(own)}\n\n{table(own)}")
-    text = "\n\n".join(sections) or "Nothing is measured yet."
+        found.append(f"### {data}\n\n{_caption(own)}\n\n{table(own)}")
+    return "\n\n".join(found) or "Nothing is measured yet."
+
+
+def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Put :func:`sections` between the markers of ``page``."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{sections(results)}\n{END}{after}", encoding="utf-8")
 
 
 def _caption(records: Sequence[dict[str, Any]]) -> str:
@@ -134,9 +140,10 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
 
 def _cells(row: Pooled, rows: Sequence[Pooled]) -> list[str]:
     if not row.rows:
-        lines = str(BY_KEY[row.peer].lines)
-        failed = "; ".join(dict.fromkeys(row.missing.values()))
-        return [row.title, *[""] * (len(COLUMNS) - 3), lines, f"**failed**: {_escaped(failed)}"]
+        loaded = "**failed**" if row.runtime == _NO_RUNTIME else "**not loaded**"
+        why = "; ".join(dict.fromkeys(row.missing.values()))
+        blank = [""] * (len(COLUMNS) - 4)
+        return [row.title, _RUNTIMES[row.runtime], *blank, str(BY_KEY[row.peer].lines), f"{loaded}: {_escaped(why)}"]
     reference = row.peer == _FLOAT and row.runtime == "pytorch"
     right, p50, drop = row.right(), row.p50, row.drop
     speedup = next((row.times_as_fast_as(other) for other in rows if (other.peer, other.runtime) == _EAGER), None)
@@ -147,7 +154,7 @@ def _cells(row: Pooled, rows: Sequence[Pooled]) -> list[str]:
     throughput = [one["throughput_ips"] for one in row.rows.values() if _timed(one)]
     return [
         row.title,
-        {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "pytorch": "PyTorch"}[row.runtime],
+        _RUNTIMES[row.runtime],
         f"{100 * right.mean():.1f} % ({low:.1f} to {high:.1f})",
         "" if reference else f"{_zero(drop.drop_points):.2f} ({drop.ci_points[0]:.2f} to {drop.ci_points[1]:.2f})",
         f"{p50.value:.2f}" if p50 else "",
@@ -176,7 +183,7 @@ def _remarks(row: Pooled, rows: Sequence[Pooled]) -> list[str]:
         if best := _beaten_by(row, rows):
             faster = row.times_as_fast_as(best)
             assert faster is not None
-            runtime = "" if best.runtime == row.runtime else f" on {best.runtime}"
+            runtime = "" if best.runtime == row.runtime else f" on {_RUNTIMES[best.runtime]}"
             said.append(f"beaten by {best.title}{runtime}: {1 / faster.value:.2f} times as fast, no less accurate")
         if BY_KEY[row.peer].note:
             said.append(BY_KEY[row.peer].note)
