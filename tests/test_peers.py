@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,34 @@ def test_the_page_has_a_table_for_each_dataset_measured(tmp_path: Path) -> None:
 def test_the_table_of_peers_is_the_one_measured() -> None:
     written = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert written.strip() == sections(RESULTS), "run: python benchmarks/peers/run.py --table"
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_tools_engines_and_measures_them_beside_eager_pytorch(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "peers" / "run.py"), "--data", "digits", "--trial", "--seconds", "1"]
+    command += ["--work", str(tmp_path), "--only", "ort-default"]
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    subprocess.run(command, check=True, env=environment)
+    work = tmp_path / "digits-0-trial"
+    record = json.loads((work / "digits-0-trial.json").read_text())
+    rows = {(row["runtime"], row["peer"]): row for row in record["rows"]}
+    assert set(rows) == {
+        ("pytorch", "float"),
+        *((runtime, peer) for runtime in ("onnxruntime", "openvino") for peer in ("float", "ort-default")),
+    }
+    for row in rows.values():
+        assert row["error"] is None
+        assert len(row["right"]) == record["pictures"] == 121
+        assert row["p50_ms"] > 0
+    # The same float model in every runtime; int8 there, and not the same file.
+    assert len({rows[runtime, "float"]["right"] for runtime in ("pytorch", "onnxruntime", "openvino")}) == 1
+    assert rows["openvino", "float"]["int8_layers"] == 0 < rows["openvino", "ort-default"]["int8_layers"]
+    assert rows["onnxruntime", "ort-default"]["size_bytes"] < rows["onnxruntime", "float"]["size_bytes"] / 2
+    assert rows["onnxruntime", "ort-default"]["lines"] == BY_KEY["ort-default"].lines
+    made = work / "peers" / "ort-default" / "model.onnx"
+    before = made.stat().st_mtime_ns
+    subprocess.run([*command, "--make"], check=True, env=environment)
+    assert made.stat().st_mtime_ns == before, "what was made is not made again"
 
 
 def test_files_of_others_are_opened_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,9 @@ def _run(command: list[str], folder: Path, more: dict[str, str], timeout: float)
 
 
 def _last_line(log: Path, code: int) -> str:
-    """The line that says what went wrong: a traceback ends with it."""
+    """The line that says what went wrong: a traceback ends with it, edgeopt and pip begin one with their name."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("error")]
+    errors = [line for line in lines if "Error" in line.split(":")[0] or line.startswith(("edgeopt: ", "ERROR: "))]
     said = (errors or lines or [f"exit code {code}"])[-1]
     return said if len(said) <= _ERROR_CHARACTERS else said[:_ERROR_CHARACTERS] + "..."
 

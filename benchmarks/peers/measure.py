@@ -115,7 +115,8 @@ class Course:
             try:
                 openvino.save_model(openvino.convert_model(str(model)), str(converted), compress_to_fp16=False)
             except Exception as error:
-                raise BackendError(f"OpenVINO does not convert it: {error}", fix="see the tool's own issues") from error
+                said = str(error).rpartition("Summary:")[2].strip(" -\n")
+                raise BackendError(f"OpenVINO does not convert it: {said}", fix="see the tool's own issues") from error
             model = converted
         target = Target(schema=1, name="openvino", title="OpenVINO", backend="openvino", precision=precision)
         with OpenVinoBackend().open(model, target, precision=precision, threads=1) as session:

@@ -32,7 +32,8 @@ from peers.table import table, write_page  # noqa: E402
 
 from edgeopt import environment  # noqa: E402
 from edgeopt.cli.common import Terminal  # noqa: E402
-from edgeopt.files import sha256, write_json  # noqa: E402
+from edgeopt.errors import EdgeoptError  # noqa: E402
+from edgeopt.files import read_json, sha256, write_json  # noqa: E402
 
 RESULTS = HERE / "results"
 
@@ -44,7 +45,10 @@ def main() -> None:
         case = Case(asked.data, asked.fold, asked.emoji, asked.trial)
         work = (asked.work or environment.cache_folder() / "peers").absolute() / case.name
         work.mkdir(parents=True, exist_ok=True)
-        record = measured(case, work, [BY_KEY[key] for key in asked.only or BY_KEY], asked)
+        inputs, made = _make(case, work, asked)
+        if asked.make:
+            return
+        record = measured(case, Course(work, inputs), made, inputs, asked.seconds)
         out = (work if case.trial else RESULTS) / f"{case.name}.json"
         write_json(out, record)
         print(f"{out}: {len(record['rows'])} rows")
@@ -54,29 +58,43 @@ def main() -> None:
     write_page()
 
 
-def measured(case: Case, work: Path, peers: list[Peer], asked: argparse.Namespace) -> dict[str, Any]:
-    """The record of one dataset and fold: ``rows`` of every tool and runtime, those that failed included."""
+def _make(case: Case, work: Path, asked: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """``inputs.json``, and what became of each recipe by the tool's key: those asked for run, others did before."""
     console = Terminal()
     inputs = prepare(case, work, asked.run, console)
     venvs = (asked.venvs or environment.cache_folder() / "peers-venvs").absolute()
     made = {}
-    for peer in peers:
+    for peer in PEERS:
+        if asked.only and peer.key not in asked.only:
+            if (before := work / "peers" / peer.key / "made.json").is_file():
+                made[peer.key] = read_json(before)
+            continue
         console.say(f"{peer.key} ...")
-        made[peer.key] = make(peer, case, work, inputs, venvs=venvs, timeout=60 * asked.minutes, retry=asked.retry)
-        of = made[peer.key]
+        of = make(peer, case, work, inputs, venvs=venvs, timeout=60 * asked.minutes, retry=asked.retry)
         console.say(f"{peer.key}: {of['error'] or str(of['seconds']) + ' s'}")
-    course = Course(work, inputs)
+        made[peer.key] = of
+    return inputs, made
+
+
+def measured(
+    case: Case, course: Course, made: dict[str, dict[str, Any]], inputs: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The record of one dataset and fold: ``rows`` of every tool and runtime, those that failed included."""
+    console = Terminal()
     engines = course.float_engines()
-    for peer in peers:
-        engines.update(_engines(course, peer, made[peer.key]))
+    for key, of in made.items():
+        engines.update(_engines(course, BY_KEY[key], of))
     for key, engine in engines.items():
         if isinstance(engine, Engine):
-            with console.task(f"asking {key}"):
-                owner = key.partition("/")[2]
-                course.ask(engine, made[owner]["key"] if owner in made else inputs["float_onnx_sha256"])
+            owner = key.partition("/")[2]
+            try:
+                with console.task(f"asking {key}"):
+                    course.ask(engine, made[owner]["key"] if owner in made else inputs["float_onnx_sha256"])
+            except EdgeoptError as error:
+                engines[key] = error.message
     ready = [engine for engine in engines.values() if isinstance(engine, Engine)]
     with console.task(f"timing {len(ready)} engines") as progress:
-        result = course.time(ready, asked.seconds, progress)
+        result = course.time(ready, seconds, progress)
     pictures = course.pictures
     return {
         "schema": 1,
@@ -133,7 +151,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--emoji", type=Path, help="the folder of emoji, FOLDER/CLASS/CODE-VENDOR.png")
     parser.add_argument("--fold", type=int, default=0, choices=range(3))
     parser.add_argument("--run", type=Path, help="a run folder on these pictures: its original is the float model")
-    parser.add_argument("--only", nargs="+", choices=list(BY_KEY), help=f"some of the {len(PEERS)} tools")
+    parser.add_argument("--only", nargs="+", choices=list(BY_KEY), help="run the recipes of these alone")
+    parser.add_argument("--make", action="store_true", help="only train and run the recipes; measure by another call")
     parser.add_argument("--retry", action="store_true", help="run again what failed before")
     parser.add_argument("--seconds", type=float, default=240.0, help="of timing, all engines together")
     parser.add_argument("--minutes", type=float, default=60.0, help="that a recipe may take")

@@ -1,4 +1,4 @@
-# The same, with channels worth a third of the MACs removed first.
-edgeopt compress --run run --int8 --prune 0.3333333333333333 --target onnxruntime --target openvino $SETTING $PRUNE_SETTING
+# The same, with channels worth the fraction $PRUNE of the MACs, a third, removed first.
+edgeopt compress --run run --int8 --prune $PRUNE --target onnxruntime --target openvino $SETTING $PRUNE_SETTING
 edgeopt build --run run --target onnxruntime
 edgeopt build --run run --target openvino
