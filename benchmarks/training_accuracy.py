@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import json
 import shutil
 import tempfile
@@ -32,8 +31,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from emoji import FOLDS, write_manifest
 
-FOLDS, VAL_SHARE, BATCH = 3, 8, 32
+BATCH = 32
 #: What both sides share.
 COMMON: dict[str, dict[str, Any]] = {
     "tutorial": {"model": "tf_efficientnet_lite0", "pretrained": True, "epochs": 10, "size": 64},
@@ -41,28 +41,6 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 OUT = Path(__file__).with_suffix(".json")
 Bools = npt.NDArray[np.bool_]
-
-
-def write_manifest(manifest: Path, fold: int, *, most: int | None) -> None:
-    """Rows of path, label, split and group: ``fold`` is test, an eighth of what is left val."""
-    paths = sorted(manifest.parent.glob("*/*.png"))
-    groups = sorted({_group(path) for path in paths})
-    order = np.random.default_rng(0).permutation(len(groups))[:most]
-    place = {groups[index]: position for position, index in enumerate(order)}
-    with manifest.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("path", "label", "split", "group"))
-        for path in paths:
-            position = place.get(_group(path))
-            if position is None:
-                continue
-            val = position // FOLDS % VAL_SHARE == 0
-            split = "test" if position % FOLDS == fold else "val" if val else "train"
-            rows.writerow((path.relative_to(manifest.parent), path.parent.name, split, _group(path)))
-
-
-def _group(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem.rsplit('-', 1)[0]}"
 
 
 def by_edgeopt(

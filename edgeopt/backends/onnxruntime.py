@@ -111,7 +111,7 @@ class OnnxRuntimeBackend(Backend):
             _optimize(request.onnx, engine, provider)
         else:
             shutil.copyfile(request.onnx, engine)
-        fusion = _audit(engine, provider, request.input_shape)
+        fusion = audit(engine, provider, request.input_shape)
         return BuildResult(
             engine=engine.name,
             fusion=fusion,
@@ -265,11 +265,17 @@ def run_one(
     return found
 
 
-def _audit(engine: Path, provider: str, input_shape: tuple[int, int, int]) -> FusionReport:
-    """The operators that one black picture runs through."""
+def audit(
+    engine: Path, provider: str, input_shape: tuple[int, int, int], options: Mapping[str, str] | None = None
+) -> FusionReport:
+    """The operators that one black picture, (channels, height, width), runs through.
+
+    ``options`` are entries of the session's configuration; None: those that :class:`OnnxRuntimeBackend` opens it with.
+    """
+    entries = _exact(engine) if options is None else options
     # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
-    options = {"session.disable_prepacking": "1", **_exact(engine)}
-    events = _profile(engine, provider, 1, np.zeros((1, *input_shape), np.float32), 1, options)
+    entries = {"session.disable_prepacking": "1", **entries}
+    events = _profile(engine, provider, 1, np.zeros((1, *input_shape), np.float32), 1, entries)
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
 
 
