@@ -12,7 +12,7 @@ from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.export import export
-from edgeopt.stages.latency import pruned_to_latency, require_measurable, rival_of
+from edgeopt.stages.latency import pruned_to_latency, require_measurable, rival_of, rival_size
 from edgeopt.stages.latency_verdict import judged
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
@@ -81,7 +81,8 @@ def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
             fix=f"leave out --scheme: {target.name} takes {scheme}",
         )
     pruned_one = pruned_to_latency(job, target, scheme)
-    rival = rival_of(job, pruned_one)
+    size = rival_size(job, pruned_one)
+    rival = rival_of(job, size) if size else None
     finals = [item for source in (pruned_one, rival) if source for item in quantized(job, source, (scheme,))]
     export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)
     return [pruned_one, *([rival] if rival else []), *judged(job, target, pruned_one, finals)]

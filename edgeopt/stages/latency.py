@@ -171,15 +171,17 @@ def _ranged(job: Job, model: nn.Module, scheme: str) -> nn.Module:
     )
 
 
-def rival_of(job: Job, pruned: Variant) -> Variant | None:
-    """The unpruned model at the largest smaller input that meets the latency too, trained on like the pruned one.
-
-    None where the search found no such size. It is what pruning has to beat: same latency, same epochs, same teacher.
-    """
+def rival_size(job: Job, pruned: Variant) -> tuple[int, int] | None:
+    """The largest smaller input (height, width) that meets the latency too; None where none does, or none is wanted."""
     size = pruned.record["latency_search"].get("rival_size")
-    if not job.config.rival or size is None:
-        return None
-    size = (int(size[0]), int(size[1]))
+    return (int(size[0]), int(size[1])) if job.config.rival and size is not None else None
+
+
+def rival_of(job: Job, size: tuple[int, int]) -> Variant:
+    """The unpruned model at the smaller input ``size`` (height, width), trained on like a pruned one.
+
+    It is what pruning has to beat: same latency, same epochs, same teacher.
+    """
     inputs = inputs_of(job, job.start)
     config = {
         **job.config.model_dump(include={"recovery_epochs", "recovery_lr"}),
