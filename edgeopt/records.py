@@ -201,11 +201,50 @@ class StageRecord(Record):
         layers: list[TimedLayer] | None = None
         rungs: Annotated[list[Rung], Field(min_length=1, max_length=1000)]
 
+    class LatencySearch(_Part):
+        """What was timed before training, and what was planned of it. Shares are of the unpruned engine's latency."""
+
+        class Measured(_Part):
+            """An engine."""
+
+            p50_ms: Positive
+            share_of_unpruned: Positive
+            share_of_unpruned_ci: Pair | None = None
+
+        class Plan(Measured):
+            """Widths, or blocks that go, by one way of choosing them."""
+
+            way: Text
+            met: bool
+            predicted_share: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+            kept_importance: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+            untrained_val_loss: Nats | None = None
+
+        class Goal(_Part):
+            """What was asked for."""
+
+            limit_share: Positive
+
+        class TableError(_Part):
+            """How far predictions were off on engines held out."""
+
+            engines: Count
+            median: Annotated[float, Field(ge=0, le=1e9)]
+            largest: Annotated[float, Field(ge=0, le=1e9)]
+
+        goal: Goal
+        candidates: Annotated[list[Measured], Field(min_length=1, max_length=1000)]
+        sizes: Annotated[list[Measured], Field(max_length=1000)]
+        table_error: TableError
+        plans: Annotated[list[Plan], Field(min_length=1, max_length=1000)]
+        chosen: Plan
+
     created: Text
     key: Text
     outputs: dict[Text, Output]
     fold: Fold | None = None
     ladder: Ladder | None = None
+    latency_search: LatencySearch | None = None
     pruning: Pruning | None = None
     ingredients: Ingredients | None = None
     cross_validation: CrossValidation | None = None
@@ -218,6 +257,27 @@ class StageRecord(Record):
     metrics: Metrics | None = None
     inputs: dict[Text, Any] | None = None
     config: dict[Text, Any] | None = None
+
+
+class LatencyVerdict(Record):
+    """``host/<int8 variant>/latency/verdict.json``: what its engine measured against the latency asked for."""
+
+    fix: ClassVar[str] = "delete it, and measure again with the same edgeopt compress"
+
+    created: Text
+    key: Text
+    outputs: dict[Text, Output]
+    asked: Text
+    target: Name
+    verdict: Literal["met", "undecided", "missed"]
+    seconds_to_decide: Positive | None = None
+    p50_ms: Positive
+    p50_ci_ms: Pair | None = None
+    share_of_unpruned: Positive
+    share_of_unpruned_ci: Pair | None = None
+    val_top1: Share
+    recommended: bool
+    rival: Name | None = None
 
 
 class EnsembleRecord(Record):
@@ -650,6 +710,7 @@ COMMITS: Mapping[str, type[Record]] = {
     "ensemble.json": EnsembleRecord,
     "parity.json": ExportRecord,
     "build.json": BuildRecord,
+    "verdict.json": LatencyVerdict,
 }
 
 

@@ -283,6 +283,11 @@ class Run:
         paths = self._glob("host/*/export/parity.json")
         return {path.parent.parent.name: records.read(records.ExportRecord, path) for path in paths}
 
+    def latency_verdicts(self) -> dict[str, dict[str, Any]]:
+        """What int8 variants measured against the latency they were asked for, by name."""
+        paths = self._glob("host/*/latency/verdict.json")
+        return {path.parent.parent.name: records.read(records.LatencyVerdict, path) for path in paths}
+
     def engines(self) -> dict[str, dict[str, Any]]:
         """Committed builds by ``target/variant``, oldest first; see :meth:`damaged_engines` for those left out."""
         return self._records("device/*/*/build.json", records.BuildRecord, parts=2)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from conftest import paint_folder
 from torch import nn
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target
+from edgeopt.bench import BenchResult, EngineResult, EngineSpec
 from edgeopt.compress.channels import Group
 from edgeopt.compress.latency.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
@@ -23,8 +25,16 @@ from edgeopt.compress.quantize import quantize
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.export.qdq import export_qdq
+from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
+from edgeopt.metrics import Interval, seconds_to_decide
+from edgeopt.report.latencies import latencies
+from edgeopt.report.sections.latency import render
+from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
+from edgeopt.stages import latency_verdict
+from edgeopt.stages.variants import Variant
+from tests.report_fixture import write_run
 
 
 @pytest.mark.parametrize(
@@ -239,6 +249,84 @@ def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: 
         assert {tuple(item.preprocess.size) for item in finals} == {(64, 64), tuple(search["rival_size"])}
     again = api.compress(small_run, config, targets=("openvino",))
     assert all(item.skipped for item in again)
+
+
+def _verdict(windows: dict[str, float], asked: str, *, noise: float, count: int = 24) -> dict[str, object]:
+    """Of engines whose calls take these milliseconds, give or take ``noise`` of themselves, window by window."""
+    rng = np.random.default_rng(0)
+    target = load_target("openvino")
+    engines = {
+        name: EngineResult(
+            EngineSpec(name, "openvino", Path("x"), target, "int8"),
+            tuple((float(ms * np.exp(rng.normal(0, noise))),) * 10 for _ in range(count)),
+            *(0.1, 0, {}, 0.0, True),
+        )
+        for name, ms in windows.items()
+    }
+    result = BenchResult("planted", engines, {}, count, 20.0, {}, {})
+    item = Variant(Run(Path("x"), {}), "mine", {"metrics": {"val_top1": 0.9}}, skipped=False)
+    return latency_verdict._row(item, result, latency_goal(asked))
+
+
+@pytest.mark.parametrize(
+    ("ms", "noise", "asked", "verdict"),
+    [
+        (5.0, 0.01, "0.6x", "met"),
+        (5.0, 0.01, "6ms", "met"),
+        (7.0, 0.01, "0.6x", "missed"),
+        (7.0, 0.01, "6ms", "missed"),
+        (6.05, 0.1, "0.6x", "undecided"),
+        (6.05, 0.1, "6ms", "undecided"),
+    ],
+)
+def test_the_end_is_judged_by_its_interval_and_more_seconds_would_decide(
+    ms: float, noise: float, asked: str, verdict: str
+) -> None:
+    row = _verdict({"unpruned": 10.0, "mine": ms}, asked, noise=noise)
+    assert row["verdict"] == verdict
+    said = latency_verdict._sentence("mine", asked, {**row, "recommended": True})
+    assert ("would decide: --set timing_seconds=" in said) == (verdict == "undecided")
+    assert (row["seconds_to_decide"] is not None) == (verdict == "undecided")
+
+
+def test_as_many_seconds_as_are_said_would_decide() -> None:
+    interval = Interval(6.2, 5.9, 6.6)
+    seconds = seconds_to_decide(interval, 6.0, 20.0)
+    assert seconds is not None
+    low = 6.2 - 0.3 * (20.0 / seconds) ** 0.5
+    assert low == pytest.approx(6.0), "the interval narrows with the root of the time"
+    assert seconds_to_decide(Interval(6.0, 5.9, 6.1), 6.0, 20.0) is None
+
+
+@pytest.mark.slow
+def test_a_missed_latency_is_exit_code_3_and_in_the_report(
+    small_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["compress", "--int8", "--latency", "0.8x", "--target", "openvino", "--epochs", "1", "--recovery-epochs",
+             "1", "--set", "timing_seconds=6", "--json", "--quiet", "--run", str(small_run.path)]  # fmt: skip
+
+    def code() -> object:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(typed)
+        return ended.value.code or 0
+
+    best = "missed" if code() == 3 else "met or undecided"
+    verdicts = small_run.latency_verdicts()
+    (recommended,) = (name for name, one in verdicts.items() if one["recommended"])
+    assert (verdicts[recommended]["verdict"] == "missed") == (best == "missed")
+    made = [one for one in json.loads(capsys.readouterr().out) if one.get("latency")]
+    assert {one["variant"] for one in made} == set(verdicts)
+    # What was measured is made a miss: the same command finds it and says so with its exit code.
+    for name, one in verdicts.items():
+        write_json(small_run.path / "host" / name / "latency/verdict.json", {**one, "verdict": "missed"})
+    assert code() == 3
+    (found,) = latencies(small_run).values()
+    assert [row["variant"] for row in found["verdicts"]] == [one["variant"] for one in made]
+    assert sum(plan["taken"] for plan in found["plans"]) == 1
+    write_run(tmp_path / "planted")
+    page = render(replace(assemble(tmp_path / "planted"), latencies={"float-under80pct": found}))
+    assert '0.8x on openvino <span class="badge missed">missed</span>' in page
+    assert all(row["variant"] in page for row in found["verdicts"])
 
 
 @pytest.mark.slow
