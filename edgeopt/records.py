@@ -211,11 +211,14 @@ class StageRecord(Record):
             share_of_unpruned: Positive
             share_of_unpruned_ci: Pair | None = None
 
-        class Plan(Measured):
-            """Widths, or blocks that go, by one way of choosing them."""
+        class Plan(_Part):
+            """Widths, or blocks that go, by one way of choosing them; not measured where another device is meant."""
 
             way: Text
             met: bool
+            p50_ms: Positive | None = None
+            share_of_unpruned: Positive | None = None
+            share_of_unpruned_ci: Pair | None = None
             predicted_share: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
             kept_importance: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
             untrained_val_loss: Nats | None = None
@@ -278,6 +281,68 @@ class LatencyVerdict(Record):
     val_top1: Share
     recommended: bool
     rival: Name | None = None
+
+
+class CandidatesRecord(Record):
+    """``host/<variant>/candidates-<target>/candidates.json``: networks for another device to time."""
+
+    fix: ClassVar[str] = "make them again where the pictures are: edgeopt compress --int8 --latency-candidates --force"
+
+    class Candidate(_Part):
+        """How many units each group loses, or the input (height, width) of the whole network."""
+
+        cuts: Annotated[list[Count], Field(max_length=100_000)] | None = None
+        size: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)] | None = None
+
+    class Group(_Part):
+        """Channels that go together, and how many units there are of them."""
+
+        name: Text
+        units: Count
+
+    created: Text
+    name: Name
+    key: Text
+    outputs: dict[Text, Output]
+    variant: Name
+    target: Name
+    scheme: SchemeName
+    profile: dict[Text, Any]
+    layers: list[Text]
+    groups: list[Group]
+    candidates: Annotated[dict[Name, Candidate], Field(min_length=2, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _fit(self) -> CandidatesRecord:
+        if set(self.candidates) != set(self.outputs):
+            raise ValueError("its candidates are not its files")
+        if any((one.cuts is None) == (one.size is None) for one in self.candidates.values()):
+            raise ValueError("a candidate has either cuts or a size")
+        return self
+
+
+class CandidateTimes(Record):
+    """``device/<target>/candidates-<variant>/times.json``: what a device measured of them."""
+
+    fix: ClassVar[str] = "measure again on the device: edgeopt bench --latency-candidates"
+
+    class Engine(_Part):
+        """The median of a call, as a share of the unpruned engine's as well, and the layers' shares of it."""
+
+        p50_ms: Positive
+        share_of_unpruned: Positive
+        share_of_unpruned_ci: Pair | None = None
+        layers: dict[Text, Share]
+
+    created: Text
+    name: Name
+    key: Text
+    outputs: dict[Text, Output]
+    variant: Name
+    target: Name
+    candidates: Text
+    engines: Annotated[dict[Name, Engine], Field(min_length=2, max_length=1000)]
+    measured_on: dict[Text, Any]
 
 
 class EnsembleRecord(Record):
@@ -711,6 +776,8 @@ COMMITS: Mapping[str, type[Record]] = {
     "parity.json": ExportRecord,
     "build.json": BuildRecord,
     "verdict.json": LatencyVerdict,
+    "candidates.json": CandidatesRecord,
+    "times.json": CandidateTimes,
 }
 
 

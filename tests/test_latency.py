@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +18,23 @@ from torch import nn
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target
 from edgeopt.bench import BenchResult, EngineResult, EngineSpec
+from edgeopt.bench.bed import UNPRUNED, Share, Timing
 from edgeopt.compress.channels import Group
+from edgeopt.compress.latency.clocks import Elsewhere, shape_of
 from edgeopt.compress.latency.knapsack import global_ratio, knapsack
+from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
-from edgeopt.compress.latency.space import WidthSpace
+from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
 from edgeopt.compress.prune import history_of, prunable, replay
 from edgeopt.compress.quantize import quantize
 from edgeopt.config import validate
-from edgeopt.errors import ConfigError, ModelError
+from edgeopt.errors import BackendError, ConfigError, MissingStageError, ModelError
 from edgeopt.export.qdq import export_qdq
 from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
 from edgeopt.metrics import Interval, seconds_to_decide
+from edgeopt.registry import load_backend
 from edgeopt.report.latencies import latencies
 from edgeopt.report.sections.latency import render
 from edgeopt.report.table import assemble
@@ -35,6 +42,7 @@ from edgeopt.schemes import get_scheme
 from edgeopt.stages import latency_verdict
 from edgeopt.stages.variants import Variant
 from tests.report_fixture import write_run
+from tests.tiny_torch import PlainNet
 
 
 @pytest.mark.parametrize(
@@ -152,6 +160,37 @@ def test_the_survey_spans_from_the_whole_network_to_the_smallest() -> None:
     assert space.smallest in survey
     assert len(set(survey)) == len(survey)
     assert any(first != second for first, second in survey)  # layers of their own, not one ratio throughout
+
+
+def test_plans_for_a_device_that_cannot_be_asked_again_are_predicted_and_kept_below_the_limit() -> None:
+    torch.manual_seed(0)
+    found = prunable(PlainNet(4), example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=4)
+    space = WidthSpace(found.groups, tuple(found.costs))
+    cuts = {UNPRUNED if not any(one) else f"candidate-{index}": one for index, one in enumerate(space.survey(16))}
+
+    def took(one: Cuts) -> Timing:
+        parts = dict(zip(space.layers, 0.8 * space.shares(one).prod(axis=1) / len(space.layers), strict=True))
+        whole = 0.2 + sum(parts.values())
+        share = Share(whole, 0.99 * whole, 1.01 * whole, 5 * whole)
+        return Timing(share, {name: float(part) / whole for name, part in parts.items()})
+
+    timings = {name: took(one) for name, one in cuts.items()}
+    clock = Elsewhere(shape_of(space), space.layers, cuts, {}, timings)
+    wanted = Search(clock, LatencyGoal(share=0.6))
+
+    def judge(history: object) -> dict[str, float]:
+        return {"loss": 1.0, "top1": 0.5}
+
+    chosen = search(found, wanted, judge=judge, say=lambda _: None)["chosen"]
+    assert chosen["met"]
+    assert chosen["p50_ms"] is None
+    gone = {name: len(channels) for name, _, channels in chosen["history"]}
+    truth = took(tuple(gone.get(group.name, 0) // group.repeats for group in space.groups)).share.value
+    assert 0.4 < truth <= 0.6
+    assert chosen["predicted_share"] == pytest.approx(truth, abs=0.02)
+    for other in (replace(clock, layers=("other",)), replace(clock, timings={UNPRUNED: timings[UNPRUNED]})):
+        with pytest.raises(ModelError, match="can be cut in other ways"):
+            search(found, replace(wanted, clock=other), judge=judge, say=lambda _: None)
 
 
 @pytest.mark.slow
@@ -336,7 +375,71 @@ def test_a_latency_that_pruning_cannot_reach_is_refused_with_the_smallest(small_
     assert "--latency" in str(caught.value.fix)
 
 
+#: edgeopt on the device: a machine that says it is that board, and that has no torch.
+_ON_THE_BOARD = """
+import sys
+sys.modules["torch"] = None
+from edgeopt import cli, environment
+environment.board = lambda: "Planted Board 1"
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_planted_board_without_torch_times_the_candidates_and_pruning_here_goes_by_its_times(
+    small_run: Run, tmp_path: Path
+) -> None:
+    run = Run.open(Path(shutil.copytree(small_run.path, tmp_path / "run")))
+    target = tmp_path / "planted.toml"
+    scheme = load_backend("openvino").schemes()[0]
+    target.write_text(
+        f'schema = 1\ntitle = "planted"\nbackend = "openvino"\nscheme = "{scheme}"\nmatch = {{ board = "Planted" }}\n'
+    )
+    goal = CompressConfig(latency="0.9x", epochs=1, recovery_epochs=1, rival=False)
+    with pytest.raises(ConfigError, match="planted is another device") as refused:
+        api.compress(run, goal, targets=(str(target),))
+    assert "--latency-candidates" in str(refused.value.fix)
+    assert api.compress(run, CompressConfig(latency_candidates=True), targets=(str(target),)) == []
+    (exported,) = run.candidates().values()
+    assert len(exported["candidates"]) >= 12
+    with pytest.raises(BackendError, match="this machine is not planted: the board is"):
+        api.bench_candidates(run)
+
+    device = shutil.copytree(run.path, tmp_path / "device")
+    typed = ["bench", "--latency-candidates", "--seconds", "10", "--json", "--run", str(device)]
+    said = subprocess.run([sys.executable, "-c", _ON_THE_BOARD, *typed], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    (times,) = json.loads(said.stdout)
+    assert times["measured_on"]["board"] == "Planted Board 1"
+    assert set(times["engines"]) == set(exported["candidates"])
+    assert times["engines"]["unpruned"]["share_of_unpruned"] == 1
+    assert set(times["engines"]["unpruned"]["layers"]) <= set(exported["layers"])
+    shutil.copytree(device / "device", run.path / "device", dirs_exist_ok=True)
+
+    notes = _Notes()
+    pruned, int8 = api.compress(run, goal, targets=(str(target),), console=notes)  # type: ignore[arg-type]
+    search = pruned.record["latency_search"]
+    told = {name: engine["p50_ms"] for name, engine in times["engines"].items()}
+    assert {one["name"]: one["p50_ms"] for one in search["candidates"]}.items() <= told.items()
+    assert all(plan["p50_ms"] is None and plan["share_of_unpruned"] is None for plan in search["plans"])
+    assert search["chosen"]["predicted_share"] <= 0.9
+    assert pruned.record["pruning"]["macs_after"] < pruned.record["pruning"]["macs_before"]
+    assert "latency" not in int8.record, "nothing was measured, and nothing is judged"
+    assert any("--budget max_p50_ms=" in text for text in notes.said)
+    assert latencies(run)[pruned.name]["verdicts"] == []
+
+    with pytest.raises(ConfigError, match="the times that planted measured are of other candidates"):
+        api.compress(run, goal.model_copy(update={"ignore": ("layer1",)}), targets=(str(target),))
+
+
 def test_a_latency_needs_one_target_that_is_here(path_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
+        api.compress(path_run, CompressConfig(latency_candidates=True))
+    with pytest.raises(ConfigError, match="latency_candidates is what a device times first"):
+        validate(CompressConfig, {"latency_candidates": True, "latency": "4ms"}, where="compress options")
+    with pytest.raises(MissingStageError, match="has no candidates") as missing:
+        api.bench_candidates(path_run)
+    assert "--latency-candidates" in str(missing.value.fix)
     for targets in ((), ("openvino", "onnxruntime")):
         with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
             api.compress(path_run, CompressConfig(latency="4ms"), targets=targets)

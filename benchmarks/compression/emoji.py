@@ -15,8 +15,8 @@ done is kept in the work folder, and a killed call goes on):
   pictures that set edgeopt's ranges; ONNX Runtime's run without the options edgeopt would add;
 * control: the float model trained on by the same recipe for as many epochs as the pruned model gets in all;
 * bench: all of these engines, interleaved, batch 1, by edgeopt's protocol;
-* on request: rival (the unpruned model at a smaller input, as many epochs, int8), latency (`--latency 0.6x` on OpenVINO
-  and its rival), ladder (`--max-drop 1.0`); bench again after them.
+* on request: rival (the unpruned model at a smaller input, as many epochs, int8), latency (`--latency 0.6x` on
+  OpenVINO, its rival, and one global ratio of equal latency), ladder (`--max-drop 1.0`); bench again after them.
 
 Everything is edgeopt's default but the size and epochs of fine-tuning and what the parts name; ``--recovery-epochs``
 and ``--qat-epochs`` change two more, and the file says so. Accuracy is the deployed engines' on the test pictures. The
@@ -45,12 +45,14 @@ from edgeopt.bench.result import bounds
 from edgeopt.config import load_calibration, validate
 from edgeopt.evaluate import evaluate
 from edgeopt.registry import load_backend
+from edgeopt.report.latencies import latencies
 from edgeopt.stages.engines import engines, sets_folder
-from edgeopt.stages.latency import rival_of
-from edgeopt.stages.passes import Job
+from edgeopt.stages.latency import cut_and_recovered, rival_of
+from edgeopt.stages.passes import Job, Recovered, recovered
 from edgeopt.stages.quantizing import quantized
 from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.training import TrainingPlan, fit
+from edgeopt.stages.variants import Variant
 
 BENCH_SECONDS = 90.0
 
@@ -106,25 +108,40 @@ def make_pruned(fold: Fold) -> None:
 
 def make_rival(fold: Fold) -> None:
     """The unpruned model at a smaller input, trained on and in int8 as the pruned one."""
-    run, config = fold.run, fold.config()
-    start, side = fold.original, 32 if fold.asked.trial else fold.setting.rival
-    teacher = find_teacher(run, start.name, console=fold.console)
-    job = Job(fold.workspace, config, start, teacher, TARGETS, 8, False, fold.console)
-    scheme = load_backend("openvino").schemes()[0]
-    with run.lock():
-        source = rival_of(job, (side, side))
-        made = list(quantized(job, source, (scheme,)))
+    side = 32 if fold.asked.trial else fold.setting.rival
+    made = _int8_of(fold, lambda job: rival_of(job, (side, side)))
     deploy(fold, "rival", f"edgeopt --int8 at {side} px", made)
 
 
+def _int8_of(fold: Fold, source: Callable[[Job], Variant]) -> list[Variant]:
+    """The int8 variant of a float one that no option of edgeopt makes alone."""
+    run, start = fold.run, fold.original
+    teacher = find_teacher(run, start.name, console=fold.console)
+    job = Job(fold.workspace, fold.config(), start, teacher, TARGETS, 8, False, fold.console)
+    with run.lock():
+        return list(quantized(job, source(job), (load_backend("openvino").schemes()[0],)))
+
+
 def make_latency(fold: Fold) -> None:
+    """To 0.6 of the unpruned latency, its rival, and the plan of one global ratio where that was not the best."""
     made = api.compress(fold.run, fold.config(latency="0.6x"), targets=("openvino",), console=fold.console)
     finals = [item for item in made if item.record.get("scheme")]
     for key, title, item in zip(("latency", "latency-rival"), ("", ", its rival"), finals, strict=False):
         deploy(fold, key, f"edgeopt --int8 --latency 0.6x{title}", [item], judged=item.record["latency"])
-    fold.record["latency_search"] = {
-        key: value for key, value in made[0].record["latency_search"].items() if key != "chosen"
-    }
+    search = made[0].record["latency_search"]
+    fold.record["latency_search"] = latencies(fold.run)[made[0].name]
+    fitting = (plan for plan in search["plans"] if plan["way"] == "global ratio" and "history" in plan)
+    alike = next(fitting, None)
+    if alike is not None and search["chosen"]["way"] != "global ratio":
+        config = {"history": alike["history"], **fold.config().model_dump(include={"recovery_epochs", "recovery_lr"})}
+
+        def source(job: Job) -> Variant:
+            def make(folder: Path) -> Recovered:
+                return cut_and_recovered(job, alike["history"], search["untouched"], folder)
+
+            return recovered(job, f"{job.start.name}-alike", "prune", config=config, origin={}, make=make)
+
+        deploy(fold, "latency-alike", "one global ratio of equal latency, int8", _int8_of(fold, source))
 
 
 def make_ladder(fold: Fold) -> None:

@@ -17,6 +17,7 @@ Bools = npt.NDArray[np.bool_]
 ORDER = ("float", "control", "int8-onnxruntime", "int8-openvino", "prune-onnxruntime", "prune-openvino",
          "rival-onnxruntime", "rival-openvino", "nncf-openvino", "static-onnxruntime", "tuned-onnxruntime",
          "latency-onnxruntime", "latency-openvino", "latency-rival-onnxruntime", "latency-rival-openvino",
+         "latency-alike-onnxruntime", "latency-alike-openvino",
          "ladder-onnxruntime", "ladder-openvino")  # fmt: skip
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -44,7 +45,8 @@ LIMITS = {
 }
 #: (ours, theirs): not less accurate, and not slower as far as the interval tells.
 RIVALS = (("int8-openvino", "nncf-openvino"), ("int8-onnxruntime", "static-onnxruntime"),
-          ("int8-onnxruntime", "tuned-onnxruntime"), ("prune-openvino", "rival-openvino"))  # fmt: skip
+          ("int8-onnxruntime", "tuned-onnxruntime"), ("prune-openvino", "rival-openvino"),
+          ("latency-openvino", "latency-alike-openvino"))  # fmt: skip
 LEAST_RATIO = 1.4  # of the pruned int8 engine's speed to the unpruned one's, OpenVINO
 
 

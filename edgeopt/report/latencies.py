@@ -41,7 +41,7 @@ def _searched(search: Mapping[str, Any]) -> dict[str, Any]:
         "limit_share": search["goal"]["limit_share"],
         "present_ms": measured[0]["p50_ms"],
         "smallest_ms": measured[0]["p50_ms"] * min(one["share_of_unpruned"] for one in measured),
-        "engines_timed": len(measured) + len(search["sizes"]) + len(search["plans"]),
+        "engines_timed": sum(one.get("p50_ms") is not None for one in [*measured, *search["sizes"], *search["plans"]]),
         "table_error": _some(search["table_error"], ("engines", "median", "largest")),
         "plans": [{**plan, "taken": plan == chosen} for plan in (_some(one, _PLAN) for one in search["plans"])],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -13,7 +14,7 @@ from edgeopt.config import Target
 from edgeopt.latency_goal import LatencyGoal
 from edgeopt.metrics import Interval, seconds_to_decide
 from edgeopt.run import Stage, stage_key
-from edgeopt.stages.latency import goal_of
+from edgeopt.stages.latency import REFERENCE, goal_of
 from edgeopt.stages.passes import Job, model_hash
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.variants import Variant
@@ -55,6 +56,20 @@ def judged(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant])
     return made
 
 
+def judged_there(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> list[Variant]:
+    """``finals`` as they are, since only the device can measure them; the better is named, and what to type there."""
+    search = pruned.record["latency_search"]
+    limit_ms = search["goal"]["limit_share"] * search["candidates"][0]["p50_ms"]
+    best = max(finals, key=lambda item: float(item.record["metrics"]["val_top1"]))
+    named, place = (shlex.quote(name) for name in (job.targets[0], target.name))
+    job.console.say(
+        f"{best.name} has the best val top-1, {best.record['metrics']['val_top1']:.2%}; {job.config.latency} is a "
+        f"prediction until {place} measures it: edgeopt build --target {named}, then edgeopt bench --target {named} "
+        f"--budget max_p50_ms={limit_ms:.4g}"
+    )
+    return list(finals)
+
+
 def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
     key = stage_key(
         inputs={item.name: model_hash(item) for item in finals},
@@ -78,7 +93,7 @@ def _measure(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant
     """The engines of what was exported, interleaved with the unpruned one that the search left."""
     scheme, exports = str(finals[0].architecture.scheme), job.run.exports()
     with bed_of(job, target, scheme) as bed, job.console.task("measuring what was made") as progress:
-        reference = bed.build(_REFERENCE, job.run.output(pruned.record, "reference"))
+        reference = bed.build(_REFERENCE, job.run.output(pruned.record, REFERENCE))
         built = [bed.build(item.name, job.run.output(exports[item.name], "onnx"), item.preprocess) for item in finals]
         return bed.measure([reference, *built], _seconds(job), width=_WIDTH, progress=progress)
 
