@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgeopt.remote import run_on
     from edgeopt.stages.bench import bench, evaluate
     from edgeopt.stages.build import build
+    from edgeopt.stages.candidates import bench_candidates
     from edgeopt.stages.check import check
     from edgeopt.stages.compress import compress
     from edgeopt.stages.ensemble import ensemble
@@ -24,6 +25,7 @@ _WHERE = {
     "adopt": "stages.finetune",
     "augment_preview": "stages.finetune",
     "bench": "stages.bench",
+    "bench_candidates": "stages.candidates",
     "build": "stages.build",
     "check": "stages.check",
     "compare": "stages.report",
@@ -46,6 +48,7 @@ __all__ = [
     "adopt",
     "augment_preview",
     "bench",
+    "bench_candidates",
     "build",
     "check",
     "compare",

@@ -31,6 +31,7 @@ class CompressConfig(Taught):
     drop_blocks: int = Field(0, ge=0, le=1000)  # whole residual blocks, before channels are pruned
     drop_heads: int = Field(0, ge=0, le=10_000)  # of transformers' attention, before channels are pruned
     latency: str | None = None  # of the int8 engine, measured on the one target
+    latency_candidates: bool = False  # export networks for a target elsewhere to time, and do nothing else
     timing_seconds: float = Field(60.0, gt=0, le=36_000)  # for timing its candidates, all together
     rival: bool = True  # beside latency: the unpruned model at a smaller input of equal latency
     schemes: tuple[str, ...] = ()
@@ -79,6 +80,10 @@ class CompressConfig(Taught):
         if self.latency is not None and self.prunes:
             key = "prune" if self.prune is not None else "drop_blocks" if self.drop_blocks else "drop_heads"
             raise ValueError(f"{key} and latency both say how much to prune; leave one of them out")
+        if self.latency_candidates and (self.prunes or self.latency is not None or self.max_drop is not None):
+            raise ValueError("latency_candidates is what a device times first; prune, latency and max_drop come later")
+        if self.latency_candidates and not self.int8:
+            raise ValueError("latency_candidates are int8 networks; add int8")
         if self.prune_steps > 1 and self.prune is None:
             raise ValueError("prune_steps divide a prune that is not there; add prune")
         if self.latency is not None and not self.int8:

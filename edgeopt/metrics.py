@@ -310,6 +310,19 @@ def ratio_interval(
     return median_interval(ratios) if len(ratios) else Interval(math.nan, math.nan, math.nan)
 
 
+def seconds_to_decide(interval: Interval, limit: float, seconds: float) -> float | None:
+    """How many seconds of windows would put ``interval``, which took ``seconds``, on one side of ``limit``.
+
+    It narrows with the root of the time; a third more at least. None where none would, the value being at the limit,
+    or where there were too few windows for an interval.
+    """
+    at_it = math.isclose(interval.value, limit, abs_tol=1e-9)
+    if at_it or not math.isfinite(interval.high - interval.low):
+        return None
+    reach = abs(interval.value - interval.low if limit < interval.value else interval.high - interval.value)
+    return float(seconds * max((reach / (interval.value - limit)) ** 2, 1.3))
+
+
 def quantiles(samples: Sequence[float] | Float, percents: Sequence[float] = (50, 90, 99)) -> tuple[float, ...]:
     """The given percentiles of ``samples``, linearly interpolated."""
     values = np.asarray(samples, dtype=np.float64)

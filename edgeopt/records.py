@@ -201,11 +201,53 @@ class StageRecord(Record):
         layers: list[TimedLayer] | None = None
         rungs: Annotated[list[Rung], Field(min_length=1, max_length=1000)]
 
+    class LatencySearch(_Part):
+        """What was timed before training, and what was planned of it. Shares are of the unpruned engine's latency."""
+
+        class Measured(_Part):
+            """An engine."""
+
+            p50_ms: Positive
+            share_of_unpruned: Positive
+            share_of_unpruned_ci: Pair | None = None
+
+        class Plan(_Part):
+            """Widths, or blocks that go, by one way of choosing them; not measured where another device is meant."""
+
+            way: Text
+            met: bool
+            p50_ms: Positive | None = None
+            share_of_unpruned: Positive | None = None
+            share_of_unpruned_ci: Pair | None = None
+            predicted_share: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+            kept_importance: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
+            untrained_val_loss: Nats | None = None
+
+        class Goal(_Part):
+            """What was asked for."""
+
+            limit_share: Positive
+
+        class TableError(_Part):
+            """How far predictions were off on engines held out."""
+
+            engines: Count
+            median: Annotated[float, Field(ge=0, le=1e9)]
+            largest: Annotated[float, Field(ge=0, le=1e9)]
+
+        goal: Goal
+        candidates: Annotated[list[Measured], Field(min_length=1, max_length=1000)]
+        sizes: Annotated[list[Measured], Field(max_length=1000)]
+        table_error: TableError
+        plans: Annotated[list[Plan], Field(min_length=1, max_length=1000)]
+        chosen: Plan
+
     created: Text
     key: Text
     outputs: dict[Text, Output]
     fold: Fold | None = None
     ladder: Ladder | None = None
+    latency_search: LatencySearch | None = None
     pruning: Pruning | None = None
     ingredients: Ingredients | None = None
     cross_validation: CrossValidation | None = None
@@ -218,6 +260,89 @@ class StageRecord(Record):
     metrics: Metrics | None = None
     inputs: dict[Text, Any] | None = None
     config: dict[Text, Any] | None = None
+
+
+class LatencyVerdict(Record):
+    """``host/<int8 variant>/latency/verdict.json``: what its engine measured against the latency asked for."""
+
+    fix: ClassVar[str] = "delete it, and measure again with the same edgeopt compress"
+
+    created: Text
+    key: Text
+    outputs: dict[Text, Output]
+    asked: Text
+    target: Name
+    verdict: Literal["met", "undecided", "missed"]
+    seconds_to_decide: Positive | None = None
+    p50_ms: Positive
+    p50_ci_ms: Pair | None = None
+    share_of_unpruned: Positive
+    share_of_unpruned_ci: Pair | None = None
+    val_top1: Share
+    recommended: bool
+    rival: Name | None = None
+
+
+class CandidatesRecord(Record):
+    """``host/<variant>/candidates-<target>/candidates.json``: networks for another device to time."""
+
+    fix: ClassVar[str] = "make them again where the pictures are: edgeopt compress --int8 --latency-candidates --force"
+
+    class Candidate(_Part):
+        """How many units each group loses, or the input (height, width) of the whole network."""
+
+        cuts: Annotated[list[Count], Field(max_length=100_000)] | None = None
+        size: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)] | None = None
+
+    class Group(_Part):
+        """Channels that go together, and how many units there are of them."""
+
+        name: Text
+        units: Count
+
+    created: Text
+    name: Name
+    key: Text
+    outputs: dict[Text, Output]
+    variant: Name
+    target: Name
+    scheme: SchemeName
+    profile: dict[Text, Any]
+    layers: list[Text]
+    groups: list[Group]
+    candidates: Annotated[dict[Name, Candidate], Field(min_length=2, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _fit(self) -> CandidatesRecord:
+        if set(self.candidates) != set(self.outputs):
+            raise ValueError("its candidates are not its files")
+        if any((one.cuts is None) == (one.size is None) for one in self.candidates.values()):
+            raise ValueError("a candidate has either cuts or a size")
+        return self
+
+
+class CandidateTimes(Record):
+    """``device/<target>/candidates-<variant>/times.json``: what a device measured of them."""
+
+    fix: ClassVar[str] = "measure again on the device: edgeopt bench --latency-candidates"
+
+    class Engine(_Part):
+        """The median of a call, as a share of the unpruned engine's as well, and the layers' shares of it."""
+
+        p50_ms: Positive
+        share_of_unpruned: Positive
+        share_of_unpruned_ci: Pair | None = None
+        layers: dict[Text, Share]
+
+    created: Text
+    name: Name
+    key: Text
+    outputs: dict[Text, Output]
+    variant: Name
+    target: Name
+    candidates: Text
+    engines: Annotated[dict[Name, Engine], Field(min_length=2, max_length=1000)]
+    measured_on: dict[Text, Any]
 
 
 class EnsembleRecord(Record):
@@ -650,6 +775,9 @@ COMMITS: Mapping[str, type[Record]] = {
     "ensemble.json": EnsembleRecord,
     "parity.json": ExportRecord,
     "build.json": BuildRecord,
+    "verdict.json": LatencyVerdict,
+    "candidates.json": CandidatesRecord,
+    "times.json": CandidateTimes,
 }
 
 

@@ -36,7 +36,7 @@ _REFUSED = ("Permission denied", "Host key verification failed", "Could not reso
 #: Of a run, what a device builds, measures and predicts from.
 _NEEDED = (
     "run.json", "budget.json", "data/labels.txt", "data/sets/**/*", "data/samples/*", "host/*/stage.json",
-    "host/*/model.*", "host/*/architecture.json", "host/*/preprocess.json", "host/*/export/*",
+    "host/*/model.*", "host/*/architecture.json", "host/*/preprocess.json", "host/*/export/*", "host/*/candidates-*/*",
     "device/pytorch/**/*.json",
 )  # fmt: skip
 _PLAIN = re.compile(r"device/[\w@.+-]+(/[\w@.+-]+)+")

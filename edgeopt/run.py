@@ -283,6 +283,19 @@ class Run:
         paths = self._glob("host/*/export/parity.json")
         return {path.parent.parent.name: records.read(records.ExportRecord, path) for path in paths}
 
+    def latency_verdicts(self) -> dict[str, dict[str, Any]]:
+        """What int8 variants measured against the latency they were asked for, by name."""
+        paths = self._glob("host/*/latency/verdict.json")
+        return {path.parent.parent.name: records.read(records.LatencyVerdict, path) for path in paths}
+
+    def candidates(self) -> dict[str, dict[str, Any]]:
+        """Networks exported for other devices to time, by ``variant/candidates-target``."""
+        return self._named("host/*/candidates-*/candidates.json", records.CandidatesRecord)
+
+    def candidate_times(self) -> dict[str, dict[str, Any]]:
+        """What devices measured of them, by ``target/candidates-variant``."""
+        return self._named("device/*/candidates-*/times.json", records.CandidateTimes)
+
     def engines(self) -> dict[str, dict[str, Any]]:
         """Committed builds by ``target/variant``, oldest first; see :meth:`damaged_engines` for those left out."""
         return self._records("device/*/*/build.json", records.BuildRecord, parts=2)[0]
@@ -392,6 +405,10 @@ class Run:
         for path in sorted(self.path.glob(pattern)):
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.path).parts):
                 yield path
+
+    def _named(self, pattern: str, kind: type[records.Record]) -> dict[str, dict[str, Any]]:
+        """The records that ``pattern`` finds by the last two of their folders; raises RunError for a damaged one."""
+        return {"/".join(path.parent.parts[-2:]): records.read(kind, path) for path in self._glob(pattern)}
 
     def _whole(self, pattern: str, kind: type[records.Record]) -> dict[str, dict[str, Any]]:
         """The records that ``pattern`` finds, oldest first; raises RunError for a damaged one."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +16,33 @@ import torch
 from conftest import paint_folder
 from torch import nn
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target
+from edgeopt.bench import BenchResult, EngineResult, EngineSpec
+from edgeopt.bench.bed import UNPRUNED, Share, Timing
 from edgeopt.compress.channels import Group
+from edgeopt.compress.latency.clocks import Elsewhere, shape_of
 from edgeopt.compress.latency.knapsack import global_ratio, knapsack
+from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
-from edgeopt.compress.latency.space import WidthSpace
+from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
 from edgeopt.compress.prune import history_of, prunable, replay
 from edgeopt.compress.quantize import quantize
 from edgeopt.config import validate
-from edgeopt.errors import ConfigError, ModelError
+from edgeopt.errors import BackendError, ConfigError, MissingStageError, ModelError
 from edgeopt.export.qdq import export_qdq
+from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
+from edgeopt.metrics import Interval, seconds_to_decide
+from edgeopt.registry import load_backend
+from edgeopt.report.latencies import latencies
+from edgeopt.report.sections.latency import render
+from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
+from edgeopt.stages import latency_verdict
+from edgeopt.stages.variants import Variant
+from tests.report_fixture import write_run
+from tests.tiny_torch import PlainNet
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,37 @@ def test_the_survey_spans_from_the_whole_network_to_the_smallest() -> None:
     assert any(first != second for first, second in survey)  # layers of their own, not one ratio throughout
 
 
+def test_plans_for_a_device_that_cannot_be_asked_again_are_predicted_and_kept_below_the_limit() -> None:
+    torch.manual_seed(0)
+    found = prunable(PlainNet(4), example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=4)
+    space = WidthSpace(found.groups, tuple(found.costs))
+    cuts = {UNPRUNED if not any(one) else f"candidate-{index}": one for index, one in enumerate(space.survey(16))}
+
+    def took(one: Cuts) -> Timing:
+        parts = dict(zip(space.layers, 0.8 * space.shares(one).prod(axis=1) / len(space.layers), strict=True))
+        whole = 0.2 + sum(parts.values())
+        share = Share(whole, 0.99 * whole, 1.01 * whole, 5 * whole)
+        return Timing(share, {name: float(part) / whole for name, part in parts.items()})
+
+    timings = {name: took(one) for name, one in cuts.items()}
+    clock = Elsewhere(shape_of(space), space.layers, cuts, {}, timings)
+    wanted = Search(clock, LatencyGoal(share=0.6))
+
+    def judge(history: object) -> dict[str, float]:
+        return {"loss": 1.0, "top1": 0.5}
+
+    chosen = search(found, wanted, judge=judge, say=lambda _: None)["chosen"]
+    assert chosen["met"]
+    assert chosen["p50_ms"] is None
+    gone = {name: len(channels) for name, _, channels in chosen["history"]}
+    truth = took(tuple(gone.get(group.name, 0) // group.repeats for group in space.groups)).share.value
+    assert 0.4 < truth <= 0.6
+    assert chosen["predicted_share"] == pytest.approx(truth, abs=0.02)
+    for other in (replace(clock, layers=("other",)), replace(clock, timings={UNPRUNED: timings[UNPRUNED]})):
+        with pytest.raises(ModelError, match="can be cut in other ways"):
+            search(found, replace(wanted, clock=other), judge=judge, say=lambda _: None)
+
+
 @pytest.mark.slow
 def test_a_slice_of_the_file_is_what_exporting_the_slice_gives(tmp_path: Path) -> None:
     import onnx
@@ -241,6 +290,84 @@ def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: 
     assert all(item.skipped for item in again)
 
 
+def _verdict(windows: dict[str, float], asked: str, *, noise: float, count: int = 24) -> dict[str, object]:
+    """Of engines whose calls take these milliseconds, give or take ``noise`` of themselves, window by window."""
+    rng = np.random.default_rng(0)
+    target = load_target("openvino")
+    engines = {
+        name: EngineResult(
+            EngineSpec(name, "openvino", Path("x"), target, "int8"),
+            tuple((float(ms * np.exp(rng.normal(0, noise))),) * 10 for _ in range(count)),
+            *(0.1, 0, {}, 0.0, True),
+        )
+        for name, ms in windows.items()
+    }
+    result = BenchResult("planted", engines, {}, count, 20.0, {}, {})
+    item = Variant(Run(Path("x"), {}), "mine", {"metrics": {"val_top1": 0.9}}, skipped=False)
+    return latency_verdict._row(item, result, latency_goal(asked))
+
+
+@pytest.mark.parametrize(
+    ("ms", "noise", "asked", "verdict"),
+    [
+        (5.0, 0.01, "0.6x", "met"),
+        (5.0, 0.01, "6ms", "met"),
+        (7.0, 0.01, "0.6x", "missed"),
+        (7.0, 0.01, "6ms", "missed"),
+        (6.05, 0.1, "0.6x", "undecided"),
+        (6.05, 0.1, "6ms", "undecided"),
+    ],
+)
+def test_the_end_is_judged_by_its_interval_and_more_seconds_would_decide(
+    ms: float, noise: float, asked: str, verdict: str
+) -> None:
+    row = _verdict({"unpruned": 10.0, "mine": ms}, asked, noise=noise)
+    assert row["verdict"] == verdict
+    said = latency_verdict._sentence("mine", asked, {**row, "recommended": True})
+    assert ("would decide: --set timing_seconds=" in said) == (verdict == "undecided")
+    assert (row["seconds_to_decide"] is not None) == (verdict == "undecided")
+
+
+def test_as_many_seconds_as_are_said_would_decide() -> None:
+    interval = Interval(6.2, 5.9, 6.6)
+    seconds = seconds_to_decide(interval, 6.0, 20.0)
+    assert seconds is not None
+    low = 6.2 - 0.3 * (20.0 / seconds) ** 0.5
+    assert low == pytest.approx(6.0), "the interval narrows with the root of the time"
+    assert seconds_to_decide(Interval(6.0, 5.9, 6.1), 6.0, 20.0) is None
+
+
+@pytest.mark.slow
+def test_a_missed_latency_is_exit_code_3_and_in_the_report(
+    small_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["compress", "--int8", "--latency", "0.8x", "--target", "openvino", "--epochs", "1", "--recovery-epochs",
+             "1", "--set", "timing_seconds=6", "--json", "--quiet", "--run", str(small_run.path)]  # fmt: skip
+
+    def code() -> object:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(typed)
+        return ended.value.code or 0
+
+    best = "missed" if code() == 3 else "met or undecided"
+    verdicts = small_run.latency_verdicts()
+    (recommended,) = (name for name, one in verdicts.items() if one["recommended"])
+    assert (verdicts[recommended]["verdict"] == "missed") == (best == "missed")
+    made = [one for one in json.loads(capsys.readouterr().out) if one.get("latency")]
+    assert {one["variant"] for one in made} == set(verdicts)
+    # What was measured is made a miss: the same command finds it and says so with its exit code.
+    for name, one in verdicts.items():
+        write_json(small_run.path / "host" / name / "latency/verdict.json", {**one, "verdict": "missed"})
+    assert code() == 3
+    (found,) = latencies(small_run).values()
+    assert [row["variant"] for row in found["verdicts"]] == [one["variant"] for one in made]
+    assert sum(plan["taken"] for plan in found["plans"]) == 1
+    write_run(tmp_path / "planted")
+    page = render(replace(assemble(tmp_path / "planted"), latencies={"float-under80pct": found}))
+    assert '0.8x on openvino <span class="badge missed">missed</span>' in page
+    assert all(row["variant"] in page for row in found["verdicts"])
+
+
 @pytest.mark.slow
 def test_a_latency_that_pruning_cannot_reach_is_refused_with_the_smallest(small_run: Run) -> None:
     with pytest.raises(ModelError, match=r"pruning cannot reach .* the smallest network takes .* ms") as caught:
@@ -248,7 +375,71 @@ def test_a_latency_that_pruning_cannot_reach_is_refused_with_the_smallest(small_
     assert "--latency" in str(caught.value.fix)
 
 
+#: edgeopt on the device: a machine that says it is that board, and that has no torch.
+_ON_THE_BOARD = """
+import sys
+sys.modules["torch"] = None
+from edgeopt import cli, environment
+environment.board = lambda: "Planted Board 1"
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_planted_board_without_torch_times_the_candidates_and_pruning_here_goes_by_its_times(
+    small_run: Run, tmp_path: Path
+) -> None:
+    run = Run.open(Path(shutil.copytree(small_run.path, tmp_path / "run")))
+    target = tmp_path / "planted.toml"
+    scheme = load_backend("openvino").schemes()[0]
+    target.write_text(
+        f'schema = 1\ntitle = "planted"\nbackend = "openvino"\nscheme = "{scheme}"\nmatch = {{ board = "Planted" }}\n'
+    )
+    goal = CompressConfig(latency="0.9x", epochs=1, recovery_epochs=1, rival=False)
+    with pytest.raises(ConfigError, match="planted is another device") as refused:
+        api.compress(run, goal, targets=(str(target),))
+    assert "--latency-candidates" in str(refused.value.fix)
+    assert api.compress(run, CompressConfig(latency_candidates=True), targets=(str(target),)) == []
+    (exported,) = run.candidates().values()
+    assert len(exported["candidates"]) >= 12
+    with pytest.raises(BackendError, match="this machine is not planted: the board is"):
+        api.bench_candidates(run)
+
+    device = shutil.copytree(run.path, tmp_path / "device")
+    typed = ["bench", "--latency-candidates", "--seconds", "10", "--json", "--run", str(device)]
+    said = subprocess.run([sys.executable, "-c", _ON_THE_BOARD, *typed], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    (times,) = json.loads(said.stdout)
+    assert times["measured_on"]["board"] == "Planted Board 1"
+    assert set(times["engines"]) == set(exported["candidates"])
+    assert times["engines"]["unpruned"]["share_of_unpruned"] == 1
+    assert set(times["engines"]["unpruned"]["layers"]) <= set(exported["layers"])
+    shutil.copytree(device / "device", run.path / "device", dirs_exist_ok=True)
+
+    notes = _Notes()
+    pruned, int8 = api.compress(run, goal, targets=(str(target),), console=notes)  # type: ignore[arg-type]
+    search = pruned.record["latency_search"]
+    told = {name: engine["p50_ms"] for name, engine in times["engines"].items()}
+    assert {one["name"]: one["p50_ms"] for one in search["candidates"]}.items() <= told.items()
+    assert all(plan["p50_ms"] is None and plan["share_of_unpruned"] is None for plan in search["plans"])
+    assert search["chosen"]["predicted_share"] <= 0.9
+    assert pruned.record["pruning"]["macs_after"] < pruned.record["pruning"]["macs_before"]
+    assert "latency" not in int8.record, "nothing was measured, and nothing is judged"
+    assert any("--budget max_p50_ms=" in text for text in notes.said)
+    assert latencies(run)[pruned.name]["verdicts"] == []
+
+    with pytest.raises(ConfigError, match="the times that planted measured are of other candidates"):
+        api.compress(run, goal.model_copy(update={"ignore": ("layer1",)}), targets=(str(target),))
+
+
 def test_a_latency_needs_one_target_that_is_here(path_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
+        api.compress(path_run, CompressConfig(latency_candidates=True))
+    with pytest.raises(ConfigError, match="latency_candidates is what a device times first"):
+        validate(CompressConfig, {"latency_candidates": True, "latency": "4ms"}, where="compress options")
+    with pytest.raises(MissingStageError, match="has no candidates") as missing:
+        api.bench_candidates(path_run)
+    assert "--latency-candidates" in str(missing.value.fix)
     for targets in ((), ("openvino", "onnxruntime")):
         with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
             api.compress(path_run, CompressConfig(latency="4ms"), targets=targets)

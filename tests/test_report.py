@@ -524,7 +524,7 @@ def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path
     html = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
     page = parsed(html)
     shown = {name for name in SECTIONS if name in page.ids}
-    assert shown == set(SECTIONS) - {"ladder", "widths"}, "no such compression here"
+    assert shown == set(SECTIONS) - {"ladder", "latency", "widths"}, "no such compression here"
     assert all(url.startswith(("#", "data:")) for url in page.urls)
     assert "default-src 'none'" in html
     assert "@import" not in html

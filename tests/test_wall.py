@@ -17,7 +17,7 @@ CORE = {
     "telemetry", "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
-DEVICE_STAGES = {"__init__", "bench", "build", "engines", "foreign", "package", "predict", "report"}
+DEVICE_STAGES = {"__init__", "bench", "build", "candidates", "engines", "foreign", "package", "predict", "report"}
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {

@@ -115,7 +115,9 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise _refused(f"reading {request.onnx.name}", error, _UPGRADE) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
-            fusion, device, times = session.audit(), session.describe()["device"], session.times()
+            shape = (request.target.batch, *request.input_shape)
+            times, _ = session.times(np.zeros(shape, np.float32))
+            fusion, device = session.audit(), session.describe()["device"]
         exact = request.scheme is None or request.scheme.name in self.schemes_on(request.target)
         return BuildResult(
             engine="engine.xml",
@@ -135,7 +137,8 @@ class OpenVinoBackend(Backend):
         """By the executed graph's own counters, with the names of all that was fused into each node."""
         opened = self._open(engine, target, precision, threads, {"PERF_COUNT": "YES"})
         with closing(opened) as session:
-            return session.fused_times(batch)
+            times, fused = session.times(batch)
+        return {fused.get(layer.name) or layer.name: layer.ms * 1000 for layer in times.layers}
 
     def _open(
         self,
@@ -217,23 +220,16 @@ class OpenVinoSession(Session):
                 layers.append(ComputeLayer(node.get_friendly_name(), int8, self._macs(kind, node)))
         return fusion_report("openvino", layers, "runtimePrecision of the compiled model's layers (get_runtime_model)")
 
-    def fused_times(self, batch: Float32) -> dict[str, float]:
-        """See :meth:`Backend.layer_times`; the session must have been opened with PERF_COUNT."""
-        samples: dict[str, list[float]] = {}
-        for _ in range(TIMED_RUNS):
-            self.infer(batch)
-            for node in self._request.get_profiling_info():
-                samples.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
-        fused = {
-            node.get_friendly_name(): _text(node.get_rt_info()["originalLayersNames"])
-            for node in self._compiled.get_runtime_model().get_ordered_ops()
-        }
-        return {fused.get(name) or name: float(np.median(times)) for name, times in samples.items()}
+    def times(self, batch: Float32) -> tuple[LayerTimes, dict[str, str]]:
+        """The time of every layer by the plugin's own counters; and by layer the names of all that was fused into it.
 
-    def times(self) -> LayerTimes:
-        """The time of every layer by the plugin's own counters, of a model compiled with these on."""
-        request = self._compile(self._batch, {"PERF_COUNT": "YES"}).create_infer_request()
-        request.get_input_tensor().data[:] = 0
+        Of a model compiled with the counters on: this session's own where it was opened so.
+        """
+        counting = {"PERF_COUNT": "YES"}
+        own = counting.items() <= self._properties.items()
+        compiled = self._compiled if own else self._compile(self._batch, counting)
+        request = compiled.create_infer_request()
+        request.get_input_tensor().data[:] = batch
         samples = []
         for run in range(1 + TIMED_RUNS):
             request.infer()
@@ -241,7 +237,12 @@ class OpenVinoSession(Session):
                 if str(layer.status).endswith("EXECUTED"):
                     ms = layer.real_time.total_seconds() * 1000
                     samples.append((layer.node_name, f"{layer.node_type} ({layer.exec_type})", ms))
-        return layer_times(samples, runs=TIMED_RUNS, batch=self._batch, source="OpenVINO's performance counters")
+        fused = {
+            node.get_friendly_name(): _text(node.get_rt_info()["originalLayersNames"])
+            for node in compiled.get_runtime_model().get_ordered_ops()
+        }
+        source = "OpenVINO's performance counters"
+        return layer_times(samples, runs=TIMED_RUNS, batch=self._batch, source=source), fused
 
     def _macs(self, kind: str, node: Any) -> int | None:
         """MACs of one picture."""

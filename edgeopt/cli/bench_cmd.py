@@ -12,6 +12,8 @@ from edgeopt.cli.common import (
     allowance_options,
     baseline_option,
     budget_options,
+    emit,
+    given,
     on_option,
     options_of,
     output_options,
@@ -21,6 +23,7 @@ from edgeopt.cli.common import (
 )
 from edgeopt.cli.report_cmd import finish, read_allowance, read_budget
 from edgeopt.config import BenchConfig, validate
+from edgeopt.run import Run
 
 
 @click.command("bench")
@@ -28,7 +31,14 @@ from edgeopt.config import BenchConfig, validate
     "--target", "targets", multiple=True, help="Only engines of this target; may be repeated. [default: all built here]"
 )
 @click.option(
-    "--seconds", type=float, default=20.0, show_default=True, help="Measuring time for all engines together, at most."
+    "--latency-candidates",
+    is_flag=True,
+    help="Time what compress --latency-candidates exported for this device instead; no report is written.",
+)
+@click.option(
+    "--seconds",
+    type=float,
+    help="Measuring time for all engines together, at most. [default: 20; of latency candidates 60]",
 )
 @click.option(
     "--width",
@@ -57,7 +67,8 @@ from edgeopt.config import BenchConfig, validate
 @output_options
 def command(
     targets: tuple[str, ...],
-    seconds: float,
+    latency_candidates: bool,
+    seconds: float | None,
     width: float,
     threads: int,
     on: str | None,
@@ -81,7 +92,7 @@ def command(
     from edgeopt.stages.bench import bench
 
     asked: dict[str, Any] = {
-        "seconds": seconds,
+        **given(seconds=seconds),
         "width": width,
         "threads": threads,
         "compiled": compiled,
@@ -96,6 +107,8 @@ def command(
         read_snapshot(Path(baseline))
     console = Terminal(quiet=quiet)
     run = pick_run(run_path, console)
+    if latency_candidates:
+        return _candidates(run, targets, seconds, on, as_json=as_json, console=console)
     if on is not None:
         from edgeopt.remote import run_on
 
@@ -104,3 +117,30 @@ def command(
         return finish(run, limits, as_json=as_json)
     bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
     return finish(run, limits, as_json=as_json)
+
+
+def _candidates(
+    run: Run, targets: tuple[str, ...], seconds: float | None, on: str | None, *, as_json: bool, console: Terminal
+) -> int:
+    """Time them here, or over ``on``; a line for each target."""
+    from edgeopt.bench.bed import UNPRUNED
+    from edgeopt.stages.candidates import bench_candidates
+
+    if on is not None:
+        from edgeopt.remote import run_on
+
+        typed = options_of(target=targets, latency_candidates=True, seconds=seconds)
+        run_on(run, on, ["bench", *typed], console=console)
+        made = run.candidate_times()
+    else:
+        made = bench_candidates(run, targets=targets, **given(seconds=seconds), console=console)
+    lines = []
+    for record in made.values():
+        times = [engine["p50_ms"] for engine in record["engines"].values()]
+        lines.append(
+            f"{record['target']}: {len(times)} candidates of {record['variant']} take {min(times):.3g} to "
+            f"{max(times):.3g} ms, unpruned {record['engines'][UNPRUNED]['p50_ms']:.3g} ms. Where the pictures are, "
+            f"with device/ copied back: edgeopt compress --int8 --latency 4ms --target {record['target']}"
+        )
+    emit(list(made.values()), as_json=as_json, text="\n".join(lines))
+    return 0

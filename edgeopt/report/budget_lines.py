@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, floor, isclose, log10
+from math import ceil, floor, log10
 from typing import Any
 
-from edgeopt.metrics import pictures_to_decide, share_bound
+from edgeopt.metrics import Interval, pictures_to_decide, seconds_to_decide, share_bound
 from edgeopt.report.model import EngineRow, Pair
 
 MIB = 2**20
-_NOTHING = 1e-9  # no measurement tells a share or a time from another so near
+_NOTHING = 1e-9  # no number of pictures tells a share from another so near
 _NO_LATENCY = "its latency was not measured"
 _NO_ORIGINAL = "the original was not measured on these pictures"
 
@@ -163,10 +163,9 @@ def _seconds(row: EngineRow, value: float | None, bounds: Pair | None) -> Callab
     def decide(limit: float) -> str:
         if value is None or bounds is None or not row.bench_seconds:
             return "more measuring time would decide: give bench more --seconds"
-        if isclose(value, limit, abs_tol=_NOTHING):
+        need = seconds_to_decide(Interval(value, *bounds), limit, row.bench_seconds)
+        if need is None:
             return "it is at the limit"
-        reach = abs(value - bounds[0] if limit < value else bounds[1] - value)
-        need = row.bench_seconds * max((reach / (value - limit)) ** 2, 1.3)
         return f"about {_rounded(need):,} s would decide: edgeopt bench --seconds N ({row.bench_seconds:.0f} s now)"
 
     return decide

@@ -238,6 +238,7 @@ class Report:
     trainings: tuple[Training, ...] = ()  # shown on the page; log.jsonl has them
     cuts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: ``pruning`` of its record
     ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
+    latencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: search and verdicts
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:
@@ -266,6 +267,7 @@ class Report:
                 "lines": [line.to_json() for line in self.budget],
             },
             "ladders": {variant: dict(ladder) for variant, ladder in self.ladders.items()},
+            "latencies": {variant: dict(latency) for variant, latency in self.latencies.items()},
             "environment": {key: dict(machine) for key, machine in self.machines.items()},
             "warnings": list(self.warnings),
             "commands": list(self.commands),

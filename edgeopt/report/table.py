@@ -16,6 +16,7 @@ from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import confusion_matrix, ratio_interval
 from edgeopt.report import format as form
 from edgeopt.report.changes import changes
+from edgeopt.report.latencies import latencies
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Pair, Report
 from edgeopt.report.trainings import trainings
@@ -58,6 +59,7 @@ def assemble(run_path: Path) -> Report:
         trainings=trainings(run),
         cuts={name: one["pruning"] for name, one in run.variants().items() if (one.get("pruning") or {}).get("widths")},
         ladders={name: one["ladder"] for name, one in run.variants().items() if one.get("ladder")},
+        latencies=latencies(run),
     )
 
 

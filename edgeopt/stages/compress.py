@@ -12,8 +12,9 @@ from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.export import export
-from edgeopt.stages.latency import pruned_to_latency, require_measurable, rival_of
-from edgeopt.stages.latency_verdict import judged
+from edgeopt.stages.latency import pruned_to_latency, require_measurable, require_one_target, rival_of, rival_size
+from edgeopt.stages.latency_elsewhere import export_candidates
+from edgeopt.stages.latency_verdict import judged, judged_there
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
@@ -37,6 +38,7 @@ def compress(
     What they learn from is that variant, or ``config.teacher``; see :func:`edgeopt.stages.teachers.find_teacher`.
     With ``config.latency`` pruning goes on until the measured engine of the one target meets it; the unpruned model
     at a smaller input of equal latency comes along as its rival, and each int8 variant's record then has ``latency``.
+    ``config.latency_candidates`` exports what the one target has to time first, and makes no variant.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
     """
@@ -48,7 +50,9 @@ def compress(
         raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")
     teacher = find_teacher(run, config.teacher or start.name, distill=config.distill, console=console)
     if config.latency is not None:
-        require_measurable(load_target(targets[0] if targets else "openvino"), targets)
+        require_measurable(load_target(targets[0] if targets else "openvino"), targets, run)
+    if config.latency_candidates:
+        require_one_target(load_target(targets[0] if targets else "openvino"), targets)
     load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
@@ -59,6 +63,9 @@ def compress(
         export(run, variants=[start.name], data=data, console=console)
         if config.latency is not None:
             return _to_latency(job, load_target(targets[0]), data)
+        if config.latency_candidates:
+            export_candidates(job, load_target(targets[0]), _one_scheme(job, load_target(targets[0])))
+            return []
         made = []
         source = start
         if config.prunes:
@@ -74,17 +81,24 @@ def compress(
 
 def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
     """The variant pruned until its engine meets the latency, and its rival; int8 of both, exported and measured."""
+    scheme = _one_scheme(job, target)
+    pruned_one = pruned_to_latency(job, target, scheme)
+    size = rival_size(job, pruned_one)
+    rival = rival_of(job, size) if size else None
+    finals = [item for source in (pruned_one, rival) if source for item in quantized(job, source, (scheme,))]
+    export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)
+    judge = judged if environment.matches(target.match) else judged_there
+    return [pruned_one, *([rival] if rival else []), *judge(job, target, pruned_one, finals)]
+
+
+def _one_scheme(job: Job, target: Target) -> str:
     scheme, *others = _schemes(job.config, job.targets)
     if others:
         raise ConfigError(
             f"a latency is that of one int8 scheme, not of {scheme} and {', '.join(others)}",
             fix=f"leave out --scheme: {target.name} takes {scheme}",
         )
-    pruned_one = pruned_to_latency(job, target, scheme)
-    rival = rival_of(job, pruned_one)
-    finals = [item for source in (pruned_one, rival) if source for item in quantized(job, source, (scheme,))]
-    export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)
-    return [pruned_one, *([rival] if rival else []), *judged(job, target, pruned_one, finals)]
+    return scheme
 
 
 def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from edgeopt import environment
+from edgeopt.compress.latency.clocks import Clock, Here
 from edgeopt.compress.latency.search import Search, search
-from edgeopt.compress.latency.slices import Slicer
-from edgeopt.compress.prune import prunable, replay
-from edgeopt.compress.quantize import quantize
-from edgeopt.config import Target, load_calibration, origins
-from edgeopt.errors import ConfigError, ModelError
+from edgeopt.compress.prune import History, replay
+from edgeopt.config import Target
+from edgeopt.errors import ConfigError
 from edgeopt.files import read_json, write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
-from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
-from edgeopt.schemes import get_scheme
-from edgeopt.stages.calibrating import calibration_set
-from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
+from edgeopt.run import Run
+from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
+from edgeopt.stages.latency_networks import channels_of, slicer_of, smaller_sizes
+from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
 from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks
-from edgeopt.stages.quantizing import wants_int8_outputs
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
-from edgeopt.stages.variants import Variant, commit_variant
+from edgeopt.stages.variants import Variant
 from edgeopt.train.evaluate_torch import evaluator
 
 RECORD = "latency_search.json"
-_CALIBRATION_PICTURES = 32  # for the ranges of candidates, which nobody asks for answers
+#: The output that is the unpruned engine's ONNX, where this machine is the target.
+REFERENCE = "reference"
 
 
 def goal_of(job: Job) -> LatencyGoal:
@@ -42,76 +44,72 @@ def goal_of(job: Job) -> LatencyGoal:
     return latency_goal(job.config.latency)
 
 
-def require_measurable(target: Target, targets: Sequence[str]) -> None:
-    """That the one target can be measured on this machine; raises ConfigError or MissingBackendError otherwise."""
-    from edgeopt import environment
+def require_measurable(target: Target, targets: Sequence[str], run: Run) -> None:
+    """That the one target can be measured here, or was elsewhere; raises ConfigError or MissingBackendError."""
+    require_one_target(target, targets)
+    if environment.matches(target.match):
+        load_backend(target.backend).require(to_build=True)
+    elif not any(record["target"] == target.name for record in run.candidate_times().values()):
+        raise ConfigError(
+            f"{target.name} is another device, and its latency can be measured there only",
+            fix=f"edgeopt compress --int8 --latency-candidates --target {shlex.quote(targets[0])} says how; or run the "
+            "same command on that device, or prune by MACs: --prune 0.3",
+        )
 
+
+def require_one_target(target: Target, targets: Sequence[str]) -> None:
+    """Raises ConfigError for none and for several, and for one that is not of int8."""
     if len(targets) != 1 or target.precision != "int8":
         raise ConfigError(
             "a latency is that of int8 engines of one target"
             + (f", not of {len(targets)}" if len(targets) > 1 else ""),
             fix="name one: edgeopt compress --int8 --latency 4ms --target openvino",
         )
-    if not environment.matches(target.match):
-        raise ConfigError(
-            f"{target.name} is another device, and its latency can be measured there only",
-            fix="run the same command on that device, or prune by MACs: --prune 0.3",
-        )
-    load_backend(target.backend).require(to_build=True)
 
 
 def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     """The float variant whose int8 engine meets the latency, recovered. Raises ModelError when no widths would."""
-    inputs = inputs_of(job, job.start)
+    here = environment.matches(target.match)
     config = {
         **job.config.model_dump(include={"latency", "importance", "ignore", "recovery_epochs", "recovery_lr"}),
         **job.config.lesson(),
         "round_to": job.round_to,
-        "target": target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}),
+        "target": described(target),
         "scheme": scheme,
+        **({} if here else {"times": times_of_candidates(job, target, scheme)["created"]}),
     }
-    stage = open_stage(job, f"{job.start.name}-under{goal_of(job).label}", inputs, config)
-    if stage.done:
-        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
+
+    def make(folder: Path) -> Recovered:
+        if not (folder / RECORD).is_file():
+            _search(job, target, scheme, folder)
+        found = read_json(folder / RECORD)
+        made = cut_and_recovered(job, found["chosen"]["history"], found["untouched"], folder)
+        names = {RECORD: RECORD, REFERENCE: "reference.onnx"}
+        files = {name: path for name, file in names.items() if (path := folder / file).is_file()}
+        return replace(made, fields={**made.fields, "latency_search": found}, files=files)
+
+    origin = {"round_to": "target", "target": "call", "scheme": "target", "times": "that device"}
+    name = f"{job.start.name}-under{goal_of(job).label}"
+    return recovered(job, name, "prune", config=config, origin=origin, make=make)
+
+
+def cut_and_recovered(job: Job, history: History, reasons: Mapping[str, str], folder: Path) -> Recovered:
+    """The start with the cuts of ``history``, trained in ``folder``; ``reasons``: why layers kept their widths."""
     spec, start = job.start.preprocess, job.start.load()
     plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
-    if not (stage.folder / RECORD).is_file():
-        _search(job, target, scheme, start, plan, stage.folder)
-    found = read_json(stage.folder / RECORD)
-    history = found["chosen"]["history"]
     example = torch.zeros(1, *spec.input_shape)
     pruned = replay(copy.deepcopy(start), history, example=example)
     gather_statistics(job, pruned, plan, spec)
-    metrics = fit(plan, pruned, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher)
-    return commit_variant(
-        stage,
-        pruned,
-        job.start.architecture.pruned(history),
-        spec,
-        parent=job.start.name,
-        stage_name="prune",
-        config=config,
-        origin={**origins(job.config, config), "round_to": "target", "target": "call", "scheme": "target"},
-        inputs=inputs,
-        metrics=metrics,
-        teacher=job.teacher.name,
-        pruning=pruning_record(start, pruned, example, found["untouched"]),
-        latency_search=found,
-        files={RECORD: stage.folder / RECORD, "reference": stage.folder / "reference.onnx"},
-    )
+    metrics = fit(plan, pruned, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
+    fields = {"pruning": pruning_record(start, pruned, example, reasons)}
+    return Recovered(pruned, job.start.architecture.pruned(history), spec, metrics, fields)
 
 
-def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: TrainingPlan, folder: Path) -> None:
+def _search(job: Job, target: Target, scheme: str, folder: Path) -> None:
     """Time, predict, choose; leaves ``latency_search.json`` and the unpruned engine's ONNX, for a resume to find."""
-    spec, taylor = job.start.preprocess, job.config.importance == "taylor"
-    found = prunable(
-        start,
-        example=torch.zeros(1, *spec.input_shape),
-        round_to=job.round_to,
-        importance=job.config.importance,
-        gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
-        ignored=job.config.ignore,
-    )
+    spec, start = job.start.preprocess, job.start.load()
+    plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
+    found = channels_of(job, start, plan)
     validate = evaluator(job.workspace.prepared("val", spec), spec)
 
     def judge(history: list[Any]) -> dict[str, float]:
@@ -124,86 +122,47 @@ def _search(job: Job, target: Target, scheme: str, start: nn.Module, plan: Train
         return validate(pruned)
 
     blocks = ranked_blocks(job, start, plan, spec)
-    with bed_of(job, target, scheme) as bed:
-        slicer = Slicer(start, _ranged(job, start, scheme), get_scheme(scheme), bed.folder, spec.input_shape)
-        with job.console.task("timing widths") as progress:
-            result = search(
-                found,
-                Search(bed, slicer, goal_of(job), job.config.timing_seconds, _smaller_sizes(job), blocks),
-                judge=judge,
-                say=job.console.say,
-                progress=progress,
-            )
-        (folder / "reference.onnx").write_bytes((bed.folder / "whole.onnx").read_bytes())
+    with _clock(job, target, scheme, start, folder) as clock, job.console.task("timing widths") as progress:
+        wanted = Search(clock, goal_of(job), smaller_sizes(job), blocks)
+        result = search(found, wanted, judge=judge, say=job.console.say, progress=progress)
     write_json(folder / RECORD, {**result, "untouched": found.reasons})
 
 
-def _smaller_sizes(job: Job) -> list[PreprocessSpec]:
-    """The rival's inputs, the largest first: the model's own proportions in steps its strides like."""
-    spec = job.start.preprocess
-    try:
-        job.start.architecture.resized((spec.size[0], spec.size[1]))
-    except ModelError as error:
-        job.console.say(f"no rival at a smaller input: {error.message}")
-        return []
-    longest = max(spec.size)
-    step = 32 if longest >= 192 else 16 if longest >= 96 else 8
-    sides = range(longest - step, max(step, int(0.4 * longest)) - 1, -step)
-    return [spec.model_copy(update={"size": _scaled(spec.size, side / longest, step)}) for side in sides]
+@contextmanager
+def _clock(job: Job, target: Target, scheme: str, start: nn.Module, folder: Path) -> Iterator[Clock]:
+    """This machine where it is the target, its unpruned engine's ONNX kept in ``folder``; else the device's times."""
+    if not environment.matches(target.match):
+        yield elsewhere(job, times_of_candidates(job, target, scheme))
+        return
+    with bed_of(job, target, scheme) as bed:
+        slicer = slicer_of(job, start, scheme, bed.folder)
+        yield Here(bed, slicer, job.config.timing_seconds)
+        shutil.copyfile(slicer.whole_file(), folder / "reference.onnx")
 
 
-def _scaled(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
-    height, width = (max(step, round(side * factor / step) * step) for side in size)
-    return height, width
-
-
-def _ranged(job: Job, model: nn.Module, scheme: str) -> nn.Module:
-    """The model with quantizers where the real one will have them; a few pictures do for their ranges."""
-    spec = job.start.preprocess
-    pictures = calibration_set(job.workspace, load_calibration(job.config.calibration), job.start)
-    batches = [torch.from_numpy(batch) for batch in islice(pictures.batches(spec, 16), _CALIBRATION_PICTURES // 16)]
-    return quantize(
-        model,
-        batches,
-        scheme=get_scheme(scheme),
-        ignored=job.config.ignore,
-        int8_outputs=wants_int8_outputs(job.config, scheme, job.targets),
-    )
-
-
-def rival_of(job: Job, pruned: Variant) -> Variant | None:
-    """The unpruned model at the largest smaller input that meets the latency too, trained on like the pruned one.
-
-    None where the search found no such size. It is what pruning has to beat: same latency, same epochs, same teacher.
-    """
+def rival_size(job: Job, pruned: Variant) -> tuple[int, int] | None:
+    """The largest smaller input (height, width) that meets the latency too; None where none does, or none is wanted."""
     size = pruned.record["latency_search"].get("rival_size")
-    if not job.config.rival or size is None:
-        return None
-    size = (int(size[0]), int(size[1]))
-    inputs = inputs_of(job, job.start)
+    return (int(size[0]), int(size[1])) if job.config.rival and size is not None else None
+
+
+def rival_of(job: Job, size: tuple[int, int]) -> Variant:
+    """The unpruned model at the smaller input ``size`` (height, width), trained on like a pruned one.
+
+    It is what pruning has to beat: same latency, same epochs, same teacher.
+    """
     config = {
         **job.config.model_dump(include={"recovery_epochs", "recovery_lr"}),
         **job.config.lesson(),
         "size": list(size),
     }
     label = f"{size[0]}px" if size[0] == size[1] else f"{size[0]}x{size[1]}px"
-    stage = open_stage(job, f"{job.start.name}-{label}", inputs, config)
-    if stage.done:
-        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
-    spec = job.start.preprocess.model_copy(update={"size": size})
-    model = job.start.load()
-    plan = replace(TrainingPlan.for_recovery(job.config, **training_recipe(job)), title=f"the rival at {label}")
-    metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher)
-    return commit_variant(
-        stage,
-        model,
-        job.start.architecture.resized(size),
-        spec,
-        parent=job.start.name,
-        stage_name="resize",
-        config=config,
-        origin={**origins(job.config, config), "size": "the latency asked for"},
-        inputs=inputs,
-        metrics=metrics,
-        teacher=job.teacher.name,
-    )
+
+    def make(folder: Path) -> Recovered:
+        spec, model = job.start.preprocess.model_copy(update={"size": size}), job.start.load()
+        plan = replace(TrainingPlan.for_recovery(job.config, **training_recipe(job)), title=f"the rival at {label}")
+        metrics = fit(plan, model, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
+        return Recovered(model, job.start.architecture.resized(size), spec, metrics)
+
+    origin = {"size": "the latency asked for"}
+    return recovered(job, f"{job.start.name}-{label}", "resize", config=config, origin=origin, make=make)

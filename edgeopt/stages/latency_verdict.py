@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from edgeopt.bench import BenchResult
 from edgeopt.bench.result import bounds
 from edgeopt.config import Target
 from edgeopt.latency_goal import LatencyGoal
-from edgeopt.metrics import Interval
+from edgeopt.metrics import Interval, seconds_to_decide
 from edgeopt.run import Stage, stage_key
-from edgeopt.stages.latency import goal_of
+from edgeopt.stages.latency import REFERENCE, goal_of
 from edgeopt.stages.passes import Job, model_hash
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.variants import Variant
 
-VERSION = 1
+VERSION = 2
 _SECONDS = 20.0  # at least, for two or three engines
+_PART = 3  # of the seconds for timing candidates, where that is more
+_WIDTH = 0.002  # narrower than what a verdict may need
 _REFERENCE = "unpruned"
 
 
@@ -52,10 +56,25 @@ def judged(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant])
     return made
 
 
+def judged_there(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> list[Variant]:
+    """``finals`` as they are, since only the device can measure them; the better is named, and what to type there."""
+    search = pruned.record["latency_search"]
+    limit_ms = search["goal"]["limit_share"] * search["candidates"][0]["p50_ms"]
+    best = max(finals, key=lambda item: float(item.record["metrics"]["val_top1"]))
+    named, place = (shlex.quote(name) for name in (job.targets[0], target.name))
+    job.console.say(
+        f"{best.name} has the best val top-1, {best.record['metrics']['val_top1']:.2%}; {job.config.latency} is a "
+        f"prediction until {place} measures it: edgeopt build --target {named}, then edgeopt bench --target {named} "
+        f"--budget max_p50_ms={limit_ms:.4g}"
+    )
+    return list(finals)
+
+
 def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
     key = stage_key(
         inputs={item.name: model_hash(item) for item in finals},
-        config={"latency": job.config.latency, "target": target.model_dump(mode="json")},
+        # More seconds measure again, and train nothing: that is how what is undecided gets decided.
+        config={"latency": job.config.latency, "target": target.model_dump(mode="json"), "seconds": _seconds(job)},
         version=VERSION,
     )
     return [
@@ -66,14 +85,17 @@ def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
     ]
 
 
+def _seconds(job: Job) -> float:
+    return max(_SECONDS, job.config.timing_seconds / _PART)
+
+
 def _measure(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> BenchResult:
     """The engines of what was exported, interleaved with the unpruned one that the search left."""
     scheme, exports = str(finals[0].architecture.scheme), job.run.exports()
     with bed_of(job, target, scheme) as bed, job.console.task("measuring what was made") as progress:
-        reference = bed.build(_REFERENCE, job.run.output(pruned.record, "reference"))
+        reference = bed.build(_REFERENCE, job.run.output(pruned.record, REFERENCE))
         built = [bed.build(item.name, job.run.output(exports[item.name], "onnx"), item.preprocess) for item in finals]
-        seconds = max(_SECONDS, job.config.timing_seconds / 3)
-        return bed.measure([reference, *built], seconds, width=0.01, progress=progress)
+        return bed.measure([reference, *built], _seconds(job), width=_WIDTH, progress=progress)
 
 
 def _row(item: Variant, result: BenchResult, goal: LatencyGoal) -> dict[str, Any]:
@@ -82,8 +104,11 @@ def _row(item: Variant, result: BenchResult, goal: LatencyGoal) -> dict[str, Any
     share = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
     judged_by, limit = (share, goal.share) if goal.share is not None else (p50, goal.ms)
     assert limit is not None
+    verdict = "met" if judged_by.high <= limit else "missed" if judged_by.low > limit else "undecided"
     return {
-        "verdict": "met" if judged_by.high <= limit else "missed" if judged_by.low > limit else "undecided",
+        "verdict": verdict,
+        "seconds": result.seconds,
+        "seconds_to_decide": seconds_to_decide(judged_by, limit, result.seconds) if verdict == "undecided" else None,
         "p50_ms": p50.value,
         "p50_ci_ms": bounds(p50),
         "unpruned_p50_ms": result.engines[_REFERENCE].p50.value,
@@ -94,13 +119,19 @@ def _row(item: Variant, result: BenchResult, goal: LatencyGoal) -> dict[str, Any
 
 
 def _sentence(name: str, asked: str, row: Mapping[str, Any]) -> str:
-    return (
+    line = (
         f"{name}: {row['p50_ms']:.3g} ms, {row['share_of_unpruned']:.0%} of the unpruned int8 engine's; "
         f"{asked} is {row['verdict']}, val top-1 {row['val_top1']:.2%}"
         + (", recommended" if row["recommended"] else "")
     )
+    if row["verdict"] != "undecided":
+        return line
+    if row["seconds_to_decide"] is None:
+        return f"{line}; it is at the limit, or was measured for too short a time"
+    needed = ceil(row["seconds_to_decide"])
+    return f"{line}; about {needed} s of measuring would decide: --set timing_seconds={_PART * needed}"
 
 
 def _with(item: Variant, verdict: Mapping[str, Any]) -> Variant:
-    fields = ("asked", "target", "verdict", "p50_ms", "share_of_unpruned", "recommended", "rival")
+    fields = ("asked", "target", "verdict", "seconds_to_decide", "p50_ms", "share_of_unpruned", "recommended", "rival")
     return replace(item, record={**item.record, "latency": {name: verdict.get(name) for name in fields}})

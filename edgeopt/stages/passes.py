@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig, validate
+from torch import nn
+
+from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig, origins, validate
 from edgeopt.console import Console
+from edgeopt.models.architecture import Architecture
+from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.stages.teachers import Teacher
-from edgeopt.stages.variants import Variant
+from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace
 from edgeopt.training_tables import selection
 
@@ -45,6 +50,53 @@ def open_stage(job: Job, name: str, inputs: Mapping[str, str], config: Mapping[s
         force=job.force,
         resumes=True,
         outdated=job.run.outdated,
+    )
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A float model that a pass made of the start and trained on; ``fields`` and ``files`` join its record."""
+
+    model: nn.Module
+    architecture: Architecture
+    spec: PreprocessSpec
+    metrics: Mapping[str, Any]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def recovered(
+    job: Job,
+    name: str,
+    stage_name: str,
+    *,
+    config: Mapping[str, Any],
+    origin: Mapping[str, str],
+    make: Callable[[Path], Recovered],
+) -> Variant:
+    """The float variant that ``make`` makes of the start in its folder; the one at hand where nothing changed.
+
+    ``origin`` says where what ``config`` has beside keys of the recipe comes from.
+    """
+    inputs = inputs_of(job, job.start)
+    stage = open_stage(job, name, inputs, config)
+    if stage.done:
+        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
+    made = make(stage.folder)
+    return commit_variant(
+        stage,
+        made.model,
+        made.architecture,
+        made.spec,
+        parent=job.start.name,
+        stage_name=stage_name,
+        config=config,
+        origin={**origins(job.config, config), **{name: who for name, who in origin.items() if name in config}},
+        inputs=inputs,
+        metrics=made.metrics,
+        files=made.files,
+        teacher=job.teacher.name,
+        **made.fields,
     )
 
 

@@ -16,14 +16,13 @@ from edgeopt import models
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
-from edgeopt.config import origins
 from edgeopt.errors import ModelError
 from edgeopt.files import read_json, write_json
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
-from edgeopt.stages.passes import Job, inputs_of, open_stage, training_recipe
+from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
-from edgeopt.stages.variants import Variant, commit_variant, is_own
+from edgeopt.stages.variants import Variant, is_own
 from edgeopt.train.soup import refresh_batchnorm
 
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
@@ -31,36 +30,23 @@ _STEP = "step.json"  # of a pruning in steps: how many are done and what they cu
 
 def pruned(job: Job) -> Variant:
     """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
-    inputs = inputs_of(job, job.start)
     fields = {"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}
     # What keeps its default is left out, so that variants made before these keys are found again.
     fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
-    stage = open_stage(job, f"{job.start.name}{_suffix(job)}", inputs, config)
-    if stage.done:
-        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
-    spec, start = job.start.preprocess, job.start.load()
-    example = torch.zeros(1, *spec.input_shape)
-    plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
-    model, history, reasons, metrics = _in_steps(job, start, plan, stage.folder)
-    record = pruning_record(start, model, example, reasons)
-    _require_smaller(record)
-    _say(job, record)
-    variant = commit_variant(
-        stage,
-        model,
-        job.start.architecture.pruned(history),
-        spec,
-        parent=job.start.name,
-        stage_name="prune",
-        config=config,
-        origin={**origins(job.config, config), "round_to": "target" if job.targets else "default"},
-        inputs=inputs,
-        metrics=metrics,
-        teacher=job.teacher.name,
-        pruning=record,
-    )
-    for left in stage.folder.glob("step*"):  # of the way there
+
+    def make(folder: Path) -> Recovered:
+        spec, start = job.start.preprocess, job.start.load()
+        plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
+        model, history, reasons, metrics = _in_steps(job, start, plan, folder)
+        record = pruning_record(start, model, torch.zeros(1, *spec.input_shape), reasons)
+        _require_smaller(record)
+        _say(job, record)
+        return Recovered(model, job.start.architecture.pruned(history), spec, metrics, {"pruning": record})
+
+    origin = {"round_to": "target" if job.targets else "default"}
+    variant = recovered(job, f"{job.start.name}{_suffix(job)}", "prune", config=config, origin=origin, make=make)
+    for left in (job.run.path / "host" / variant.name).glob("step*"):  # of the way there
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     return variant
 

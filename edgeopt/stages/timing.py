@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from edgeopt import environment
-from edgeopt.compress.latency.bed import Bed
+from edgeopt.bench.bed import Bed
 from edgeopt.config import Target, load_target
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Interval

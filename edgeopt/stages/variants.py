@@ -42,7 +42,17 @@ class Variant:
         if ladder := self.record.get("ladder"):
             words += f"; a drop of at most {ladder['max_drop_points']:g} points is {ladder['verdict']}"
             words += f" by {ladder['chosen']}"
+        if latency := self.record.get("latency"):
+            words += f"; {latency['asked']} is {latency['verdict']} with {latency['p50_ms']:.3g} ms"
+            words += ", recommended" if latency["recommended"] else ""
         return words + (" (made before, unchanged)" if self.skipped else "")
+
+    @property
+    def misses(self) -> bool:
+        """Whether it is the best that was made, and still not within the drop or the latency that was asked for."""
+        latency, ladder = self.record.get("latency") or {}, self.record.get("ladder") or {}
+        too_slow = latency.get("verdict") == "missed" and latency["recommended"]
+        return too_slow or ladder.get("verdict") == "missed"
 
     @property
     def preprocess(self) -> PreprocessSpec:

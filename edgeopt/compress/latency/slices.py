@@ -42,13 +42,18 @@ class Slicer:
     input_shape: tuple[int, int, int]
     _exported: list[str] = field(default_factory=list)  # slices that had to be exported
 
+    def whole_file(self) -> Path:
+        """The whole network's file."""
+        path = self.folder / "whole.onnx"
+        if not path.is_file():
+            export_qdq(self.quantized, path, input_shape=self.input_shape, scheme=self.scheme)
+        return path
+
     @cached_property
     def _whole(self) -> Any:
         import onnx
 
-        path = self.folder / "whole.onnx"
-        export_qdq(self.quantized, path, input_shape=self.input_shape, scheme=self.scheme)
-        return onnx.load(str(path))
+        return onnx.load(str(self.whole_file()))
 
     def write(self, history: History, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
         """The QDQ ONNX of the model with the cuts of ``history``, for pictures of ``input_shape`` (C, H, W)."""

@@ -16,6 +16,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "fusion": ("Int8 audit", "edgeopt.report.sections.fusion:render"),
     "training": ("Training", "edgeopt.report.sections.training:render"),
     "ladder": ("Ladder", "edgeopt.report.sections.ladder:render"),
+    "latency": ("To a latency", "edgeopt.report.sections.latency:render"),
     "compression": ("Compression", "edgeopt.report.sections.compression:render"),
     "widths": ("Widths", "edgeopt.report.sections.widths:render"),
     "environment": ("Environment", "edgeopt.report.sections.environment:render"),

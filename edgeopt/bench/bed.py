@@ -1,26 +1,73 @@
-"""Where candidates are built, timed against each other and profiled: one target, one temporary folder."""
+"""Where engines that are no variants are built, timed against each other and profiled: one target, one folder."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgeopt.backends.base import Backend, BuildRequest
-from edgeopt.bench import BenchResult, EngineSpec, bench
+from edgeopt.bench.protocol import bench
+from edgeopt.bench.result import BenchResult, bounds
+from edgeopt.bench.spec import EngineSpec
 from edgeopt.config import Target
 from edgeopt.console import NotedProgress
 from edgeopt.errors import BackendError
 from edgeopt.files import sha256, write_json
+from edgeopt.metrics import Interval
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.schemes import Scheme
 
+#: The engine that latencies are shares of.
+UNPRUNED = "unpruned"
 _PICTURES = 8
 #: What runtimes add to the name of a node that they fuse or move.
 _SUFFIX = re.compile(r"(/WithoutBiases|_token_\d+|_quant|_nchwc)+$")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A measured latency over the unpruned engine's, with its 95 % interval, NaN where there were too few windows."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("p50_ms", "share_of_unpruned", "share_of_unpruned_ci")  # in a record
+
+    value: float
+    low: float
+    high: float
+    p50_ms: float
+
+    @classmethod
+    def of(cls, result: BenchResult, name: str) -> Share:
+        """From interleaved windows."""
+        p50_ms = result.engines[name].p50.value
+        if name == UNPRUNED:
+            return cls(1.0, 1.0, 1.0, p50_ms)
+        ratio = result.ratio(name, UNPRUNED)
+        return cls(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, p50_ms)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a record."""
+        interval = bounds(Interval(self.value, self.low, self.high))
+        return dict(zip(self.NAMES, (self.p50_ms, self.value, interval), strict=True))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Share:
+        """What :meth:`to_json` wrote."""
+        low, high = record["share_of_unpruned_ci"] or (nan, nan)
+        return cls(record["share_of_unpruned"], low, high, record["p50_ms"])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """An engine's latency, and the share (0-1) of a profiled call that each layer takes, empty where not profiled."""
+
+    share: Share
+    layers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,6 +120,23 @@ class Bed:
             threads=self.target.session.threads,
             progress=progress,
         )
+
+    def timings(
+        self,
+        engines: Mapping[str, EngineSpec],
+        seconds: float,
+        *,
+        layers: Iterable[str],
+        profiled: Iterable[str],
+        progress: NotedProgress | None = None,
+    ) -> dict[str, Timing]:
+        """Of all, interleaved, against the one called ``UNPRUNED``, and of the layers of those in ``profiled``."""
+        result = self.measure(list(engines.values()), seconds, width=0.01, progress=progress)
+        some, names = set(profiled), list(layers)
+        return {
+            name: Timing(Share.of(result, name), self.layer_times(engine, names) if name in some else {})
+            for name, engine in engines.items()
+        }
 
     def layer_times(self, engine: EngineSpec, layers: Iterable[str]) -> dict[str, float]:
         """The share (0-1) of a profiled call that each of ``layers`` takes; empty where there is no profiler."""
