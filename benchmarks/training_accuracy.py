@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from emoji import FOLDS, write_manifest
+from emoji_folds import FOLDS, write_manifest
 
 BATCH = 32
 #: What both sides share.

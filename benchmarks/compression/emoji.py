@@ -4,7 +4,7 @@
     python benchmarks/compression/emoji.py resnet18 0 --emoji FOLDER --work FOLDER
     python benchmarks/compression/emoji.py --table                                # emoji.md, from what is there
 
-Folds are those of ../training_accuracy.py: FOLDER/CLASS/CODE-VENDOR.png, both drawings of an emoji in one group, a
+Folds are those of ../emoji_folds.py: FOLDER/CLASS/CODE-VENDOR.png, both drawings of an emoji in one group, a
 third of the groups test, an eighth of the others val. What is measured, each part once (``--only`` takes some; what is
 done is kept in the work folder, and a killed call goes on):
 
@@ -67,7 +67,7 @@ def train_float(fold: Fold) -> None:
         shutil.copytree(fold.asked.emoji, fold.work / "copying", dirs_exist_ok=True)
         (fold.work / "copying").rename(folder)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    write_manifest = import_module("training_accuracy").write_manifest
+    write_manifest = import_module("emoji_folds").write_manifest
     write_manifest(folder / "emoji.csv", fold.fold, most=120 if fold.asked.trial else None)
     setting = fold.setting
     variant = api.finetune(

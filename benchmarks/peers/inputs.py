@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emoji import FOLDS, write_manifest
+from emoji_folds import FOLDS, write_manifest
 
 from edgeopt import DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt.config import CalibrationRecipe, Recipe
