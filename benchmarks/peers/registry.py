@@ -64,8 +64,8 @@ PEERS = (
         "neural_compressor_ptq.py",
         "onnx-neural-compressor",
         venv="neural-compressor",
-        # Its last release is of 2024 and needs what was current then; the last two it imports and does not declare.
         note="its reduce_range, which it recommends without VNNI, reaches no weight in 1.0",
+        # Its last release is of 2024 and needs what was current then; the last two it imports and does not declare.
         requirements=(
             "onnx-neural-compressor==1.0", "onnx==1.16.2", "onnxruntime==1.18.1", "numpy<2", "prettytable", "scipy",
         ),
