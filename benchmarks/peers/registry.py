@@ -56,7 +56,7 @@ PEERS = (
         venv="modelopt",
         requirements=("nvidia-modelopt[onnx]==0.47.0",),
         torch=True,
-        note="made for TensorRT on GPUs",
+        note="made for TensorRT on GPUs: int8 activations of zero point 0",
     ),
     Peer(
         "neural-compressor",
@@ -78,6 +78,7 @@ PEERS = (
         venv="olive",
         requirements=("olive-ai==0.13.0", "onnxruntime", "requests"),  # the last it imports and does not declare
         torch=True,
+        note="its example's uint8 weights are not OpenVINO's int8",
     ),
 )  # fmt: skip
 BY_KEY = {peer.key: peer for peer in PEERS}
