@@ -151,7 +151,7 @@ def test_the_page_has_a_table_for_each_dataset_measured(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "### emoji\n\n200 test pictures of 96x128 in 2 of 3 folds; a CPU, 2 threads" in text
 
 

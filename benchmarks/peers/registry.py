@@ -56,7 +56,7 @@ PEERS = (
         venv="modelopt",
         requirements=("nvidia-modelopt[onnx]==0.47.0",),
         torch=True,
-        note="made for TensorRT on GPUs",
+        note="made for TensorRT on GPUs: int8 activations of zero point 0",
     ),
     Peer(
         "neural-compressor",
@@ -64,8 +64,8 @@ PEERS = (
         "neural_compressor_ptq.py",
         "onnx-neural-compressor",
         venv="neural-compressor",
-        # Its last release is of 2024 and needs what was current then; the last two it imports and does not declare.
         note="its reduce_range, which it recommends without VNNI, reaches no weight in 1.0",
+        # Its last release is of 2024 and needs what was current then; the last two it imports and does not declare.
         requirements=(
             "onnx-neural-compressor==1.0", "onnx==1.16.2", "onnxruntime==1.18.1", "numpy<2", "prettytable", "scipy",
         ),
@@ -78,6 +78,7 @@ PEERS = (
         venv="olive",
         requirements=("olive-ai==0.13.0", "onnxruntime", "requests"),  # the last it imports and does not declare
         torch=True,
+        note="its example's uint8 weights are not OpenVINO's int8",
     ),
 )  # fmt: skip
 BY_KEY = {peer.key: peer for peer in PEERS}
