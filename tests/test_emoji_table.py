@@ -30,6 +30,7 @@ def _fold(number: int, *, lost: int, seconds: float = 1.0) -> dict[str, Any]:
         "setting": setting,
         "rows": rows,
         "minutes": {"float": seconds},
+        "refused": {"ladder": "no rung"},
         "bench": {"engines": {"prune-openvino": {"p50_ms": 1.0, "times_int8": [1.5, 1.3, 1.6]}}},
         "environment": {"cpu": {"name": "a CPU", "cores": 2}},
     }
@@ -60,6 +61,7 @@ def test_the_page_says_what_is_missed(tmp_path: Path) -> None:
     assert "| int8 | OpenVINO | 73.00% of 400 | 2.00 [" in page
     assert "**missed**: int8-openvino against float: drop 2.00" in page
     assert "**missed**: the pruned int8 engine is at least 1.30 times" in page
+    assert "- refused (fold 1): ladder: no rung" in page
     for number in range(2):
         (folder / f"lite0-{number}.json").write_text(json.dumps(_fold(number, lost=0)))
     emoji_table.write_page(folder)

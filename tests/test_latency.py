@@ -432,11 +432,16 @@ def test_a_planted_board_without_torch_times_the_candidates_and_pruning_here_goe
         api.compress(run, goal.model_copy(update={"ignore": ("layer1",)}), targets=(str(target),))
 
 
-def test_a_latency_needs_one_target_that_is_here(path_run: Run, tmp_path: Path) -> None:
+def test_a_latency_needs_one_target_that_is_here(path_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="a latency is that of int8 engines of one target"):
         api.compress(path_run, CompressConfig(latency_candidates=True))
     with pytest.raises(ConfigError, match="latency_candidates is what a device times first"):
         validate(CompressConfig, {"latency_candidates": True, "latency": "4ms"}, where="compress options")
+    with pytest.raises(SystemExit):
+        cli.main(
+            ["bench", "--latency-candidates", "--throughput", "--budget", "max_p50_ms=4", "--run", str(path_run.path)]
+        )
+    assert "--throughput, --budget: of a run's engines" in capsys.readouterr().err
     with pytest.raises(MissingStageError, match="has no candidates") as missing:
         api.bench_candidates(path_run)
     assert "--latency-candidates" in str(missing.value.fix)

@@ -43,6 +43,7 @@ from edgeopt import DataConfig, ModelConfig, TrainConfig, api, models
 from edgeopt.bench import BenchResult, EngineSpec, bench
 from edgeopt.bench.result import bounds
 from edgeopt.config import load_calibration, validate
+from edgeopt.errors import EdgeoptError
 from edgeopt.evaluate import evaluate
 from edgeopt.registry import load_backend
 from edgeopt.report.latencies import latencies
@@ -261,11 +262,17 @@ def main() -> None:
         if part in fold.record["minutes"] and part != "bench":
             continue  # done by an earlier call
         began = time.monotonic()
-        PARTS[part](fold)
-        # Of a part that was killed and went on this is the second half; stages resume.
-        fold.record["minutes"][part] = round((time.monotonic() - began) / 60, 2)
+        try:
+            PARTS[part](fold)
+        except EdgeoptError as error:  # what edgeopt refuses is a result; the other parts are still measured
+            fold.record["refused"][part] = error.message
+            print(f"{asked.name}-{asked.fold} {part}: {error}", flush=True)
+        else:
+            fold.record["refused"].pop(part, None)
+            # Of a part that was killed and went on this is the second half; stages resume.
+            fold.record["minutes"][part] = round((time.monotonic() - began) / 60, 2)
+            print(f"{asked.name}-{asked.fold} {part}: {fold.record['minutes'][part]} minutes", flush=True)
         fold.save()
-        print(f"{asked.name}-{asked.fold} {part}: {fold.record['minutes'][part]} minutes", flush=True)
     if not asked.trial:
         write_page(OUT)
 

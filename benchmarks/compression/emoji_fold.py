@@ -64,7 +64,7 @@ class Fold:
         if self.record.get("setting", stated) != stated:
             sys.exit(f"{self.work} was begun with other settings: {self.record['setting']}; take another --work")
         self.record = {"schema": 1, "name": self.name, "fold": self.fold, "setting": stated, "rows": {}, "minutes": {},
-                       "bench": {}} | self.record  # fmt: skip
+                       "refused": {}, "bench": {}} | self.record  # fmt: skip
 
     @property
     def kept(self) -> Path:

@@ -106,6 +106,7 @@ def _of_model(name: str, folds: Sequence[Mapping[str, Any]]) -> list[str]:
         *(_row(key, folds) for key in ORDER if any(key in fold["rows"] for fold in folds)),
         "",
         *_judged(name, folds),
+        *(f"- refused (fold {fold['fold']}): {part}: {why}" for fold in folds for part, why in _refused(fold).items()),
         "",
         "Minutes: " + "; ".join(f"fold {fold['fold']}: {_minutes(fold)}" for fold in folds) + ".",
         "",
@@ -115,6 +116,11 @@ def _of_model(name: str, folds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _minutes(fold: Mapping[str, Any]) -> str:
     return ", ".join(f"{part} {minutes:.1f}" for part, minutes in fold["minutes"].items())
+
+
+def _refused(fold: Mapping[str, Any]) -> Mapping[str, str]:
+    """What edgeopt said of parts that it did not go through with."""
+    return {part: why.splitlines()[0] for part, why in (fold.get("refused") or {}).items()}
 
 
 def _row(key: str, folds: Sequence[Mapping[str, Any]]) -> str:

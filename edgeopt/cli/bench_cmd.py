@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgeopt.cli.common import (
     Terminal,
@@ -23,6 +24,7 @@ from edgeopt.cli.common import (
 )
 from edgeopt.cli.report_cmd import finish, read_allowance, read_budget
 from edgeopt.config import BenchConfig, validate
+from edgeopt.errors import ConfigError
 from edgeopt.run import Run
 
 
@@ -108,6 +110,7 @@ def command(
     console = Terminal(quiet=quiet)
     run = pick_run(run_path, console)
     if latency_candidates:
+        _require_alone(click.get_current_context())
         return _candidates(run, targets, seconds, on, as_json=as_json, console=console)
     if on is not None:
         from edgeopt.remote import run_on
@@ -117,6 +120,17 @@ def command(
         return finish(run, limits, as_json=as_json)
     bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
     return finish(run, limits, as_json=as_json)
+
+
+def _require_alone(context: click.Context) -> None:
+    """That nothing is asked of candidates which only a run's engines can be asked."""
+    fitting = {"targets", "latency_candidates", "seconds", "on", "run_path", "as_json", "quiet"}
+    typed = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if others := [f"--{name.replace('_', '-')}" for name in typed if name not in fitting]:
+        raise ConfigError(
+            f"{', '.join(others)}: of a run's engines, and candidates for a latency are only timed",
+            fix="leave them out, or --latency-candidates",
+        )
 
 
 def _candidates(
