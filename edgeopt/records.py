@@ -332,6 +332,7 @@ class BuildRecord(Record):
     variant: Name
     precision: Name
     scheme: SchemeName | None = None
+    embedded_preprocessing: bool = False
     backend: Name
     profile: Target
     engine: Inside | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Planned:
     variant: str
     precision: str
     scheme: str | None
+    embed: bool = False  # normalization in the graph
+
+    def config(self) -> dict[str, Any]:
+        """As in the stage's key; what was not asked for leaves earlier engines what they are."""
+        return {name: value for name, value in asdict(self).items() if name != "embed" or value}
 
 
 @dataclass(frozen=True)
@@ -70,23 +75,30 @@ def build(
     *,
     variants: Sequence[str] = (),
     strict: bool = False,
+    embed_preprocessing: bool = False,
     force: bool = False,
     console: Console | None = None,
 ) -> list[Built]:
     """Build every engine of ``run`` that ``target`` (a name or a TOML file) wants, with the float ones to compare with.
 
     ``variants`` restricts the int8 ones. ``strict`` raises for int8 engines of fewer MACs in int8 than the
-    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers). Raises
-    MissingStageError when no variant has a scheme the target runs, MissingBackendError, BackendError, ParityError.
+    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers). ``embed_preprocessing`` builds
+    engines of another name (``...-embedded``) that take uint8 pictures (N, height, width, 3), resized, and normalize
+    these themselves. Raises MissingStageError when no variant has a scheme the target runs, MissingBackendError,
+    BackendError, ParityError.
     """
     console = console or Silent()
     profile = load_target(target)
     backend: Backend = load_backend(profile.backend)
     backend.require(to_build=True)
+    if embed_preprocessing:
+        backend.require_embedding()
     for name, record in run.variants().items():
         if run.outdated(record) and name not in variants:
             console.say(f"left out: {name}, whose parent was made again since; the same compress makes it again")
     planned = plan(run, profile, backend, variants)
+    if embed_preprocessing:
+        planned = [replace(item, name=f"{item.name}-embedded", embed=True) for item in planned]
     ensure_exports(run, {item.variant for item in planned}, console)
     built = []
     with run.lock():
@@ -209,7 +221,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     folder = target_folder(run, target.name)
     key = stage_key(
         inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
-        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **asdict(item)},
+        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **item.config()},
         version=VERSION,
     )
 
@@ -227,6 +239,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         precision=item.precision,
         scheme=get_scheme(item.scheme) if item.scheme else None,
         input_shape=spec.input_shape,
+        embed=spec if item.embed else None,
     )
     with console.task(f"building {target.name}/{item.name}"):
         result = backend.build(request)
@@ -258,8 +271,8 @@ def _parity(
     calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
     answers: list[Any] = []
     with backend.open(folder / result.engine, target, precision=item.precision) as session:
-        for batch in calibration.batches(spec, _PARITY_BATCH):
-            answers.append(session.infer(batch))
+        for pictures in calibration.pieces(_PARITY_BATCH):
+            answers.append(session.infer(session.prepared(pictures, spec)))
             if sum(map(len, answers)) >= len(reference):
                 break
     logits = np.concatenate(answers)[: len(reference)]
@@ -310,6 +323,7 @@ def _commit(
         variant=item.variant,
         precision=item.precision,
         scheme=item.scheme,
+        embedded_preprocessing=item.embed,
         engine=result.engine,
         size_bytes=sum((stage.folder / name).stat().st_size for name in result.files) if result.engine else None,
         runs_here=result.runs_here,
