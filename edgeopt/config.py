@@ -224,6 +224,7 @@ class BuildConfig(Strict):
     """Building: as the options of ``edgeopt build``."""
 
     strict: bool = False
+    float_layers: tuple[str, ...] = ()  # of int8 variants: left in float, without training
     embed_preprocessing: bool = False  # engines that take uint8 pictures and normalize these themselves
 
 

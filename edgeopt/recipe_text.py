@@ -67,6 +67,7 @@ int8 = true                              # ranges from calibration pictures, the
 
 [build]
 # strict = true                          # fewer MACs in int8 than a target asks for (by default all) are an error
+# float_layers = ["head"]                # layers of int8 engines left in float, as fusion.json names them, or modules
 # embed_preprocessing = true             # engines take uint8 pictures (N, height, width, 3) and normalize themselves
 
 [bench]

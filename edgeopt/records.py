@@ -215,6 +215,7 @@ class StageRecord(Record):
     versions: dict[Text, Text] | None = None
     parent: Name | None
     scheme: SchemeName | None = None
+    float_layers: list[Text] | None = None  # of an int8 variant: those left in float by request
     metrics: Metrics | None = None
     inputs: dict[Text, Any] | None = None
     config: dict[Text, Any] | None = None
@@ -290,6 +291,8 @@ class FusionRecord(_Part):
     int8_share: Share | None = None
     int8_share_macs: Share | None = None
     float_layers: list[Text] | None = None
+    float_shares_macs: list[Share] | None = None
+    float_by_request: list[Text] | None = None
     source: Text | None = None
 
 

@@ -42,6 +42,8 @@ class FusionReport:
     float_layers: tuple[str, ...]
     source: str  # how it was read
     int8_share_macs: float | None = None
+    float_shares_macs: tuple[float, ...] | None = None  # of ``float_layers``, in their order
+    float_by_request: tuple[str, ...] = ()  # those of ``float_layers`` that somebody asked to be
 
     @property
     def int8_share(self) -> float:
@@ -58,6 +60,8 @@ class FusionReport:
             "int8_share": self.int8_share,
             "int8_share_macs": self.int8_share_macs,
             "float_layers": list(self.float_layers),
+            "float_shares_macs": None if self.float_shares_macs is None else list(self.float_shares_macs),
+            "float_by_request": list(self.float_by_request),
             "source": self.source,
         }
 

@@ -84,7 +84,7 @@ def _task(session: Session, spec: EngineSpec, batches: Batches, request: dict[st
         batches[:] = _batches(session, spec, size)
         checked_logits(session.infer(batches[0]), size)
     started = process_time()
-    samples, calls = _window(session, batches, float(request["window"]), int(request["iterations"]))
+    samples, calls = window(session, batches, float(request["window"]), int(request["iterations"]))
     cpu_ms = (process_time() - started) * 1000 / calls
     checked_logits(session.infer(batches[0]), size)  # an engine may go wrong after a while
     return {"samples_ms": samples, "cpu_ms": round(cpu_ms, 5), "memory_bytes": peak_memory_bytes()}
@@ -130,7 +130,7 @@ def _batches(session: Session, spec: EngineSpec, batch: int) -> Batches:
     ]
 
 
-def _window(session: Session, batches: Batches, seconds: float, iterations: int) -> tuple[list[float], int]:
+def window(session: Session, batches: Batches, seconds: float, iterations: int) -> tuple[list[float], int]:
     """Milliseconds of each inference, host to host, for ``seconds`` and at least ``iterations``; and all calls made."""
     samples: list[int] = []
     count, picture = len(batches), 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgeopt.backends.audit import layer_of
 from edgeopt.backends.base import Backend, BuildRequest
 from edgeopt.bench import BenchResult, EngineSpec, bench
 from edgeopt.config import Target
@@ -19,8 +19,6 @@ from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.schemes import Scheme
 
 _PICTURES = 8
-#: What runtimes add to the name of a node that they fuse or move.
-_SUFFIX = re.compile(r"(/WithoutBiases|_token_\d+|_quant|_nchwc)+$")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Bed:
         total, known = sum(times.values()), set(layers)
         found: dict[str, float] = {}
         for name, microseconds in times.items():
-            layer = next((one for part in name.split(",") if (one := _SUFFIX.sub("", part)) in known), None)
+            layer = layer_of(name, known)
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + microseconds / total
         return found
