@@ -48,14 +48,14 @@ OVERHEAD_ROUNDS, OVERHEAD_WINDOW = 40, 0.1  # rounds; seconds of each window
 def prepared(network: Network, backend: Backend, folder: Path, seconds: float) -> dict[str, dict[str, Any]]:
     """Every engine of ``backend``: its file, precision and audit, the rival's fastest setting."""
     built = {
-        OURS: _built(network, backend, networks.edgeopt_onnx(network, backend.name, folder), "int8", folder),
-        FLOAT: _built(network, backend, networks.float_onnx(network, folder), "fp32", folder),
+        OURS: built_engine(network, backend, networks.edgeopt_onnx(network, backend.name, folder), "int8", folder),
+        FLOAT: built_engine(network, backend, networks.float_onnx(network, folder), "fp32", folder),
     }
     for precision in set(backend.float_baselines()) - {"fp32"}:
-        built[precision] = _built(network, backend, networks.float_onnx(network, folder), precision, folder)
+        built[precision] = built_engine(network, backend, networks.float_onnx(network, folder), precision, folder)
     if backend.name == "onnxruntime":
         made = {one: networks.static_onnx(network, one, folder) for one in networks.STATIC}
-        rivals = {one: _built(network, backend, path, "int8", folder) for one, path in made.items()}
+        rivals = {one: built_engine(network, backend, path, "int8", folder) for one, path in made.items()}
         rival = STATIC
     else:
         paths = {one: networks.native_xml(network, one, folder) for one in networks.NATIVE}
@@ -65,7 +65,7 @@ def prepared(network: Network, backend: Backend, folder: Path, seconds: float) -
     return built
 
 
-def _built(network: Network, backend: Backend, onnx: Path, precision: str, folder: Path) -> dict[str, Any]:
+def built_engine(network: Network, backend: Backend, onnx: Path, precision: str, folder: Path) -> dict[str, Any]:
     """The engine of an ONNX file, built once, with its audit."""
     place = folder / backend.name / f"{onnx.stem}-{precision}"
     record = place / "built.json"
@@ -237,6 +237,8 @@ def tables(records: Mapping[str, Mapping[str, Any]]) -> str:
     rivals = (FLOAT, "bf16", "fp16", STATIC, NATIVE)
     lines = []
     measured = {key: record for key, record in records.items() if record["groups"]}
+    if not measured:
+        return "Not measured yet."
     shown = [one for one in rivals if any(one in g["engines"] for r in measured.values() for g in r["groups"].values())]
     head = ["network", "px", "backend, batch", OURS, "of the MACs in int8", *(f"against {one}" for one in shown)]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -309,11 +311,13 @@ def prepare(network: Network, folder: Path) -> None:
     """Everything that need not be timed."""
     for name in BACKENDS:
         backend: Backend = load_backend(name)
-        _built(network, backend, networks.edgeopt_onnx(network, name, folder), "int8", folder)
+        built_engine(network, backend, networks.edgeopt_onnx(network, name, folder), "int8", folder)
         for precision in backend.float_baselines():
-            _built(network, backend, networks.float_onnx(network, folder), precision, folder)
+            built_engine(network, backend, networks.float_onnx(network, folder), precision, folder)
     for setting in networks.STATIC:
-        _built(network, load_backend("onnxruntime"), networks.static_onnx(network, setting, folder), "int8", folder)
+        built_engine(
+            network, load_backend("onnxruntime"), networks.static_onnx(network, setting, folder), "int8", folder
+        )
     for preset in networks.NATIVE:
         networks.native_xml(network, preset, folder)
 

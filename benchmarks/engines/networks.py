@@ -87,7 +87,7 @@ def pictures_of(network: Network, count: int = CALIBRATION_PICTURES) -> npt.NDAr
 
 def calibration(network: Network) -> list[Float32]:
     """Batches float32 (N, 3, height, width)."""
-    pictures = pictures_of(network)
+    pictures = pictures_of(network, CALIBRATION_PICTURES)
     parts = range(0, len(pictures), CALIBRATION_BATCH)
     return [normalize(pictures[start : start + CALIBRATION_BATCH], network.spec) for start in parts]
 
@@ -174,7 +174,7 @@ def native_xml(network: Network, preset: str, folder: Path) -> Path:
             openvino.Core().read_model(str(float_onnx(network, folder))),
             nncf.Dataset([{"input": batch} for batch in calibration(network)]),
             preset=getattr(nncf.QuantizationPreset, preset.upper()),
-            subset_size=CALIBRATION_PICTURES // CALIBRATION_BATCH,
+            subset_size=-(-CALIBRATION_PICTURES // CALIBRATION_BATCH),
             model_type=nncf.ModelType.TRANSFORMER if network.attention else None,
         )
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
