@@ -220,6 +220,14 @@ class EnsembleConfig(Strict):
     members: tuple[str, ...] = ()
 
 
+class BuildConfig(Strict):
+    """Building: as the options of ``edgeopt build``."""
+
+    strict: bool = False
+    float_layers: tuple[str, ...] = ()  # of int8 variants: left in float, without training
+    embed_preprocessing: bool = False  # engines that take uint8 pictures and normalize these themselves
+
+
 class BenchConfig(Strict):
     """Measuring: seconds at most for all engines together, threads of each (0: every core).
 
@@ -254,6 +262,7 @@ class Recipe(Strict):
     augment: AugmentConfig = AugmentConfig()
     ensemble: EnsembleConfig | None = None
     compress: CompressConfig = CompressConfig()
+    build: BuildConfig = BuildConfig()
     bench: BenchConfig = BenchConfig()
     budget: Budget = Budget()
     baseline: BaselineConfig = BaselineConfig()

@@ -67,8 +67,8 @@ def evaluate(
         )
     parts: list[Float32] = []
     done = 0
-    for pictures in picture_set.batches(spec, batch):
-        logits = checked_logits(session.infer(pictures), len(pictures))
+    for pictures in picture_set.pieces(batch):
+        logits = checked_logits(session.infer(session.prepared(pictures, spec)), len(pictures))
         if parts and logits.shape[1] != parts[0].shape[1]:
             raise BackendError(
                 f"the engine answered {parts[0].shape[1]} classes, then {logits.shape[1]}",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingBackendError
@@ -85,8 +86,9 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
 def _build(journey: Journey) -> None:
     from edgeopt.stages.build import build
 
+    config = journey.recipe.build.model_dump()
     for target in journey.recipe.targets:
-        for item in build(journey.opened, target, force=journey.force, console=journey.console):
+        for item in build(journey.opened, target, **config, force=journey.force, console=journey.console):
             journey.console.say(item.summary())
 
 
@@ -123,10 +125,13 @@ def run_recipe(
     """Take every step of ``recipe``; steps whose inputs did not change are skipped.
 
     Returns the run and the budget that :func:`edgeopt.stages.report.report` judges. A target whose backend is not
-    installed is an error before anything is trained.
+    installed, or cannot build what ``[build]`` asks for, is an error before anything is trained.
     """
     for name in recipe.targets:
-        load_backend(load_target(name).backend).require(to_build=True)
+        backend: Backend = load_backend(load_target(name).backend)
+        backend.require(to_build=True)
+        if recipe.build.embed_preprocessing:
+            backend.require_embedding()
     path = run or (Path("runs") / recipe.name if recipe.name else None)
     journey = Journey(recipe, path, force, console or Silent())
     for step in steps:

@@ -8,7 +8,7 @@ from edgeopt.backends.base import Session
 from edgeopt.classify import Prediction as Prediction
 from edgeopt.classify import classify as classify
 from edgeopt.classify import expand as expand
-from edgeopt.preprocess import PreprocessSpec, normalize
+from edgeopt.preprocess import PreprocessSpec
 
 
 def predict(
@@ -28,7 +28,7 @@ def predict(
     or when ``classes`` does not fit the engine.
     """
     return classify(
-        lambda pictures: session.infer(normalize(pictures[spec], spec)),
+        lambda pictures: session.infer(session.prepared(pictures[spec], spec)),
         paths,
         [spec],
         classes,

@@ -66,6 +66,11 @@ int8 = true                              # ranges from calibration pictures, the
 # ignore = ["head"]                      # modules to leave unpruned and in float
 # int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
 
+[build]
+# strict = true                          # fewer MACs in int8 than a target asks for (by default all) are an error
+# float_layers = ["head"]                # layers of int8 engines left in float, as fusion.json names them, or modules
+# embed_preprocessing = true             # engines take uint8 pictures (N, height, width, 3) and normalize themselves
+
 [bench]
 seconds = 20                             # at most, for all engines together
 # cross_check = true                     # each engine by its runtime's own tool too

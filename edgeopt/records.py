@@ -257,6 +257,7 @@ class StageRecord(Record):
     versions: dict[Text, Text] | None = None
     parent: Name | None
     scheme: SchemeName | None = None
+    float_layers: list[Text] | None = None  # of an int8 variant: those left in float by request
     metrics: Metrics | None = None
     inputs: dict[Text, Any] | None = None
     config: dict[Text, Any] | None = None
@@ -415,6 +416,8 @@ class FusionRecord(_Part):
     int8_share: Share | None = None
     int8_share_macs: Share | None = None
     float_layers: list[Text] | None = None
+    float_shares_macs: list[Share] | None = None
+    float_by_request: list[Text] | None = None
     source: Text | None = None
 
 
@@ -457,6 +460,7 @@ class BuildRecord(Record):
     variant: Name
     precision: Name
     scheme: SchemeName | None = None
+    embedded_preprocessing: bool = False
     backend: Name
     profile: Target
     engine: Inside | None = None

@@ -39,8 +39,13 @@ class PictureSet:
 
     def batches(self, spec: PreprocessSpec, size: int) -> Iterator[Float32]:
         """float32 (<= size, 3, height, width) in order, normalized as ``spec`` says."""
+        for pictures in self.pieces(size):
+            yield normalize(pictures, spec)
+
+    def pieces(self, size: int) -> Iterator[UInt8]:
+        """uint8 (<= size, height, width, 3) in order."""
         for start in range(0, len(self), size):
-            yield normalize(np.asarray(self.pictures[start : start + size]), spec)
+            yield np.asarray(self.pictures[start : start + size])
 
 
 def open_set(folder: Path, name: str, *, checked: bool = False) -> PictureSet:

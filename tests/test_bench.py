@@ -20,7 +20,7 @@ from edgeopt.bench.child import Child
 from edgeopt.bench.protocol import _known, _Runner
 from edgeopt.bench.result import EngineResult
 from edgeopt.bench.throughput import Search, search
-from edgeopt.bench.worker import _window
+from edgeopt.bench.worker import window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.files import sha256
@@ -492,7 +492,7 @@ def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> Non
             time.sleep(0.03 if len(self.seen) == 1 else 0.006)
             return np.zeros((1, 2), dtype=np.float32)
 
-    samples, calls = _window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
+    samples, calls = window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
     assert (len(samples), calls) == (7, 9)
     assert max(samples) < 30
     assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]

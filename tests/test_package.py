@@ -203,12 +203,19 @@ def test_in_an_environment_with_the_requirements_alone_it_answers_as_edgeopt_pre
 
 
 @pytest.mark.slow
-def test_the_cpp_example_compiles_against_the_wheel_and_answers_alike(run: Run, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("embedded", [False, True])
+def test_the_cpp_example_compiles_against_the_wheel_and_answers_alike(
+    run: Run, photos: Path, tmp_path: Path, embedded: bool
+) -> None:
     openvino = pytest.importorskip("openvino")
     if not (shutil.which("cmake") and (shutil.which("c++") or shutil.which("g++"))):
         pytest.skip("no CMake or no C++ compiler on this machine")
+    if embedded:
+        run = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+        api.build(run, "openvino", embed_preprocessing=True)
     made = api.package(run, "openvino", out=tmp_path / "package")
-    expected, _ = predict(run, [str(photos)], engine=f"openvino/{made.manifest['variant']}")
+    assert made.manifest["embedded_preprocessing"] is embedded
+    expected, _ = predict(run, [str(photos)], engine="openvino/int8-u8a7w")
     assert _ask(Path(sys.executable), made.folder, photos, "--prepare", tmp_path / "prepared").returncode == 0
     build = tmp_path / "build"
     found = f"-DOpenVINO_DIR={openvino.utils.get_cmake_path()}"

@@ -283,7 +283,7 @@ def test_int8_outputs_are_fused_by_onnx_runtime_behind_a_relu6_and_before_a_resi
     names = dict(named_quantizers(model))
     assert not any(name.startswith("post_hooks.norm/") for name in names), "the one behind the ReLU6 is enough"
     export_qdq(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), scheme=scheme)
-    report = audit(tmp_path / "model.onnx", "CPUExecutionProvider", (3, 32, 32))
+    report = audit(tmp_path / "model.onnx", "CPUExecutionProvider", torch.zeros(1, 3, 32, 32).numpy())
     assert (report.int8_layers, report.compute_layers) == (5, 5), report.float_layers
     again = rebuild_quantized(Capped().eval(), quantizer_config(model), scheme, calibration()[0][:1])
     again.load_state_dict(model.state_dict())

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from edgeopt import environment
 from edgeopt.backends.base import FusionReport, Session
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession, audit
@@ -28,7 +30,7 @@ class PlainOnnxRuntimeBackend(OnnxRuntimeBackend):
 
     def audit(self, model: Path, input_shape: tuple[int, int, int]) -> FusionReport:
         """What the runtime executes of ``model``."""
-        return audit(model, PROVIDER, input_shape, {})
+        return audit(model, PROVIDER, np.zeros((1, *input_shape), np.float32), {})
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
         import onnxruntime

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from statistics import median
 
 from edgeopt.backends.base import FusionReport, LayerTime, LayerTimes
 
+#: What runtimes add to the name of a node that they fuse or move.
+_SUFFIX = re.compile(r"(/WithoutBiases|_token_\d+|_quant|_nchwc)+$")
 #: Calls of an engine by which its layers are timed, after one that is not counted.
 TIMED_RUNS = 30
 
@@ -26,10 +29,11 @@ def fusion_report(backend: str, layers: Iterable[ComputeLayer], source: str) -> 
     """The report over ``layers``; the share of MACs is None when a single layer's MACs are unknown."""
     layers = list(layers)
     macs = [layer.macs for layer in layers]
-    share = None
-    if layers and None not in macs:
-        total = sum(count or 0 for count in macs)
-        share = sum(layer.macs or 0 for layer in layers if layer.int8) / total if total else None
+    share, left = None, None
+    total = sum(count or 0 for count in macs)
+    if total and None not in macs:
+        share = sum(layer.macs or 0 for layer in layers if layer.int8) / total
+        left = tuple((layer.macs or 0) / total for layer in layers if not layer.int8)
     return FusionReport(
         backend=backend,
         compute_layers=len(layers),
@@ -37,7 +41,13 @@ def fusion_report(backend: str, layers: Iterable[ComputeLayer], source: str) -> 
         float_layers=tuple(layer.name for layer in layers if not layer.int8),
         source=source,
         int8_share_macs=share,
+        float_shares_macs=left,
     )
+
+
+def layer_of(name: str, known: Container[str]) -> str | None:
+    """The one of the ``known`` layers that a runtime calls ``name``: fused ones bear several names, and suffixes."""
+    return next((one for part in name.split(",") if (one := _SUFFIX.sub("", part)) in known), None)
 
 
 def layer_times(samples: Iterable[tuple[str, str, float]], *, runs: int, batch: int, source: str) -> LayerTimes:

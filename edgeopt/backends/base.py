@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -12,11 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from edgeopt.backends.embedding import embed_preprocessing
 from edgeopt.config import Target
 from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.pixels import Float32 as Float32
+from edgeopt.pixels import Preprocessing, normalize
+from edgeopt.pixels import UInt8 as UInt8
 from edgeopt.schemes import Scheme
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class FusionReport:
     float_layers: tuple[str, ...]
     source: str  # how it was read
     int8_share_macs: float | None = None
+    float_shares_macs: tuple[float, ...] | None = None  # of ``float_layers``, in their order
+    float_by_request: tuple[str, ...] = ()  # those of ``float_layers`` that somebody asked to be
 
     @property
     def int8_share(self) -> float:
@@ -55,6 +60,8 @@ class FusionReport:
             "int8_share": self.int8_share,
             "int8_share_macs": self.int8_share_macs,
             "float_layers": list(self.float_layers),
+            "float_shares_macs": None if self.float_shares_macs is None else list(self.float_shares_macs),
+            "float_by_request": list(self.float_by_request),
             "source": self.source,
         }
 
@@ -91,6 +98,7 @@ class BuildRequest:
 
     ``onnx`` is float32 for the precisions fp32, bf16 and fp16, and QDQ for int8; ``folder`` exists and is empty of
     engines; ``input_shape`` is (channels, height, width); ``precision`` may differ from the target's (float baselines).
+    ``embed`` is the preprocessing whose normalization the engine does itself, None for one that is given its result.
     """
 
     onnx: Path
@@ -99,6 +107,14 @@ class BuildRequest:
     precision: str
     scheme: Scheme | None
     input_shape: tuple[int, int, int]
+    embed: Preprocessing | None = None
+
+    def blank(self, count: int) -> Float32 | UInt8:
+        """``count`` pictures of zeros, of the shape and type the engine is given."""
+        channels, height, width = self.input_shape
+        if self.embed is None:
+            return np.zeros((count, channels, height, width), np.float32)
+        return np.zeros((count, height, width, channels), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -116,19 +132,30 @@ class BuildResult:
 
 
 class Session(ABC):
-    """An opened engine: float32 (N, 3, height, width) in, float32 logits (N, classes) out. A context manager."""
+    """An opened engine: float32 (N, 3, height, width) in, float32 logits (N, classes) out. A context manager.
+
+    One with ``embedded_preprocessing`` takes uint8 (N, height, width, 3) instead, and normalizes these itself.
+    """
+
+    embedded_preprocessing: bool = False
 
     @abstractmethod
-    def _infer(self, batch: Float32) -> Float32: ...
+    def _infer(self, batch: Any) -> Float32: ...
 
-    def infer(self, batch: Float32) -> Float32:
-        """Logits (N, classes) of a C-contiguous float32 batch (N, 3, height, width); raises BackendError on another."""
-        if batch.dtype != np.float32 or batch.ndim != 4:
+    def infer(self, batch: Float32 | UInt8) -> Float32:
+        """Logits (N, classes) of a C-contiguous batch, as :meth:`prepared` gives it; raises BackendError on another."""
+        if batch.dtype != (np.uint8 if self.embedded_preprocessing else np.float32) or batch.ndim != 4:
+            uint8 = "uint8 (N, height, width, 3)"
+            wanted = uint8 if self.embedded_preprocessing else "float32 (N, 3, height, width)"
             raise BackendError(
-                f"expected float32 (N, 3, height, width), got {batch.dtype} {batch.shape}",
-                fix="pass the array that edgeopt.preprocess.normalize makes of uint8 pictures (N, height, width, 3)",
+                f"expected {wanted}, got {batch.dtype} {batch.shape}",
+                fix=f"pass what the session's prepared() makes of pictures {uint8}",
             )
         return self._infer(batch)
+
+    def prepared(self, pictures: UInt8, spec: Preprocessing) -> Float32 | UInt8:
+        """What :meth:`infer` takes of ``pictures``, uint8 (N, height, width, 3): normalized, or as they are."""
+        return np.ascontiguousarray(pictures) if self.embedded_preprocessing else normalize(pictures, spec)
 
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
         """Give back what the runtime holds; the session cannot be used afterwards."""
@@ -153,6 +180,7 @@ class Backend(ABC):
     extra: ClassVar[str]  # of edgeopt, that installs the runtime
     precisions: ClassVar[tuple[str, ...]]
     native_code: ClassVar[bool] = True  # whether opening an engine may run code that is in it; say False only if sure
+    embeds_preprocessing: ClassVar[bool] = False  # whether it builds engines that normalize pictures themselves
     float_rest: ClassVar[str] = "fp32"  # precision of what stays float in an int8 engine: which ONNX it is built from
 
     @abstractmethod
@@ -202,6 +230,14 @@ class Backend(ABC):
             raise MissingBackendError(f"{self.name} cannot {doing} here: {found.reason}", fix=found.install)
         return found
 
+    def require_embedding(self) -> None:
+        """That its engines can normalize pictures themselves; raises BackendError otherwise."""
+        if not self.embeds_preprocessing:
+            raise BackendError(
+                f"{self.name} builds no engines with their preprocessing embedded",
+                fix="leave --embed-preprocessing out; engines of onnxruntime and openvino can have it",
+            )
+
     def float_baselines(self) -> tuple[str, ...]:
         """Precisions, other than int8, worth measuring beside int8 on this machine."""
         return ("fp32",)
@@ -228,7 +264,13 @@ class Backend(ABC):
                 "an int8 build needs a scheme, and only an int8 build has one",
                 fix='give BuildRequest a scheme where precision is "int8", and scheme=None elsewhere',
             )
-        return self._build(request)
+        if request.embed is None:
+            return self._build(request)
+        self.require_embedding()
+        with tempfile.TemporaryDirectory(prefix="edgeopt-embedding-") as folder:
+            embedded = Path(folder) / request.onnx.name
+            embed_preprocessing(request.onnx, embedded, request.embed)
+            return self._build(replace(request, onnx=embedded))
 
     def open(self, engine: Path, target: Target, *, precision: str, threads: int = 0) -> Session:
         """Open ``engine`` for ``target``; ``threads`` 0 takes the target's, which when 0 takes every core.

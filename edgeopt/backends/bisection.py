@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgeopt.backends.base import Backend, Float32
 from edgeopt.backends.onnx_reader import COMPUTE_OPS, FLOAT, UINT8, OnnxModel, OnnxNode, read_onnx
+from edgeopt.backends.onnx_writer import field, value_info
 from edgeopt.config import Target
 from edgeopt.metrics import FLOAT_MAX_RELATIVE, INT8_MAX_MEAN_OVER_STD
 
@@ -94,17 +95,8 @@ def expose(source: Path, destination: Path, tensor: str, dtype: int) -> None:
     A second graph at the end of the file is merged into the first: protobuf joins fields that come twice
     (https://protobuf.dev/programming-guides/encoding/#last-one-wins), and a device has no onnx package.
     """
-    kind = _field(1, bytes([8, dtype]))  # TypeProto.tensor_type { elem_type }
-    value = _field(1, tensor.encode()) + _field(2, kind)  # ValueInfoProto { name, type }
-    destination.write_bytes(source.read_bytes() + _field(7, _field(12, value)))  # ModelProto.graph { output }
-
-
-def _field(number: int, content: bytes) -> bytes:
-    size, rest = bytearray(), len(content)
-    while rest > 0x7F:
-        size.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    return bytes([number << 3 | 2, *size, rest]) + content
+    output = field(12, value_info(tensor, dtype))
+    destination.write_bytes(source.read_bytes() + field(7, output))  # ModelProto.graph
 
 
 def as_written(onnx: Path, tensor: str, pictures: Float32) -> Tensor:

@@ -96,7 +96,7 @@ def read_onnx(path: Path) -> OnnxModel:
     model = OnnxModel()
     graphs = 0
     try:
-        for number, value in _fields(buffer):
+        for number, value in fields(buffer):
             if number == 7 and isinstance(value, memoryview):
                 graphs += 1
                 _graph(value, model, depth=0)
@@ -138,7 +138,7 @@ def _varint(buffer: memoryview, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """(field number, integer or bytes) of one message."""
     at = 0
     while at < len(buffer):
@@ -179,7 +179,7 @@ def _integers(value: int | memoryview, most: int) -> list[int]:
 
 def _opset(buffer: memoryview, model: OnnxModel) -> None:
     domain, version = "", 0
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number == 1:
             domain = _text(value)
         elif number == 2 and isinstance(value, int):
@@ -189,7 +189,7 @@ def _opset(buffer: memoryview, model: OnnxModel) -> None:
 
 
 def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if isinstance(value, int):
             continue
         if number == 1:
@@ -223,7 +223,7 @@ def _node(buffer: memoryview, depth: int) -> OnnxNode:
     inputs: list[str] = []
     outputs: list[str] = []
     texts = {3: "", 4: "", 7: ""}
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number in (1, 2):
             (inputs if number == 1 else outputs).append(_text(value))
             if len(inputs) + len(outputs) > _MAX_NAMES:
@@ -236,7 +236,7 @@ def _node(buffer: memoryview, depth: int) -> OnnxNode:
 
 
 def _scan_nodes(buffer: memoryview, node_field: int, *, depth: int) -> None:
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number == node_field and isinstance(value, memoryview):
             _node(value, depth)
 
@@ -245,7 +245,7 @@ def _scan_attribute(buffer: memoryview, depth: int) -> None:
     """Looks for external data in an attribute's tensors and subgraphs."""
     if depth > _MAX_DEPTH:
         raise _MalformedError("graphs are nested too deeply")
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if isinstance(value, int):
             continue
         if number in (5, 10):
@@ -257,7 +257,7 @@ def _scan_attribute(buffer: memoryview, depth: int) -> None:
 
 
 def _sparse(buffer: memoryview) -> None:
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number in (1, 2) and isinstance(value, memoryview):
             _tensor(value)
 
@@ -268,7 +268,7 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
     raw: memoryview | None = None
     listed: list[int] = []
     too_long = False
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number == 1:
             dims += _integers(value, _MAX_DIMS - len(dims))
         elif number == 2 and isinstance(value, int):
@@ -280,7 +280,7 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
             name = _text(value)
         elif number == 9 and isinstance(value, memoryview):
             raw = value
-    if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in _fields(buffer)):
+    if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in fields(buffer)):
         raise _ExternalError(f'"{printable(name)[:100]}"')
     if too_long:  # of weights that are listed, which nobody does, the worst is assumed
         return OnnxTensor(name, dtype, tuple(dims), None, 128 if dtype == INT8 else 0)
@@ -309,11 +309,11 @@ def _largest(dtype: int, raw: memoryview | None, listed: list[int]) -> int:
 def _value_info(buffer: memoryview) -> tuple[str, int, tuple[int, ...]]:
     name, dtype = "", 0
     dims: list[int] = []
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number == 1:
             name = _text(value)
         elif number == 2 and isinstance(value, memoryview):
-            for kind, tensor in _fields(value):
+            for kind, tensor in fields(value):
                 if kind == 1 and isinstance(tensor, memoryview):
                     dtype, dims = _tensor_type(tensor)
     return name, dtype, tuple(dims)
@@ -322,14 +322,14 @@ def _value_info(buffer: memoryview) -> tuple[str, int, tuple[int, ...]]:
 def _tensor_type(buffer: memoryview) -> tuple[int, list[int]]:
     dtype = 0
     dims: list[int] = []
-    for number, value in _fields(buffer):
+    for number, value in fields(buffer):
         if number == 1 and isinstance(value, int):
             dtype = value
         elif number == 2 and isinstance(value, memoryview):
-            for kind, dim in _fields(value):
+            for kind, dim in fields(value):
                 if len(dims) > _MAX_DIMS:
                     raise _MalformedError("a tensor has more dimensions than any")
                 if kind == 1 and isinstance(dim, memoryview):
-                    stated = [one for which, one in _fields(dim) if which == 1 and isinstance(one, int)]
+                    stated = [one for which, one in fields(dim) if which == 1 and isinstance(one, int)]
                     dims.append(stated[0] if stated else -1)
     return dtype, dims

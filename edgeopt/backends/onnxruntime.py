@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 from edgeopt import environment
@@ -24,6 +23,7 @@ from edgeopt.backends.base import (
     FusionReport,
     LayerTimes,
     Session,
+    UInt8,
 )
 from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
@@ -53,6 +53,7 @@ class OnnxRuntimeBackend(Backend):
     extra: ClassVar[str] = "onnxruntime"
     native_code: ClassVar[bool] = False  # an ONNX file; external data is refused, custom operators are not loaded
     precisions: ClassVar[tuple[str, ...]] = precisions_of("onnxruntime")
+    embeds_preprocessing: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Not ok when the module is missing, broken, or both of its packages are installed over each other."""
@@ -111,11 +112,11 @@ class OnnxRuntimeBackend(Backend):
             _optimize(request.onnx, engine, provider)
         else:
             shutil.copyfile(request.onnx, engine)
-        fusion = audit(engine, provider, request.input_shape)
+        fusion = audit(engine, provider, request.blank(1))
         return BuildResult(
             engine=engine.name,
             fusion=fusion,
-            layer_times=_times(engine, provider, 1, np.zeros((request.target.batch, *request.input_shape), np.float32)),
+            layer_times=_times(engine, provider, 1, request.blank(request.target.batch)),
             files=(engine.name,),
             details={"provider": provider},
         )
@@ -137,22 +138,24 @@ class OnnxRuntimeBackend(Backend):
 
 
 class OnnxRuntimeSession(Session):
-    """One InferenceSession with one float32 input and one float32 output."""
+    """One InferenceSession with one input of float32, or of uint8 pictures, and one float32 output."""
 
     def __init__(self, session: Any, threads: int, *, options: Mapping[str, str]) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or {inputs[0].type, outputs[0].type} != {"tensor(float)"}:
+        kinds = ("tensor(float)", "tensor(uint8)")
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type not in kinds or outputs[0].type != kinds[0]:
             raise BackendError(
-                "the model must have one float32 input and one float32 output",
+                "the model must have one float32 input, or one of uint8 pictures, and one float32 output",
                 fix="give a file that edgeopt export wrote, or one of that form",
             )
+        self.embedded_preprocessing = inputs[0].type == kinds[1]
         self._session = session
         self._input = inputs[0].name
         self._shape = inputs[0].shape
         self._outputs = [outputs[0].name]
         self._threads, self._options = threads, dict(options)
 
-    def _infer(self, batch: Float32) -> Float32:
+    def _infer(self, batch: Float32 | UInt8) -> Float32:
         try:
             logits: Float32 = self._session.run(self._outputs, {self._input: batch})[0]
         except Exception as error:
@@ -266,20 +269,20 @@ def run_one(
 
 
 def audit(
-    engine: Path, provider: str, input_shape: tuple[int, int, int], options: Mapping[str, str] | None = None
+    engine: Path, provider: str, picture: Float32 | UInt8, options: Mapping[str, str] | None = None
 ) -> FusionReport:
-    """The operators that one black picture, (channels, height, width), runs through.
+    """The operators that ``picture``, a batch of one as the engine takes it, runs through.
 
     ``options`` are entries of the session's configuration; None: those that :class:`OnnxRuntimeBackend` opens it with.
     """
     entries = _exact(engine) if options is None else options
     # Packed weights vanish from a node's listed inputs, and their shapes are needed to count MACs.
     entries = {"session.disable_prepacking": "1", **entries}
-    events = _profile(engine, provider, 1, np.zeros((1, *input_shape), np.float32), 1, entries)
+    events = _profile(engine, provider, 1, picture, 1, entries)
     return fusion_report("onnxruntime", _executed_layers(events), "operators in ONNX Runtime's own profile of one run")
 
 
-def _times(engine: Path, provider: str, threads: int, batch: Float32) -> LayerTimes:
+def _times(engine: Path, provider: str, threads: int, batch: Float32 | UInt8) -> LayerTimes:
     """The time of every operator, as the engine will run; the first run, which allocates, left out."""
     events = _profile(engine, provider, threads, batch, 1 + TIMED_RUNS, _exact(engine))
     nodes = [event for event in events if _is_kernel(event)]
@@ -293,7 +296,7 @@ def _times(engine: Path, provider: str, threads: int, batch: Float32) -> LayerTi
 
 
 def _profile(
-    engine: Path, provider: str, threads: int, batch: Float32, calls: int, options: Mapping[str, Any]
+    engine: Path, provider: str, threads: int, batch: Float32 | UInt8, calls: int, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's profile of ``calls`` runs."""
     with tempfile.TemporaryDirectory(dir=engine.parent, prefix="profile-") as folder:

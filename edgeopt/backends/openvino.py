@@ -23,6 +23,7 @@ from edgeopt.backends.base import (
     FusionReport,
     LayerTimes,
     Session,
+    UInt8,
 )
 from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
@@ -50,6 +51,7 @@ class OpenVinoBackend(Backend):
     extra: ClassVar[str] = "openvino"
     native_code: ClassVar[bool] = False  # a graph in XML and its weights
     precisions: ClassVar[tuple[str, ...]] = precisions_of("openvino")
+    embeds_preprocessing: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Not ok when the module is missing or finds no device."""
@@ -171,6 +173,7 @@ class OpenVinoSession(Session):
     def __init__(self, engine: Path, device: str, properties: dict[str, str], *, batch: int) -> None:
         self._engine, self._device, self._properties, self._batch = engine, device, properties, batch
         self._compiled = self._compile(batch)
+        self.embedded_preprocessing = self._compiled.input().get_element_type().to_string() == "u8"
         self._request = self._compiled.create_infer_request()
         # Views of the runtime's own tensors: copying into them is cheaper than wrapping a new array every time.
         self._input = self._request.get_input_tensor().data
@@ -178,7 +181,7 @@ class OpenVinoSession(Session):
         self._any: Any = None
         self._queue: Any = None
 
-    def _infer(self, batch: Float32) -> Float32:
+    def _infer(self, batch: Float32 | UInt8) -> Float32:
         if batch.shape != self._input.shape:
             several = batch.shape[1:] == self._input.shape[1:] and len(batch) % self._batch == 0
             if several and self._properties["PERFORMANCE_HINT"] == "THROUGHPUT":
@@ -274,7 +277,7 @@ class OpenVinoSession(Session):
             fix = _UPGRADE if self._device == "CPU" else elsewhere
             raise _refused(f"compiling {self._engine.name}", error, fix) from error
 
-    def _infer_several(self, batch: Float32) -> Float32:
+    def _infer_several(self, batch: Float32 | UInt8) -> Float32:
         """Batches of the compiled size through as many requests at once as the plugin finds best."""
         import openvino
 
@@ -287,7 +290,7 @@ class OpenVinoSession(Session):
         self._queue.wait_all()
         return np.concatenate(parts)
 
-    def _infer_any(self, batch: Float32) -> Float32:
+    def _infer_any(self, batch: Float32 | UInt8) -> Float32:
         import openvino
 
         if batch.shape[1:] != self._input.shape[1:]:
@@ -297,7 +300,8 @@ class OpenVinoSession(Session):
             )
         if self._any is None:
             self._any = self._compile(-1).create_infer_request()
-        self._any.set_input_tensor(openvino.Tensor(np.ascontiguousarray(batch), shared_memory=True))
+        shared = np.require(batch, requirements=("C", "W"))  # a mapped picture set cannot be written to, and is copied
+        self._any.set_input_tensor(openvino.Tensor(shared, shared_memory=True))
         self._any.infer()
         return self._any.get_output_tensor().data.copy()  # type: ignore[no-any-return]
 

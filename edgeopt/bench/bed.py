@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeopt.backends.audit import layer_of
 from edgeopt.backends.base import Backend, BuildRequest
 from edgeopt.bench.protocol import bench
 from edgeopt.bench.result import BenchResult, bounds
@@ -26,8 +26,6 @@ from edgeopt.schemes import Scheme
 #: The engine that latencies are shares of.
 UNPRUNED = "unpruned"
 _PICTURES = 8
-#: What runtimes add to the name of a node that they fuse or move.
-_SUFFIX = re.compile(r"(/WithoutBiases|_token_\d+|_quant|_nchwc)+$")
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class Bed:
         total, known = sum(times.values()), set(layers)
         found: dict[str, float] = {}
         for name, microseconds in times.items():
-            layer = next((one for part in name.split(",") if (one := _SUFFIX.sub("", part)) in known), None)
+            layer = layer_of(name, known)
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + microseconds / total
         return found

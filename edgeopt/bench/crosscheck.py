@@ -39,7 +39,11 @@ settings.inter_op_num_threads = 1
 for name, value in options.items():
     settings.add_session_config_entry(name, value)
 session = ort.InferenceSession(engine, settings, providers=["CPUExecutionProvider"])
-feed = {session.get_inputs()[0].name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+wanted, random = session.get_inputs()[0], np.random.default_rng(0)
+batch = random.normal(size=shape).astype(np.float32)
+if wanted.type == "tensor(uint8)":
+    batch = random.integers(0, 256, shape, np.uint8)
+feed = {wanted.name: batch}
 times, end = [], time.perf_counter() + seconds
 for _ in range(5):
     session.run(None, feed)
@@ -110,7 +114,9 @@ def cross_check(
 def _tool(spec: EngineSpec, session: dict[str, Any], seconds: float) -> tuple[str, Callable[[], float]] | None:
     """What the runtime has, and a function that runs it once and gives its median, ms a call."""
     assert spec.preprocess is not None
-    shape = [spec.target.batch, *PreprocessSpec.read(spec.preprocess).input_shape]
+    channels, height, width = PreprocessSpec.read(spec.preprocess).input_shape
+    picture = (height, width, channels) if session.get("embedded_preprocessing") else (channels, height, width)
+    shape = [spec.target.batch, *picture]
     commands = {"onnxruntime": _bare_loop, "openvino": _benchmark_app, "tensorrt": _trtexec}
     if spec.backend not in commands or spec.target.session.provider != "CPUExecutionProvider":
         return None

@@ -52,7 +52,7 @@ import numpy.typing as npt
 
 from edgeopt import environment, metrics, probability
 from edgeopt.bench.crosscheck import CrossCheck
-from edgeopt.bench.result import BenchResult, bounds
+from edgeopt.bench.result import BenchResult, EngineResult, bounds
 from edgeopt.bench.throughput import Search
 from edgeopt.errors import BackendError, DataError
 from edgeopt.evaluate import NOT_FINITE
@@ -130,6 +130,8 @@ def _ratios(result: BenchResult, key: str, baselines: Mapping[str | None, str]) 
     for other, baseline in result.engines.items():
         if other in (key, *baselines) or baseline.spec.precision == engine.spec.precision:
             continue
+        if _embedded(baseline) != _embedded(engine):  # the time of one has the normalization in it
+            continue
         if other.rpartition("/")[0] == key.rpartition("/")[0] and baseline.spec.precision != "int8":
             kinds[other] = "float"
     ratios = []
@@ -147,6 +149,10 @@ def _ratios(result: BenchResult, key: str, baselines: Mapping[str | None, str]) 
             }
         )
     return ratios
+
+
+def _embedded(engine: EngineResult) -> bool:
+    return bool(engine.session.get("embedded_preprocessing"))
 
 
 def accuracy_record(

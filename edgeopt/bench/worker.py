@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.backends.base import Float32, Session
+from edgeopt.backends.base import Float32, Session, UInt8
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.errors import REPORT, BackendError, EdgeoptError
 from edgeopt.evaluate import checked_logits
 from edgeopt.picture_files import DEFAULT_MAX_PIXELS, decoded
-from edgeopt.preprocess import PreprocessSpec, normalize, prepare
+from edgeopt.preprocess import PreprocessSpec, prepare
 from edgeopt.registry import load_backend
 from edgeopt.sets import open_set
+
+Batches = list[Float32 | UInt8]
 
 #: Prepared pictures held in memory; enough to rotate through, few enough not to be what peak memory shows.
 PICTURE_BYTES = 8 * 2**20
@@ -49,15 +51,18 @@ def main() -> None:
 
     try:
         spec = EngineSpec.from_json(json.loads(sys.stdin.readline()))
-        batches = _batches(spec, spec.target.batch)
         started = perf_counter()
         session = load_backend(spec.backend).open(
             spec.engine, spec.target, precision=spec.precision, threads=spec.threads
         )
         load_s = perf_counter() - started
         with session:
+            batches = _batches(session, spec, spec.target.batch)
             checked_logits(session.infer(batches[0]), spec.target.batch)
-            answer({"load_s": load_s, "memory_bytes": peak_memory_bytes(), "session": session.describe()})
+            embedded = {"embedded_preprocessing": True} if session.embedded_preprocessing else {}
+            answer(
+                {"load_s": load_s, "memory_bytes": peak_memory_bytes(), "session": {**session.describe(), **embedded}}
+            )
             gc.collect()
             gc.freeze()
             gc.disable()
@@ -70,16 +75,16 @@ def main() -> None:
         raise
 
 
-def _task(session: Session, spec: EngineSpec, batches: list[Float32], request: dict[str, Any]) -> dict[str, Any]:
+def _task(session: Session, spec: EngineSpec, batches: Batches, request: dict[str, Any]) -> dict[str, Any]:
     """One request after the engine was opened."""
     if "pictures" in request:
         return end_to_end(session, spec, Path(request["pictures"]))
     size = int(request.get("batch", spec.target.batch))
     if size != len(batches[0]):
-        batches[:] = _batches(spec, size)
+        batches[:] = _batches(session, spec, size)
         checked_logits(session.infer(batches[0]), size)
     started = process_time()
-    samples, calls = _window(session, batches, float(request["window"]), int(request["iterations"]))
+    samples, calls = window(session, batches, float(request["window"]), int(request["iterations"]))
     cpu_ms = (process_time() - started) * 1000 / calls
     checked_logits(session.infer(batches[0]), size)  # an engine may go wrong after a while
     return {"samples_ms": samples, "cpu_ms": round(cpu_ms, 5), "memory_bytes": peak_memory_bytes()}
@@ -96,7 +101,7 @@ def end_to_end(session: Session, spec: EngineSpec, folder: Path) -> dict[str, An
         begin = perf_counter()
         with decoded(path, max_pixels=DEFAULT_MAX_PIXELS, draft=(side, side)) as image:
             was_decoded = perf_counter()
-            batch = normalize(prepare(image, preprocess)[None].repeat(spec.target.batch, axis=0), preprocess)
+            batch = session.prepared(prepare(image, preprocess)[None].repeat(spec.target.batch, axis=0), preprocess)
         prepared = perf_counter()
         session.infer(batch)
         rows.append((was_decoded - begin, prepared - was_decoded, (perf_counter() - prepared) / spec.target.batch))
@@ -107,8 +112,8 @@ def end_to_end(session: Session, spec: EngineSpec, folder: Path) -> dict[str, An
     return {**{name: round(float(one), 5) for name, one in zip(names, medians, strict=True)}, "pictures": len(files)}
 
 
-def _batches(spec: EngineSpec, batch: int) -> list[Float32]:
-    """Preprocessed batches of real test pictures, to rotate through."""
+def _batches(session: Session, spec: EngineSpec, batch: int) -> Batches:
+    """Batches of real test pictures as the session takes them, to rotate through."""
     assert spec.pictures is not None
     assert spec.preprocess is not None
     preprocess = PreprocessSpec.read(spec.preprocess)
@@ -120,12 +125,12 @@ def _batches(spec: EngineSpec, batch: int) -> list[Float32]:
     # np.take wraps around, so that a test set smaller than one batch still fills it.
     indices = np.linspace(0, max(len(pictures) - batch, 0), count, dtype=np.int64)
     return [
-        normalize(np.asarray(pictures.take(range(first, first + batch), axis=0, mode="wrap")), preprocess)
+        session.prepared(pictures.take(range(first, first + batch), axis=0, mode="wrap"), preprocess)
         for first in indices
     ]
 
 
-def _window(session: Session, batches: list[Float32], seconds: float, iterations: int) -> tuple[list[float], int]:
+def window(session: Session, batches: Batches, seconds: float, iterations: int) -> tuple[list[float], int]:
     """Milliseconds of each inference, host to host, for ``seconds`` and at least ``iterations``; and all calls made."""
     samples: list[int] = []
     count, picture = len(batches), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +26,18 @@ from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_
     "--strict", is_flag=True, help="Fewer MACs in int8 than the target asks for (by default all) are an error."
 )
 @click.option(
+    "--float-layer",
+    "float_layers",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this layer (as in fusion.json) or module in float, without training; may be repeated.",
+)
+@click.option(
+    "--embed-preprocessing",
+    is_flag=True,
+    help="Put the normalization into the graph: the engines take uint8 pictures (N, height, width, 3).",
+)
+@click.option(
     "--onnx",
     type=click.Path(path_type=Path),
     help="Build a classifier from elsewhere: float32, or with QDQ, of a dynamic batch; makes a run for it.",
@@ -42,6 +55,8 @@ def command(
     targets: tuple[str, ...],
     variants: tuple[str, ...],
     strict: bool,
+    float_layers: tuple[str, ...],
+    embed_preprocessing: bool,
     onnx: Path | None,
     labels: Path | None,
     preprocess: Path | None,
@@ -57,6 +72,7 @@ def command(
     from edgeopt.stages.foreign import import_onnx
 
     console = Terminal(quiet=quiet)
+    how: dict[str, Any] = {"strict": strict, "embed_preprocessing": embed_preprocessing, "force": force}
     if (onnx is None) != (labels is None) or (onnx is None and (preprocess or pictures)):
         raise click.UsageError("--onnx and --labels belong together, and --preprocess and --data to them")
     if onnx is not None and labels is not None:
@@ -67,14 +83,15 @@ def command(
     if on is not None:
         from edgeopt.remote import run_on
 
-        typed = options_of(target=targets, variant=variants, strict=strict, force=force)
+        if float_layers:  # on the device there may be no torch
+            from edgeopt.stages.mixing import mix
+
+            variants = tuple(one.name for one in mix(run, float_layers, variants=variants, console=console))
+        typed = options_of(target=targets, variant=variants, **how)
         records = json.loads(run_on(run, on, ["build", "--json", *typed], console=console))
         lines = [Built(one["target"], one["variant"], one, skipped=False).summary() for one in records]
         emit(records, as_json=as_json, text="\n".join(lines))
         return
-    built = [
-        item
-        for target in targets
-        for item in build(run, target, variants=variants, strict=strict, force=force, console=console)
-    ]
+    how |= {"float_layers": float_layers}
+    built = [item for target in targets for item in build(run, target, variants=variants, **how, console=console)]
     emit([item.record for item in built], as_json=as_json, text="\n".join(item.summary() for item in built))

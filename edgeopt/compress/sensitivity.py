@@ -36,7 +36,7 @@ def layer_sensitivity(
     the mean loss of a model on some pictures; ``example`` is a normalized float32 batch (N, 3, height, width). The
     model is left as it was.
     """
-    layers = _quantizers_of_layers(model, example)
+    layers = quantizers_of_layers(model, example)
     whole = loss(model)
     found = []
     for done, (layer, quantizers) in enumerate(layers.items(), 1):
@@ -47,7 +47,7 @@ def layer_sensitivity(
     return sorted(found, key=lambda one: -one.loss_increase)
 
 
-def _quantizers_of_layers(model: nn.Module, example: Tensor) -> dict[str, list[Quantizer]]:
+def quantizers_of_layers(model: nn.Module, example: Tensor) -> dict[str, list[Quantizer]]:
     """Module name -> the quantizers of its weights and of its input, in the order of the forward pass."""
     owners = {parameter.data_ptr(): name.rpartition(".")[0] for name, parameter in model.named_parameters()}
     modules = dict(model.named_modules())

@@ -62,6 +62,7 @@ def write_cpp(folder: Path, manifest: Mapping[str, Any], spec: PreprocessSpec) -
         f"const std::string device = {json.dumps(session['device'])};\n"
         f"const std::map<std::string, std::string> properties = {{{properties}}};\n"
         f"constexpr std::size_t batch = {manifest['batch']};\n"
+        f"constexpr bool embedded_preprocessing = {json.dumps(manifest['embedded_preprocessing'])};\n"
         f"constexpr std::size_t height = {spec.size[0]}, width = {spec.size[1]};\n"
         f"constexpr float scale[3] = {{{_floats(scale)}}}, offset[3] = {{{_floats(offset)}}};\n"
         f"constexpr double temperature = {manifest['temperature']!r};\n"

@@ -69,7 +69,8 @@ class Classifier:
         """float32 (N, classes) for prepared pictures uint8 (N, height, width, 3), N at most the engine's batch."""
         missing = self.batch - len(pictures)
         whole = np.concatenate([pictures, np.repeat(pictures[-1:], missing, axis=0)]) if missing else pictures
-        return self._infer(normalize(whole, self.spec))[: len(pictures)]
+        embedded = self.package["embedded_preprocessing"]
+        return self._infer(whole if embedded else normalize(whole, self.spec))[: len(pictures)]
 
     def predict(self, names: Sequence[str], *, top: int = 5) -> tuple[list[Prediction], list[str]]:
         """Answers for files, folders and patterns, best first, and a line for each that could not be read."""
@@ -127,7 +128,7 @@ def _open_openvino(engine: Path, settings: Mapping[str, Any], threads: int, batc
     properties = {**settings["properties"], **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
     request = core.compile_model(model, settings["device"], properties).create_infer_request()
 
-    def infer(pictures: Float32) -> Float32:
+    def infer(pictures: Any) -> Float32:
         request.infer({0: pictures})
         return np.array(request.get_output_tensor().data)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeopt import environment
+from edgeopt.backends.audit import layer_of
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult
 from edgeopt.backends.bisection import first_difference
 from edgeopt.config import Target, load_target
@@ -36,6 +38,11 @@ class Planned:
     variant: str
     precision: str
     scheme: str | None
+    embed: bool = False  # normalization in the graph
+
+    def config(self) -> dict[str, Any]:
+        """As in the stage's key; what was not asked for leaves earlier engines what they are."""
+        return {name: value for name, value in asdict(self).items() if name != "embed" or value}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class Built:
         fusion, parity = record.get("fusion"), record.get("parity")
         if fusion and record["precision"] == "int8":
             words.append(f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8")
+            if requested := fusion.get("float_by_request"):
+                words.append(f"{len(requested)} in float by request")
         if parity:
             words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
         if record.get("reason"):
@@ -70,23 +79,35 @@ def build(
     *,
     variants: Sequence[str] = (),
     strict: bool = False,
+    float_layers: Sequence[str] = (),
+    embed_preprocessing: bool = False,
     force: bool = False,
     console: Console | None = None,
 ) -> list[Built]:
     """Build every engine of ``run`` that ``target`` (a name or a TOML file) wants, with the float ones to compare with.
 
     ``variants`` restricts the int8 ones. ``strict`` raises for int8 engines of fewer MACs in int8 than the
-    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers). Raises
-    MissingStageError when no variant has a scheme the target runs, MissingBackendError, BackendError, ParityError.
+    target's ``min_int8_share_macs`` (or, where MACs are not known, compute layers), but for those that are float by
+    request. ``float_layers`` names layers of the int8 variants, as ``fusion.json`` does, or modules, to leave in float:
+    built are variants made for it without training (``...-mixed``). ``embed_preprocessing`` builds
+    engines of another name (``...-embedded``) that take uint8 pictures (N, height, width, 3), resized, and normalize
+    these themselves. Raises MissingStageError when no variant has a scheme the target runs, MissingBackendError,
+    BackendError, ParityError.
     """
     console = console or Silent()
     profile = load_target(target)
     backend: Backend = load_backend(profile.backend)
     backend.require(to_build=True)
+    if embed_preprocessing:
+        backend.require_embedding()
     for name, record in run.variants().items():
         if run.outdated(record) and name not in variants:
             console.say(f"left out: {name}, whose parent was made again since; the same compress makes it again")
+    if float_layers:
+        variants = mixed_variants(run, profile, backend, float_layers, variants, console)
     planned = plan(run, profile, backend, variants)
+    if embed_preprocessing:
+        planned = [replace(item, name=f"{item.name}-embedded", embed=True) for item in planned]
     ensure_exports(run, {item.variant for item in planned}, console)
     built = []
     with run.lock():
@@ -169,6 +190,23 @@ def _accepted(target: Target, backend: Backend) -> tuple[str, ...]:
     return (target.scheme, "u8a7w") if target.scheme == "u8a8w" else (target.scheme,)
 
 
+def mixed_variants(
+    run: Run, target: Target, backend: Backend, layers: Sequence[str], variants: Sequence[str], console: Console
+) -> list[str]:
+    """The variants with ``layers`` in float of the int8 ones that ``target`` would build, made where torch is."""
+    chosen = [item.variant for item in plan(run, target, backend, variants) if item.scheme]
+    if importlib.util.find_spec("torch") is None:
+        names = " ".join(f"--float-layer {shlex.quote(name)}" for name in layers)
+        raise MissingStageError(
+            "layers are taken back to float where the model was trained, and this machine has no torch",
+            fix=f"on that machine: edgeopt build --target {target.name} {names}, then copy the run folder again",
+        )
+    from edgeopt.stages.mixing import mix
+
+    plain = [name for name in chosen if not run.variant(name).get("float_layers")]
+    return [one.name for one in mix(run, layers, variants=plain or chosen, console=console)]
+
+
 def ensure_exports(run: Run, variants: set[str], console: Console) -> None:
     """Export what is not exported yet, where torch is; elsewhere raise MissingStageError with the command."""
     missing = sorted(variants - set(run.exports()))
@@ -209,7 +247,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     folder = target_folder(run, target.name)
     key = stage_key(
         inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
-        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **asdict(item)},
+        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **item.config()},
         version=VERSION,
     )
 
@@ -227,13 +265,27 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         precision=item.precision,
         scheme=get_scheme(item.scheme) if item.scheme else None,
         input_shape=spec.input_shape,
+        embed=spec if item.embed else None,
     )
     with console.task(f"building {target.name}/{item.name}"):
-        result = backend.build(request)
+        result = _requested(backend.build(request), run.variant(item.variant))
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
         parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
     record = _commit(stage, target, item, backend, result, parity, export, parted)
     return Built(target.name, stage.name, record, skipped=False)
+
+
+def _requested(result: BuildResult, record: Mapping[str, Any]) -> BuildResult:
+    """``result`` with the layers named that are float because somebody asked for it: here, or of compress."""
+    wanted = [*(record.get("float_layers") or ()), *((record.get("config") or {}).get("ignore") or ())]
+    if result.fusion is None or not wanted:
+        return result
+    found = tuple(
+        name
+        for name in result.fusion.float_layers
+        if layer_of(name, wanted) or any(part.startswith(f"{one}.") for part in name.split(",") for one in wanted)
+    )
+    return replace(result, fusion=replace(result.fusion, float_by_request=found))
 
 
 def _stated_hash(export: dict[str, Any], onnx: Path, run: Run) -> str:
@@ -258,8 +310,8 @@ def _parity(
     calibration = open_set(run.resolve(str(export["calibration_folder"])), str(export["calibration_set"]))
     answers: list[Any] = []
     with backend.open(folder / result.engine, target, precision=item.precision) as session:
-        for batch in calibration.batches(spec, _PARITY_BATCH):
-            answers.append(session.infer(batch))
+        for pictures in calibration.pieces(_PARITY_BATCH):
+            answers.append(session.infer(session.prepared(pictures, spec)))
             if sum(map(len, answers)) >= len(reference):
                 break
     logits = np.concatenate(answers)[: len(reference)]
@@ -310,6 +362,7 @@ def _commit(
         variant=item.variant,
         precision=item.precision,
         scheme=item.scheme,
+        embedded_preprocessing=item.embed,
         engine=result.engine,
         size_bytes=sum((stage.folder / name).stat().st_size for name in result.files) if result.engine else None,
         runs_here=result.runs_here,
@@ -338,9 +391,7 @@ def _judge(built: Sequence[Built], *, strict: bool) -> None:
         )
     for item in built if strict else ():
         fusion = item.record.get("fusion") or {}
-        share = fusion.get("int8_share_macs")
-        of = "MACs" if share is not None else "compute layers"
-        share = fusion.get("int8_share", 1.0) if share is None else share
+        share, of = _share_where_asked(fusion)
         least = float(item.record["profile"]["min_int8_share_macs"])
         if item.record["precision"] == "int8" and share < least:
             counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
@@ -350,3 +401,15 @@ def _judge(built: Sequence[Built], *, strict: bool) -> None:
                 fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out "
                 "--strict",
             )
+
+
+def _share_where_asked(fusion: Mapping[str, Any]) -> tuple[float, str]:
+    """The int8 share (0-1) of all but the layers that are float by request, and of what: MACs, else compute layers."""
+    requested = set(fusion.get("float_by_request") or ())
+    shares = dict(zip(fusion.get("float_layers") or (), fusion.get("float_shares_macs") or (), strict=False))
+    if fusion.get("int8_share_macs") is not None and requested <= shares.keys():
+        asked = 1.0 - sum(shares[name] for name in requested)
+        # Sums of shares are off by the last bits, and 1 is asked for exactly.
+        return (round(fusion["int8_share_macs"] / asked, 9) if asked > 0 else 1.0), "MACs"
+    layers = fusion.get("compute_layers", 0) - len(requested)
+    return (fusion["int8_layers"] / layers if layers > 0 else 1.0), "compute layers"

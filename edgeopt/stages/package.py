@@ -132,6 +132,7 @@ def _fill(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> dict[str
         "onnx": kept,
         "session": dict(settings),
         "batch": target.batch,
+        "embedded_preprocessing": bool(record.get("embedded_preprocessing")),
         "temperature": engine.temperature,
         "needs_int8_dot": scheme is not None and scheme not in schemes_for(str(record["backend"]), "x86"),
         "figures": _figures(engine),

@@ -169,6 +169,7 @@ def _check_fusion(fusion: FusionReport, precision: str) -> None:
     stated = json.loads(json.dumps(fusion.to_json()))
     assert set(stated) == {
         "schema", "backend", "compute_layers", "int8_layers", "int8_share", "int8_share_macs", "float_layers", "source",
+        "float_shares_macs", "float_by_request",
     }  # fmt: skip
     assert stated["compute_layers"] == 3
     assert stated["int8_layers"] + len(stated["float_layers"]) == 3

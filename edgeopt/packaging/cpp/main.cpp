@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <fstream>
 #include <iostream>
@@ -17,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "model.hpp"  // written with the package: engine, size, mean, deviation, temperature
+#include "model.hpp"  // written with the package: engine, its input, size, mean, deviation, temperature
 
 namespace {
 
@@ -68,9 +69,13 @@ void classify(const std::string& package, const std::vector<std::string>& pictur
     ov::AnyMap properties(model::properties.begin(), model::properties.end());
     auto request = core.compile_model(network, model::device, properties).create_infer_request();
     auto input = request.get_input_tensor();
-    std::fill_n(input.data<float>(), input.get_size(), 0.0F);
+    std::memset(input.data(), 0, input.get_byte_size());
     for (const auto& path : pictures) {
-        fill(input.data<float>(), read_ppm(path));
+        const auto pixels = read_ppm(path);
+        if (model::embedded_preprocessing)  // the engine takes them as they are
+            std::copy(pixels.begin(), pixels.end(), input.data<std::uint8_t>());
+        else
+            fill(input.data<float>(), pixels);
         request.infer();
         const auto* logits = request.get_output_tensor().data<float>();
         const auto best = static_cast<std::size_t>(std::max_element(logits, logits + labels.size()) - logits);
