@@ -22,6 +22,7 @@ HOST = {"compress", "data", "export", "models", "torch_session", "train", "tunin
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {
     ("stages.build", "edgeopt.stages.export"),
+    ("stages.build", "edgeopt.stages.mixing"),
     ("stages.bench", "edgeopt.stages.workspace"),
     ("stages.bench", "edgeopt.stages.explain"),
     ("stages.bench", "edgeopt.stages.voters"),

@@ -7,8 +7,9 @@
 For each backend and batch (1 and 8), all engines in interleaved windows by the protocol of `edgeopt bench`, each in a
 process of its own, with the same threads and pictures; a ratio is the median over rounds of paired windows, with its
 95 % interval. Of a rival's several settings the fastest at batch 1 is measured. The overhead of a session is our
-`infer` over the runtime's own call in the same process, by windows that take turns. Resumable: files and groups of
-engines that are there are not made or measured again (`--force` measures again).
+`infer` over the runtime's own call in the same process, by windows that take turns; so is what it saves to normalize
+pictures in the graph (`build --embed-preprocessing`). Resumable: files and groups of engines that are there are not
+made or measured again (`--force` measures again).
 """
 
 from __future__ import annotations
@@ -133,12 +134,13 @@ def _save(path: Path, pictures: Any) -> None:
 
 def measure(network: Network, folder: Path, out: Path, *, seconds: float, force: bool) -> None:
     """Write ``out``: what is not in it yet, group by group."""
-    record = json.loads(out.read_text()) if out.is_file() and not force else {"groups": {}, "overhead": {}}
+    record = json.loads(out.read_text()) if out.is_file() and not force else {}
+    record = {"groups": {}, "overhead": {}, "embedding": {}, **record}
     record |= {"network": network.title, "model": network.model, "image_size": network.size}
     for name in BACKENDS:
         backend: Backend = load_backend(name)
         wanted = [batch for batch in BATCHES if f"{name}, batch {batch}" not in record["groups"]]
-        if not wanted and name in record["overhead"]:
+        if not wanted and name in record["overhead"] and name in record["embedding"]:
             continue
         built = prepared(network, backend, folder / network.key, max(2.0, seconds / 6))
         for batch in wanted:
@@ -151,6 +153,10 @@ def measure(network: Network, folder: Path, out: Path, *, seconds: float, force:
             )
         if name not in record["overhead"]:
             record["overhead"][name] = overhead(network, backend, Path(built[OURS]["engine"]))
+            write_json(out, record)
+        if name not in record["embedding"]:
+            onnx = networks.edgeopt_onnx(network, name, folder / network.key)
+            record["embedding"][name] = embedding(network, backend, onnx, folder / network.key)
             write_json(out, record)
 
 
@@ -179,22 +185,43 @@ def _group(result: Any, built: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def overhead(network: Network, backend: Backend, engine: Path) -> dict[str, Any]:
-    """Our session's call over the runtime's own, batch 1, by windows that take turns in one process."""
+    """Our session's call over the runtime's own, batch 1; ``ratio`` is ours over the runtime's."""
     batch = normalize(networks.pictures_of(network, 1), network.spec)
-    threads = environment.usable_cores()
-    with backend.open(engine, _target(backend.name, 1), precision="int8", threads=threads) as session:
+    with backend.open(
+        engine, _target(backend.name, 1), precision="int8", threads=environment.usable_cores()
+    ) as session:
         bare: Any = SimpleNamespace(infer=_bare(session))
-        rounds = [[_typical(one, batch) for one in (session, bare)] for _ in range(OVERHEAD_ROUNDS)]
-    ours, raw = ([row[place] for row in rounds] for place in (0, 1))
-    ratio: Interval = ratio_interval(ours, raw)
-    return {
-        "p50_ms": float(np.median(ours)),
-        "runtime_p50_ms": float(np.median(raw)),
-        "ratio": ratio.value,
-        "ratio_ci": bounds(ratio),
-        "rounds": len(rounds),
-        "threads": threads,
-    }
+        ours, raw, ratio = _paired(session, bare, batch)
+    return {"p50_ms": ours, "runtime_p50_ms": raw, **ratio}
+
+
+def embedding(network: Network, backend: Backend, onnx: Path, folder: Path) -> dict[str, Any]:
+    """From uint8 pictures to logits, batch 1: ``ratio`` is normalized by numpy over normalized in the graph."""
+    place = folder / backend.name / f"{onnx.stem}-embedded"
+    place.mkdir(parents=True, exist_ok=True)
+    target, spec, threads = _target(backend.name, 1), network.spec, environment.usable_cores()
+    built = []
+    for name, embed in (("plain", None), ("embedded", spec)):
+        (place / name).mkdir(exist_ok=True)
+        scheme = networks.scheme_of(backend)
+        request = BuildRequest(onnx, place / name, target, "int8", scheme, spec.input_shape, embed)
+        built.append(place / name / str(backend.build(request).engine))
+    with (
+        backend.open(built[0], target, precision="int8", threads=threads) as plain,
+        backend.open(built[1], target, precision="int8", threads=threads) as embedded,
+    ):
+        from_uint8: Any = SimpleNamespace(infer=lambda pictures: plain.infer(plain.prepared(pictures, spec)))
+        outside, inside, ratio = _paired(from_uint8, embedded, networks.pictures_of(network, 1))
+    return {"p50_ms": inside, "outside_p50_ms": outside, **ratio}
+
+
+def _paired(one: Any, other: Any, batch: Any) -> tuple[float, float, dict[str, Any]]:
+    """Median milliseconds of both, and the ratio, by windows that take turns in this process."""
+    rounds = [[_typical(each, batch) for each in (one, other)] for _ in range(OVERHEAD_ROUNDS)]
+    first, second = ([row[place] for row in rounds] for place in (0, 1))
+    ratio: Interval = ratio_interval(first, second)
+    stated = {"ratio": ratio.value, "ratio_ci": bounds(ratio), "rounds": OVERHEAD_ROUNDS}
+    return float(np.median(first)), float(np.median(second)), {**stated, "threads": environment.usable_cores()}
 
 
 def _typical(one: Any, batch: Any) -> float:
@@ -248,13 +275,21 @@ def tables(records: Mapping[str, Mapping[str, Any]]) -> str:
             cells = [record["network"], str(record["image_size"]), name, f"{ours['p50_ms']:.2f} ms", _share(ours)]
             cells += [_cell(group["engines"].get(one)) for one in shown]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| network | backend | `Session.infer` | the runtime's call | ratio |", "|---|---|---|---|---|"]
-    for record in measured.values():
-        for backend, one in record["overhead"].items():
-            low, high = one["ratio_ci"] or (float("nan"),) * 2
-            cells = [f"{record['network']}, {record['image_size']} px", backend, f"{one['p50_ms']:.3f} ms"]
-            cells += [f"{one['runtime_p50_ms']:.3f} ms", f"{one['ratio']:.3f} ({low:.3f} to {high:.3f})"]
-            lines.append(f"| {' | '.join(cells)} |")
+    kinds = {
+        "overhead": ("`Session.infer`", "the runtime's call", "p50_ms", "runtime_p50_ms"),
+        "embedding": ("normalized by numpy, then inferred", "normalized in the graph", "outside_p50_ms", "p50_ms"),
+    }
+    for kind, (first, second, *fields) in kinds.items():
+        lines += ["", f"| network | backend | {first} | {second} | ratio |", "|---|---|---|---|---|"]
+        for record in measured.values():
+            for backend, one in record[kind].items():
+                low, high = one["ratio_ci"] or (float("nan"),) * 2
+                cells = [f"{record['network']}, {record['image_size']} px", backend]
+                cells += [
+                    *(f"{one[field]:.3f} ms" for field in fields),
+                    f"{one['ratio']:.3f} ({low:.3f} to {high:.3f})",
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
