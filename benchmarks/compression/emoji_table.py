@@ -186,7 +186,8 @@ def _of_goals(fold: Mapping[str, Any]) -> Iterator[str]:
     """What `--latency` and `--max-drop` said themselves."""
     number = f"fold {fold['fold']}"
     for key, row in fold["rows"].items():
-        if judged := row.get("judged"):
+        judged = row.get("judged")
+        if judged and judged["target"] == row["runtime"]:
             best = ", recommended" if judged["recommended"] else ""
             share = f"{judged['share_of_unpruned']:.0%} of the unpruned latency"
             yield f"- {judged['verdict']} ({number}): {key}, {share}{best}"
