@@ -57,7 +57,7 @@ epochs = 20
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
 # prune = 0.3                            # remove this fraction of the MACs first; or latency = "4ms" ("0.6x" of the
 #                                        # unpruned int8 engine): prune until the one target's engine takes no longer
-# latency_candidates = true              # only export what another device has to time before latency is asked of it
+#                                        # (another device times first: latency_candidates = true, alone)
 # max_drop = 1.0                         # do as little as keeps val top-1 within so many points
 # time = "1h"                            # with max_drop: try for so long
 # calibration = "default"                # "fast", "default" or "thorough"
