@@ -217,8 +217,12 @@ def embedding(network: Network, backend: Backend, onnx: Path, folder: Path) -> d
 
 def _paired(one: Any, other: Any, batch: Any) -> tuple[float, float, dict[str, Any]]:
     """Median milliseconds of both, and the ratio, by windows that take turns in this process."""
-    rounds = [[_typical(each, batch) for each in (one, other)] for _ in range(OVERHEAD_ROUNDS)]
-    first, second = ([row[place] for row in rounds] for place in (0, 1))
+    first: list[float] = []
+    second: list[float] = []
+    for number in range(OVERHEAD_ROUNDS):  # each is as often the one that finds the other's threads still spinning
+        turns = ((one, first), (other, second))
+        for each, times in turns if number % 2 else turns[::-1]:
+            times.append(_typical(each, batch))
     ratio: Interval = ratio_interval(first, second)
     stated = {"ratio": ratio.value, "ratio_ci": bounds(ratio), "rounds": OVERHEAD_ROUNDS}
     return float(np.median(first)), float(np.median(second)), {**stated, "threads": environment.usable_cores()}

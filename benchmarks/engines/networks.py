@@ -63,7 +63,7 @@ NETWORKS = {
             "deit-tiny", "DeiT-Tiny", "deit_tiny_patch16_224", {"onnxruntime": 0.85, "openvino": 0.9}, attention=True
         ),
         # About a millisecond, where the overhead of a session would show; not a row of the issue's.
-        Network("efficientnet-lite0-96", "EfficientNet-Lite0, 96 px", "tf_efficientnet_lite0", _ALL, size=96),
+        Network("efficientnet-lite0-96", "EfficientNet-Lite0", "tf_efficientnet_lite0", _ALL, size=96),
     )
 }
 
