@@ -117,8 +117,7 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise _refused(f"reading {request.onnx.name}", error, _UPGRADE) from error
         with closing(self._open(request.folder / "engine.xml", request.target, request.precision, 1)) as session:
-            shape = (request.target.batch, *request.input_shape)
-            times, _ = session.times(np.zeros(shape, np.float32))
+            times, _ = session.times(request.blank(request.target.batch))
             fusion, device = session.audit(), session.describe()["device"]
         exact = request.scheme is None or request.scheme.name in self.schemes_on(request.target)
         return BuildResult(
@@ -223,7 +222,7 @@ class OpenVinoSession(Session):
                 layers.append(ComputeLayer(node.get_friendly_name(), int8, self._macs(kind, node)))
         return fusion_report("openvino", layers, "runtimePrecision of the compiled model's layers (get_runtime_model)")
 
-    def times(self, batch: Float32) -> tuple[LayerTimes, dict[str, str]]:
+    def times(self, batch: Float32 | UInt8) -> tuple[LayerTimes, dict[str, str]]:
         """The time of every layer by the plugin's own counters; and by layer the names of all that was fused into it.
 
         Of a model compiled with the counters on: this session's own where it was opened so.
