@@ -341,3 +341,13 @@ def test_a_history_of_another_model_is_refused(
     history = prune(plain, fraction=0.3, example=torch.zeros(1, 3, 32, 32), importance="l2").history
     with pytest.raises(ModelError, match="pruning history"):
         replay(Plain().eval(), spoil(history))
+
+
+@pytest.mark.slow
+def test_channels_that_cannot_be_followed_are_refused_before_memory_is_full() -> None:
+    """torch-pruning multiplies MaxViT's channels at every reshape into windows, to tens of gigabytes."""
+    import timm
+
+    model = timm.create_model("test_maxvit", num_classes=3, img_size=64)
+    with pytest.raises(ModelError, match="reshapes cannot be followed"):
+        prune(model, fraction=0.3, example=torch.zeros(1, 3, 64, 64), importance="l2")

@@ -44,6 +44,8 @@ _FLOAT_CONVS = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "Con
 _FLOAT_MATMULS = frozenset(
     {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "Attention", "MultiHeadAttention", "Einsum"}
 )
+#: It rounds float weights between int8 activations to int8, a scale a tensor: of layers that were asked to be float.
+UNASKED = ("WeightBiasQuantization",)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -244,7 +246,9 @@ def _load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any
         else:
             setattr(options, name, value)
     try:
-        session = onnxruntime.InferenceSession(str(engine), options, providers=[provider])
+        session = onnxruntime.InferenceSession(
+            str(engine), options, providers=[provider], disabled_optimizers=[*UNASKED]
+        )
     except Exception as error:
         raise _refused(f"loading {engine.name}", error, _UPGRADE) from error
     got = session.get_providers()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from edgeopt.errors import ModelError
 
+_LONGEST = 64  # times the widest layer: a flattening's list is as long as the inputs of the layer after it
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -56,6 +58,35 @@ def trace(model: nn.Module, example: Tensor) -> Any:
             fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
         )
     return graph
+
+
+@contextmanager
+def bounded(graph: Any) -> Iterator[None]:
+    """Within, torch-pruning's lists of coupled channels end; one longer than any layer could mean raises ModelError.
+
+    Where windows of a picture are reshaped into the batch (MaxViT, CoAtNet), it takes every reshape for a flattening
+    and multiplies the channels by it again and again, until memory is full.
+    """
+    from torch_pruning.dependency.index_mapping import _FlattenIndexMapping as Flatten
+
+    layers = [module for module in graph.module2node if is_layer(module)]
+    inputs = (int(getattr(module, "in_features", getattr(module, "in_channels", 0))) for module in layers)
+    most = _LONGEST * max(*map(outputs_of, layers), *inputs)
+    plain = Flatten.__call__
+
+    def call(self: Any, channels: Any) -> Any:
+        if not self.reverse and len(channels) * int(self._stride) > most:
+            raise ModelError(
+                "prune: the way channels take through the model's reshapes cannot be followed",
+                fix="leave out --prune (--int8 alone may do)",
+            )
+        return plain(self, channels)
+
+    Flatten.__call__ = call
+    try:
+        yield
+    finally:
+        Flatten.__call__ = plain
 
 
 def is_layer(module: Any) -> bool:

@@ -106,7 +106,11 @@ def _open_onnxruntime(engine: Path, settings: Mapping[str, Any], threads: int, b
     options.log_severity_level = 3
     for name, value in settings["entries"].items():
         options.add_session_config_entry(name, value)
-    session = onnxruntime.InferenceSession(str(engine), options, providers=[settings["provider"]])
+    # As edgeopt opens engines: float weights are float on request, and stay so.
+    unasked = ["WeightBiasQuantization"]
+    session = onnxruntime.InferenceSession(
+        str(engine), options, providers=[settings["provider"]], disabled_optimizers=unasked
+    )
     if session.get_providers()[0] != settings["provider"]:
         raise BackendError(
             f"asked for {settings['provider']}, ONNX Runtime took {session.get_providers()[0]}",

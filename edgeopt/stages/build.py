@@ -15,6 +15,7 @@ from edgeopt import environment
 from edgeopt.backends.audit import layer_of
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult
 from edgeopt.backends.bisection import first_difference
+from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingStageError, ParityError
@@ -268,18 +269,20 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         embed=spec if item.embed else None,
     )
     with console.task(f"building {target.name}/{item.name}"):
-        result = _requested(backend.build(request), run.variant(item.variant))
+        result = _requested(backend.build(request), run.variant(item.variant), request.onnx)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
         parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
     record = _commit(stage, target, item, backend, result, parity, export, parted)
     return Built(target.name, stage.name, record, skipped=False)
 
 
-def _requested(result: BuildResult, record: Mapping[str, Any]) -> BuildResult:
+def _requested(result: BuildResult, record: Mapping[str, Any], onnx: Path) -> BuildResult:
     """``result`` with the layers named that are float because somebody asked for it: here, or of compress."""
     wanted = [*(record.get("float_layers") or ()), *((record.get("config") or {}).get("ignore") or ())]
     if result.fusion is None or not wanted:
         return result
+    # OpenVINO calls a layer in float whose bias it added after what comes out of it.
+    wanted += [output for node in read_onnx(onnx).nodes if layer_of(node.name, wanted) for output in node.outputs]
     found = tuple(
         name
         for name in result.fusion.float_layers
