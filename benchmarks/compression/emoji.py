@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from emoji_fold import OUT, SETTINGS, TARGETS, Fold, deploy, is_right, right_in_torch
-from emoji_peers import PEERS, Plain
+from emoji_peers import PEERS
 from emoji_table import RIVALS, write_page
 
 from edgeopt import DataConfig, ModelConfig, TrainConfig, api, models
@@ -67,7 +66,6 @@ def train_float(fold: Fold) -> None:
     if not folder.is_dir():
         shutil.copytree(fold.asked.emoji, fold.work / "copying", dirs_exist_ok=True)
         (fold.work / "copying").rename(folder)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     write_manifest = import_module("emoji_folds").write_manifest
     write_manifest(folder / "emoji.csv", fold.fold, most=120 if fold.asked.trial else None)
     setting = fold.setting
@@ -160,27 +158,25 @@ def make_peers(fold: Fold) -> None:
     calibration = fold.workspace.calibration(load_calibration("default"), spec)
     pictures = list(calibration.batches(spec, 1))
     test = fold.workspace.prepared("test", spec)
-    with Plain(fold.work / "plain"):
-        for key, peer in PEERS.items():
-            folder = fold.work / "peers" / key
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            engine = peer.make(onnx, pictures, folder)
-            target = peer.target()
-            with load_backend(peer.backend).open(engine, target, precision="int8") as session:
-                right = is_right(evaluate(session, test, spec).logits, test)
-            fold.add(key, peer.title, right, runtime=target.name, file=str(engine.relative_to(fold.work)))
+    for key, peer in PEERS.items():
+        folder = fold.work / "peers" / key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        engine = peer.make(onnx, pictures, folder)
+        target = peer.target()
+        with load_backend(peer.backend).open(engine, target, precision="int8") as session:
+            right = is_right(evaluate(session, test, spec).logits, test)
+        fold.add(key, peer.title, right, runtime=target.name, file=str(engine.relative_to(fold.work)))
 
 
 def measure(fold: Fold) -> None:
     """p50 of every engine that is there, and how many times as fast as the float and the unpruned int8 one it is."""
-    with Plain(fold.work / "plain"):
-        specs = _specs(fold)
-        first = specs[0]
-        assert first.pictures is not None
-        assert first.preprocess is not None
-        seconds = 2.0 * len(specs) if fold.asked.trial else BENCH_SECONDS
-        result = bench(specs, pictures=first.pictures, preprocess=first.preprocess, seconds=seconds, width=0.01)
+    specs = _specs(fold)
+    first = specs[0]
+    assert first.pictures is not None
+    assert first.preprocess is not None
+    seconds = 2.0 * len(specs) if fold.asked.trial else BENCH_SECONDS
+    result = bench(specs, pictures=first.pictures, preprocess=first.preprocess, seconds=seconds, width=0.01)
     found: dict[str, Any] = {"seconds": result.seconds, "rounds": result.rounds, "failures": dict(result.failures)}
     found["engines"] = {}
     for key, engine in result.engines.items():

@@ -1,52 +1,21 @@
-"""Post-training quantizers that others ship, as their documentation uses them, and ONNX Runtime opened as it is."""
+"""Post-training quantizers that others ship, as their documentation uses them; ../peers opens what they make."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt import Target, environment, load_target
-from edgeopt.backends.base import Session
-from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
+from edgeopt import Target, environment, load_target, telemetry
+
+_BENCHMARKS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_BENCHMARKS), str(_BENCHMARKS / "peers" / "plugin")]  # the plugin: for the processes that time, too
+
+from peers.plain import NAME as PLAIN  # noqa: E402
 
 Pictures = Sequence[Any]  # float32 (1, 3, height, width) each
-
-
-class PlainOnnxRuntime(OnnxRuntimeBackend):
-    """ONNX Runtime without the session option that edgeopt adds for 8-bit weights on CPUs without VNNI."""
-
-    def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or environment.usable_cores()
-        session = onnxruntime.InferenceSession(str(engine), options, providers=[target.session.provider])
-        return OnnxRuntimeSession(session, options.intra_op_num_threads, options={})
-
-
-class Plain:
-    """Inside, the backend ``plain_onnxruntime`` is known here and in the processes of a benchmark.
-
-    That is how any package adds a backend to edgeopt: by the metadata of an installed distribution.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._paths = [str(folder), str(Path(__file__).resolve().parent)]
-        info = folder / "edgeopt_emoji-0.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-emoji\nVersion: 0\n")
-        (info / "entry_points.txt").write_text("[edgeopt.backends]\nplain_onnxruntime = emoji_peers:PlainOnnxRuntime\n")
-
-    def __enter__(self) -> None:
-        sys.path[:0] = self._paths
-
-    def __exit__(self, *_: object) -> None:
-        for path in self._paths:
-            sys.path.remove(path)
 
 
 @dataclass(frozen=True)
@@ -64,7 +33,7 @@ class Peer:
 
 def _nncf(onnx: Path, pictures: Pictures, folder: Path) -> Path:
     """https://docs.openvino.ai, basic quantization flow: ``nncf.quantize`` of OpenVINO's model, its defaults."""
-    os.environ["NNCF_CI"] = "1"  # no telemetry
+    telemetry.switch_off()
     import nncf
     import openvino
 
@@ -125,6 +94,6 @@ def _reader(onnx: Path, pictures: Pictures) -> Any:
 
 PEERS = {
     "nncf-openvino": Peer("NNCF PTQ", "openvino", "openvino", _nncf),
-    "static-onnxruntime": Peer("quantize_static, defaults", "onnxruntime", "plain_onnxruntime", _defaults),
-    "tuned-onnxruntime": Peer("quantize_static, tuned", "onnxruntime", "plain_onnxruntime", _tuned),
+    "static-onnxruntime": Peer("quantize_static, defaults", "onnxruntime", PLAIN, _defaults),
+    "tuned-onnxruntime": Peer("quantize_static, tuned", "onnxruntime", PLAIN, _tuned),
 }

@@ -91,7 +91,8 @@ class OnnxRuntimeBackend(Backend):
         """Provider, threads, and the entries of a session's configuration, for any machine of the target's kind."""
         options = target.session
         entries = {**_exact_anywhere(engine), **_spinning(target)}
-        return {"provider": options.provider, "threads": options.threads, "entries": entries}
+        stated = {"provider": options.provider, "threads": options.threads, "entries": entries}
+        return {**stated, "disabled_optimizers": [*UNASKED]}
 
     def tap(
         self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32

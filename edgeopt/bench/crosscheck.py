@@ -28,19 +28,18 @@ ROUNDS, SECONDS = 6, 1.0
 #: Beyond this the two do not measure the same thing.
 TOLERANCE = 0.05
 
-#: The whole of the bare loop: no code of edgeopt's runs in it. Arguments: engine, shape, threads, seconds, options.
+#: The whole of the bare loop: no code of edgeopt's runs in it. Arguments: engine, shape, threads, seconds, options,
+#: optimizers that are left out.
 BARE_ONNXRUNTIME = """
 import json, sys, time
 import numpy as np, onnxruntime as ort
-engine, shape, threads, seconds, options = (json.loads(one) for one in sys.argv[1:6])
+engine, shape, threads, seconds, options, disabled = (json.loads(one) for one in sys.argv[1:7])
 settings = ort.SessionOptions()
 settings.intra_op_num_threads = threads
 settings.inter_op_num_threads = 1
 for name, value in options.items():
     settings.add_session_config_entry(name, value)
-session = ort.InferenceSession(
-    engine, settings, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
-)
+session = ort.InferenceSession(engine, settings, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 wanted, random = session.get_inputs()[0], np.random.default_rng(0)
 batch = random.normal(size=shape).astype(np.float32)
 if wanted.type == "tensor(uint8)":
@@ -134,8 +133,10 @@ def _bare_loop(
 ) -> tuple[str, list[str], str]:
     import json
 
+    from edgeopt.backends.onnxruntime import UNASKED
+
     options = {str(name): str(value) for name, value in (session.get("options") or {}).items()}
-    arguments = (str(spec.engine), shape, spec.threads, seconds, options)
+    arguments = (str(spec.engine), shape, spec.threads, seconds, options, UNASKED)
     command = [sys.executable, "-I", "-c", BARE_ONNXRUNTIME, *map(json.dumps, arguments)]
     return "a bare loop of onnxruntime", command, r"^([\d.]+)$"
 

@@ -25,6 +25,7 @@ from edgeopt.classify import Prediction, classify, expand, rate, with_list
 from edgeopt.errors import BackendError, EdgeoptError
 from edgeopt.files import printable
 from edgeopt.pixels import Float32, UInt8, load_picture, normalize
+from edgeopt.telemetry import switch_off
 
 Infer = Callable[[Any], Float32]
 _HERE = Path(__file__).resolve().parent
@@ -106,10 +107,9 @@ def _open_onnxruntime(engine: Path, settings: Mapping[str, Any], threads: int, b
     options.log_severity_level = 3
     for name, value in settings["entries"].items():
         options.add_session_config_entry(name, value)
-    # As edgeopt opens engines: float weights are float on request, and stay so.
-    unasked = ["WeightBiasQuantization"]
+    disabled = settings["disabled_optimizers"]
     session = onnxruntime.InferenceSession(
-        str(engine), options, providers=[settings["provider"]], disabled_optimizers=unasked
+        str(engine), options, providers=[settings["provider"]], disabled_optimizers=disabled
     )
     if session.get_providers()[0] != settings["provider"]:
         raise BackendError(
@@ -121,7 +121,7 @@ def _open_onnxruntime(engine: Path, settings: Mapping[str, Any], threads: int, b
 
 
 def _open_openvino(engine: Path, settings: Mapping[str, Any], threads: int, batch: int) -> Infer:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or importing openvino calls home
+    switch_off()
     import openvino
 
     core = openvino.Core()
