@@ -251,14 +251,14 @@ def misfits(match: Match) -> list[str]:
     """What keeps this machine from being the device a target describes, a line each; empty when it is."""
     wrong = []
     if match.machine and match.machine != platform.machine():
-        wrong.append(f"the machine is {platform.machine()}, not {match.machine}")
+        wrong.append(f"the machine is {platform.machine()}, not {match.machine:.200}")
     if match.board and match.board.lower() not in board().lower():
-        wrong.append(f"the board is {board() or 'not stated'}, not {match.board}")
+        wrong.append(f"the board is {board() or 'not stated'}, not {match.board:.200}")
     if match.cpu and match.cpu.lower() not in str(cpu()["name"]).lower():
-        wrong.append(f"the CPU is {cpu()['name']}, not {match.cpu}")
+        wrong.append(f"the CPU is {cpu()['name']}, not {match.cpu:.200}")
     if match.gpu and not _has_gpu(match.gpu):
         found = ", ".join(gpu.get("name", "") for gpu in gpus())
-        wrong.append(f"the GPU is {found}, not {match.gpu}" if found else "there is no NVIDIA GPU")
+        wrong.append(f"the GPU is {found}, not {match.gpu:.200}" if found else "there is no NVIDIA GPU")
     return wrong
 
 

@@ -292,8 +292,8 @@ class CandidatesRecord(Record):
     class Candidate(_Part):
         """How many units each group loses, or the input (height, width) of the whole network."""
 
-        cuts: Annotated[list[Count], Field(max_length=100_000)] | None = None
-        size: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)] | None = None
+        cuts: Annotated[list[Count], Field(max_length=100_000)] | None
+        size: Annotated[list[Annotated[int, Field(ge=1, le=2048)]], Field(min_length=2, max_length=2)] | None
 
     class Group(_Part):
         """Channels that go together, and how many units there are of them."""
@@ -308,7 +308,7 @@ class CandidatesRecord(Record):
     variant: Name
     target: Name
     scheme: SchemeName
-    profile: dict[Text, Any]
+    profile: Target
     layers: list[Text]
     groups: list[Group]
     candidates: Annotated[dict[Name, Candidate], Field(min_length=2, max_length=1000)]
@@ -317,6 +317,8 @@ class CandidatesRecord(Record):
     def _fit(self) -> CandidatesRecord:
         if set(self.candidates) != set(self.outputs):
             raise ValueError("its candidates are not its files")
+        if self.profile.name != self.target:  # the name of a folder that is written to
+            raise ValueError("its profile is of another target")
         if any((one.cuts is None) == (one.size is None) for one in self.candidates.values()):
             raise ValueError("a candidate has either cuts or a size")
         return self
@@ -332,7 +334,7 @@ class CandidateTimes(Record):
 
         p50_ms: Positive
         share_of_unpruned: Positive
-        share_of_unpruned_ci: Pair | None = None
+        share_of_unpruned_ci: Pair | None
         layers: dict[Text, Share]
 
     created: Text
@@ -722,7 +724,7 @@ class LogLine(_Part):
 class LrRangeRecord(Record):
     """``lr_range.json``: the smoothed loss at each learning rate tried."""
 
-    fix: ClassVar[str] = "delete it: the report then goes without"
+    fix: ClassVar[str] = "delete it: the report goes without, and a training that it was for tries rates anew"
 
     lr: Positive
     rates: Annotated[list[Positive], Field(min_length=2, max_length=10_000)]

@@ -51,8 +51,8 @@ VALUES: dict[str, Any] = {
     "missing": MISSING,
 }
 INT8 = "device/onnxruntime/int8-u8a7w"
-#: Each kind of record with one that is there, and the verbs that read it. Building and removing change the run;
-#: ``measure`` is ``eval`` that finds no earlier figure, ``bench`` stops short of timing.
+#: Each kind of record with one that is there, and the verbs that read it. ``measure`` is ``eval`` that finds no earlier
+#: figure, ``candidates`` is ``bench --latency-candidates``; both that and ``bench`` stop short of timing.
 RECORDS: dict[str, tuple[str, ...]] = {
     "run.json": ("show", "report", "predict"),
     "host/float/stage.json": ("bench", "show", "report", "measure", "predict", "build", "rm"),
@@ -64,12 +64,21 @@ RECORDS: dict[str, tuple[str, ...]] = {
     f"{INT8}/build.json": ("bench", "show", "report", "measure", "predict", "build", "rm"),
     f"{INT8}/fusion.json": ("report",),
     f"{INT8}/latency.json": ("show", "report"),
+    f"{INT8}/layer_times.json": ("report",),
     f"{INT8}/accuracy.json": ("bench", "report", "eval"),
     "device/onnxruntime/float/accuracy.json": ("report", "measure"),
+    "device/pytorch/float/gradcam.json": ("report",),
+    "host/float/lr_range.json": ("report",),
+    "host/int8-u8a7w/latency/verdict.json": ("report",),
+    "host/float/candidates-onnxruntime/candidates.json": ("candidates", "show"),
+    "device/onnxruntime/candidates-float/times.json": ("candidates", "report"),
     "data/split.json": ("report",),
     "data/sets/59b79b7af12f/test.json": ("bench", "measure"),
     "data/sets/59b79b7af12f/calib.json": ("build",),
 }
+SECONDS = 1  # that candidates were timed for
+CHANGING = ("build", "rm", "measure", "candidates")  # verbs that change the run
+_TYPED = {"measure": "eval", "candidates": "bench"}
 
 
 def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -100,9 +109,10 @@ def arguments(verb: str, run: Path, picture: Path) -> list[str]:
         "predict": [str(picture)],
         "build": ["--target", "onnxruntime", "--force"],
         "rm": ["int8-u8a7w"],
+        "candidates": ["--latency-candidates", "--seconds", str(SECONDS)],
     }.get(verb, [])
     return [
-        "eval" if verb == "measure" else verb,
+        _TYPED.get(verb, verb),
         *extra,
         "--run",
         str(run),
@@ -149,7 +159,7 @@ def without_timing() -> Iterator[None]:
     def measure(*_: object, **__: object) -> None:
         raise _UntimedError("nothing is timed here", fix="none")
 
-    with mock.patch("edgeopt.stages.bench.measure", measure):
+    with mock.patch("edgeopt.stages.bench.measure", measure), mock.patch("edgeopt.bench.bed.Bed.timings", measure):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
@@ -22,6 +23,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 from PIL import Image
+from planted import plant
 from small_run import FLOAT, INT8, SPEC, write_ensemble, write_small_run
 
 from edgeopt import environment, records
@@ -37,6 +39,7 @@ from edgeopt.run import Run
 from edgeopt.sets import open_set
 from edgeopt.stages.bench import bench
 from edgeopt.stages.engines import engines, left_out, pick_engine
+from edgeopt.stages.half_made import BatchSizeRecord, LatencySearchRecord, PruneStepRecord
 from edgeopt.stages.predict import predict
 from edgeopt.stages.variants import commit_variant, open_variant
 
@@ -48,6 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be copied and never changed."""
     run = write_small_run(tmp_path_factory.mktemp("whole") / "run")
     write_ensemble(run)
+    plant(run)
     return run.path
 
 
@@ -83,7 +87,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_a_whole_run_is_read_by_every_verb(run: Path, picture: Path) -> None:
-    for verb in ("show", "report", "measure", "eval", "predict", "build", "bench", "rm"):
+    for verb in ("show", "report", "measure", "eval", "predict", "build", "bench", "candidates", "rm"):
         assert hostile.outcome(verb, run, picture) == "done", verb
 
 
@@ -125,7 +129,7 @@ def _plant(name: str, whole: Path, run: Path, picture: Path, *, every: Any) -> N
                     error.add_note(f"{verb} of {name} with {path} = {value}")
                     raise
                 tried += 1
-                if verb in ("build", "rm", "measure"):
+                if verb in hostile.CHANGING:
                     hostile.copied(whole, run)
     assert tried >= 5
 
@@ -151,6 +155,38 @@ def test_brackets_alone_do_not_fill_the_memory(run: Path) -> None:
     (run / "run.json").write_text('{"a": [' + "[]," * 1_000_000 + "1]}")
     with pytest.raises(RunError, match="more lists than any record"):
         Run.open(run)
+
+
+_HALF_MADE: dict[str, tuple[type[records.Record], dict[str, Any]]] = {
+    "batch_size.json": (BatchSizeRecord, {"size": 16}),
+    "lr_range.json": (records.LrRangeRecord, {"lr": 0.1, "rates": [0.01, 0.1], "smoothed": [2.0, 1.0]}),
+    "step.json": (
+        PruneStepRecord,
+        {"steps": 1, "history": [["conv1", True, [0, 1]]], "reasons": {"fc": "classifier"}, "metrics": {}},
+    ),
+    "latency_search.json": (
+        LatencySearchRecord,
+        {"untouched": {"fc": "classifier"}, "chosen": {"history": [["block", "drop"], ["attn", "heads", [0]]]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _HALF_MADE)
+def test_what_a_half_made_stage_goes_on_with_is_checked_first(name: str, tmp_path: Path) -> None:
+    """An edited one is a line that names it, not a traceback in the middle of the command that resumes."""
+    kind, fields = _HALF_MADE[name]
+    record, path = {"schema": 1, **fields}, tmp_path / name
+    write_json(path, record)
+    assert records.read(kind, path) == record
+    for at in hostile.fields(record):
+        hostile.dump(path, hostile.planted(record, at, hostile.MISSING))
+        if len(at) == 1 or at == ("chosen", "history"):
+            with pytest.raises(RunError, match=name):
+                records.read(kind, path)
+        for value in hostile.VALUES.values():
+            hostile.dump(path, hostile.planted(record, at, value))
+            with contextlib.suppress(RunError):
+                records.read(kind, path)
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
@@ -347,6 +383,15 @@ def test_a_record_names_nothing_outside_the_run(path: str, run: Path, picture: P
     engine = {"path": path, "sha256": sha256(outside / "precious.json")}
     edit(run / "device" / INT8 / "build.json", outputs={**record["outputs"], "engine.onnx": engine})
     assert INT8 in left_out(Run.open(run))
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc", "a\0b", "openvino"])
+def test_candidates_name_no_folder_but_their_targets(name: str, run: Path, picture: Path, outside: Path) -> None:
+    """Their times would be written into a folder of that name."""
+    file = run / "host/float/candidates-onnxruntime/candidates.json"
+    edit(file, profile={**json.loads(file.read_text())["profile"], "name": name})
+    assert "its profile is of another target" in hostile.outcome("candidates", run, picture)
+    assert not (run / "device/openvino").exists()
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ import torch
 from conftest import paint_folder
 from torch import nn
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target, records
 from edgeopt.bench import BenchResult, EngineResult, EngineSpec
 from edgeopt.bench.bed import UNPRUNED, Share, Timing
 from edgeopt.compress.channels import Group
@@ -26,10 +30,10 @@ from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
 from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
-from edgeopt.compress.prune import history_of, prunable, replay
+from edgeopt.compress.prune import Prunable, history_of, prunable, replay
 from edgeopt.compress.quantize import quantize
 from edgeopt.config import validate
-from edgeopt.errors import BackendError, ConfigError, MissingStageError, ModelError
+from edgeopt.errors import BackendError, ConfigError, EdgeoptError, MissingStageError, ModelError
 from edgeopt.export.qdq import export_qdq
 from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
@@ -162,35 +166,86 @@ def test_the_survey_spans_from_the_whole_network_to_the_smallest() -> None:
     assert any(first != second for first, second in survey)  # layers of their own, not one ratio throughout
 
 
-def test_plans_for_a_device_that_cannot_be_asked_again_are_predicted_and_kept_below_the_limit() -> None:
-    torch.manual_seed(0)
-    found = prunable(PlainNet(4), example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=4)
-    space = WidthSpace(found.groups, tuple(found.costs))
-    cuts = {UNPRUNED if not any(one) else f"candidate-{index}": one for index, one in enumerate(space.survey(16))}
+@dataclass(frozen=True)
+class _Board:
+    """A device that timed sixteen candidates of a small network, where latency is 0.2 plus what the layers take."""
 
-    def took(one: Cuts) -> Timing:
-        parts = dict(zip(space.layers, 0.8 * space.shares(one).prod(axis=1) / len(space.layers), strict=True))
+    found: Prunable
+    space: WidthSpace
+    cuts: dict[str, Cuts]
+
+    @classmethod
+    def planted(cls) -> _Board:
+        torch.manual_seed(0)
+        found = prunable(PlainNet(4), example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=4)
+        space = WidthSpace(found.groups, tuple(found.costs))
+        survey = space.survey(16)
+        return cls(found, space, {f"candidate-{i}" if any(one) else UNPRUNED: one for i, one in enumerate(survey)})
+
+    def took(self, one: Cuts) -> Timing:
+        each = 0.8 * self.space.shares(one).prod(axis=1) / len(self.space.layers)
+        parts = dict(zip(self.space.layers, each, strict=True))
         whole = 0.2 + sum(parts.values())
         share = Share(whole, 0.99 * whole, 1.01 * whole, 5 * whole)
         return Timing(share, {name: float(part) / whole for name, part in parts.items()})
 
-    timings = {name: took(one) for name, one in cuts.items()}
-    clock = Elsewhere(shape_of(space), space.layers, cuts, {}, timings)
-    wanted = Search(clock, LatencyGoal(share=0.6))
+    def clock(self, timings: Mapping[str, Timing] | None = None) -> Elsewhere:
+        known = timings if timings is not None else {name: self.took(one) for name, one in self.cuts.items()}
+        return Elsewhere(shape_of(self.space), self.space.layers, self.cuts, {}, known)
 
-    def judge(history: object) -> dict[str, float]:
-        return {"loss": 1.0, "top1": 0.5}
+    def searched(self, clock: Elsewhere) -> dict[str, Any]:
+        wanted = Search(clock, LatencyGoal(share=0.6))
+        return search(self.found, wanted, judge=lambda _: {"loss": 1.0, "top1": 0.5}, say=lambda _: None)
 
-    chosen = search(found, wanted, judge=judge, say=lambda _: None)["chosen"]
+
+def test_plans_for_a_device_that_cannot_be_asked_again_are_predicted_and_kept_below_the_limit() -> None:
+    board = _Board.planted()
+    clock = board.clock()
+    chosen = board.searched(clock)["chosen"]
     assert chosen["met"]
     assert chosen["p50_ms"] is None
     gone = {name: len(channels) for name, _, channels in chosen["history"]}
-    truth = took(tuple(gone.get(group.name, 0) // group.repeats for group in space.groups)).share.value
+    truth = board.took(tuple(gone.get(group.name, 0) // group.repeats for group in board.space.groups)).share.value
     assert 0.4 < truth <= 0.6
     assert chosen["predicted_share"] == pytest.approx(truth, abs=0.02)
-    for other in (replace(clock, layers=("other",)), replace(clock, timings={UNPRUNED: timings[UNPRUNED]})):
+    for other in (replace(clock, layers=("other",)), replace(clock, timings={UNPRUNED: clock.timings[UNPRUNED]})):
         with pytest.raises(ModelError, match="can be cut in other ways"):
-            search(found, replace(wanted, clock=other), judge=judge, say=lambda _: None)
+            board.searched(other)
+
+
+def test_whatever_a_device_says_it_measured_the_search_ends_rightly_or_with_an_error(tmp_path: Path) -> None:
+    """Its record comes with a run folder from elsewhere; so each field is given what the record's own limits allow."""
+    board = _Board.planted()
+    engines = {
+        name: {**board.took(one).share.to_json(), "layers": dict(board.took(one).layers)}
+        for name, one in board.cuts.items()
+    }
+    layer = board.space.layers[0]
+    wrong: dict[str, list[object]] = {
+        "p50_ms": [1e-9, 1e12, 1],
+        "share_of_unpruned": [1e-9, 1e12, 1.0],
+        "share_of_unpruned_ci": [None, [1e-9, 1e12], [2.0, 1.0], [1e12, 1e12]],
+        "layers": [{}, {"other": 0.5}, {layer: 1.0}, {layer: 0.0}, dict.fromkeys(board.space.layers, 1.0)],
+    }
+    ended = Counter[str]()
+    for name, field in itertools.product((*list(engines)[:2], "all"), wrong):
+        for value in wrong[field]:
+            changed = {key: {**one, field: value} if name in (key, "all") else one for key, one in engines.items()}
+            record = {
+                **{"schema": 1, "created": "2026", "name": "candidates-float", "key": "k", "outputs": {}},
+                **{"variant": "float", "target": "board", "candidates": "c", "engines": changed, "measured_on": {}},
+            }
+            records.check(records.CandidateTimes, record, tmp_path / "times.json")
+            timings = {key: Timing(Share.from_json(one), one["layers"]) for key, one in changed.items()}
+            try:
+                chosen = board.searched(board.clock(timings))["chosen"]
+            except EdgeoptError:
+                ended["error"] += 1
+                continue
+            assert np.isfinite(chosen["predicted_share"])
+            ended["chosen"] += 1
+    assert ended["error"] >= 3, ended
+    assert ended["chosen"] >= 20, ended
 
 
 @pytest.mark.slow
@@ -222,6 +277,30 @@ def test_a_slice_of_the_file_is_what_exporting_the_slice_gives(tmp_path: Path) -
     assert session.run(None, {"input": np.zeros((1, 3, 64, 64), np.float32)})[0].shape == (1, 3)
     smaller = resliced(slicer._whole, model, model, (3, 32, 32))
     assert [dim.dim_value for dim in smaller.graph.input[0].type.tensor_type.shape.dim[1:]] == [3, 32, 32]
+
+
+@pytest.mark.slow
+def test_padding_that_depends_on_the_inputs_size_is_that_of_the_smaller_input(tmp_path: Path) -> None:
+    """Cut from the whole network's file, the last maps of an EfficientNet would be too small, or none be left."""
+    import onnx
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet.r160_in1k", pretrained=False, num_classes=3, pad_type="same").eval()
+    scheme = get_scheme("u8a7w")
+    whole = quantize(model, [torch.randn(4, 3, 64, 64)], scheme=scheme)
+    slicer = Slicer(model, whole, scheme, tmp_path, (3, 64, 64))
+    for side in (56, 32):
+        slicer.write([], tmp_path / f"{side}.onnx", (3, side, side))
+    assert slicer._exported == ["56"], "32 divides by the strides as 64 does"
+    pads = {side: _pads(onnx.load(str(tmp_path / f"{side}.onnx"))) for side in (56, 32)}
+    assert pads[32] == _pads(slicer._whole)
+    assert pads[56] != pads[32]
+
+
+def _pads(model: object) -> list[tuple[int, ...]]:
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]  # type: ignore[attr-defined]
+    return [tuple(one.ints) for node in nodes for one in node.attribute if one.name == "pads"]
 
 
 def _weights(model: object) -> list[tuple[int, ...]]:

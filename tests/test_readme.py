@@ -16,6 +16,7 @@ import pytest
 import tiny_onnx
 from conftest import paint_folder
 
+from edgeopt import CompressConfig, DataConfig, ModelConfig, TrainConfig, api
 from edgeopt.cli import VERBS
 from edgeopt.run import Run
 
@@ -68,6 +69,20 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of edgeopt's default model, which is small enough for the budgets of the README's devices."""
+    data = DataConfig(path=str(pictures), image_size=32)
+    folder = tmp_path_factory.mktemp("made") / "photos"
+    run = api.finetune(data, ModelConfig(name="tf_efficientnet_lite0"), TrainConfig(epochs=1), run=folder).run
+    api.compress(run, CompressConfig(epochs=1))
+    for target in ("onnxruntime", "openvino"):
+        api.build(run, target)
+    api.bench(run, seconds=3)
+    api.report(run)
+    return run
+
+
 def _with_runs(desk: Path, made: Run) -> None:
     """runs/photos, compressed, built and measured; its copy on "the device"; the report of an earlier one."""
     shutil.copytree(made.path, desk / "runs/photos")
@@ -85,13 +100,13 @@ def test_every_line_of_the_readme_does_what_it_says(
 ) -> None:
     """As typed, block by block; with so few test pictures, or beside other tests, a budget stays undecided: 5, or 4."""
     if not _BEGINNERS.match(lines[0]):
-        _with_runs(desk, request.getfixturevalue("path_run"))
+        _with_runs(desk, request.getfixturevalue("made"))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line], cwd=desk, env=environment, capture_output=True, text=True, check=False
         )
-        judged = "edgeopt run" in line or "--b" in line
+        judged = any(verb in line for verb in ("edgeopt run", "edgeopt compare", "--b"))
         measured = (3,) if "--latency" in line else ()  # by what else runs here
         assert done.returncode in ((0, 4, 5) if judged else (0, *measured)), f"{line}\n{done.stdout}{done.stderr}"
 

@@ -72,9 +72,7 @@ class Architecture(BaseModel):
     @validator("pruning")
     @classmethod
     def _well_formed_cuts(cls, cuts: list[Any]) -> list[Any]:
-        for cut in cuts:
-            _check_cut(cut)
-        return cuts
+        return check_cuts(cuts)
 
     @validator("scheme")
     @classmethod
@@ -174,6 +172,13 @@ def parse(values: Any, *, where: str, fix: str | None = None) -> Architecture:
     except ModelError as error:
         message = f"{where}: {error.message.removeprefix('architecture: ')}"[:300]
         raise ModelError(message, fix=fix or error.fix) from None
+
+
+def check_cuts(cuts: list[Any]) -> list[Any]:
+    """The acts of a pruning's history as they are; ValueError for one that is none."""
+    for cut in cuts:
+        _check_cut(cut)
+    return cuts
 
 
 def _check_cut(cut: Any) -> None:

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt import environment
+from edgeopt import environment, records
 from edgeopt.compress.latency.clocks import Clock, Here
 from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.prune import History, replay
 from edgeopt.config import Target
 from edgeopt.errors import ConfigError
-from edgeopt.files import read_json, write_json
+from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
+from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
 from edgeopt.stages.latency_networks import channels_of, slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
@@ -82,7 +83,7 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     def make(folder: Path) -> Recovered:
         if not (folder / RECORD).is_file():
             _search(job, target, scheme, folder)
-        found = read_json(folder / RECORD)
+        found = records.read(LatencySearchRecord, folder / RECORD)
         made = cut_and_recovered(job, found["chosen"]["history"], found["untouched"], folder)
         names = {RECORD: RECORD, REFERENCE: "reference.onnx"}
         files = {name: path for name, file in names.items() if (path := folder / file).is_file()}

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt import models
+from edgeopt import models, records
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
 from edgeopt.errors import ModelError
-from edgeopt.files import read_json, write_json
+from edgeopt.files import write_json
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.stages.half_made import PruneStepRecord
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, is_own
@@ -66,9 +67,9 @@ def _in_steps(
     its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
     """
     spec, steps = job.start.preprocess, job.config.prune_steps
-    done: dict[str, Any] = {"steps": 0, "history": [], "reasons": {}, "metrics": {}}
+    done: dict[str, Any] = {"schema": 1, "steps": 0, "history": [], "reasons": {}, "metrics": {}}
     if (folder / _STEP).is_file():
-        done = read_json(folder / _STEP)
+        done = records.read(PruneStepRecord, folder / _STEP)
         model = models.load(folder / f"step-{done['steps']}", allow_code=is_own(job.run))
     else:
         model, done["history"] = _without_parts(job, start, plan)

@@ -12,15 +12,17 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from edgeopt import records
 from edgeopt.compress.quantize import is_quantized, quantizer_parameters
 from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig
 from edgeopt.console import Console
 from edgeopt.data.loader import TrainLoader
 from edgeopt.data.preview import batch_grid
-from edgeopt.files import read_json, write_json
+from edgeopt.files import write_json
 from edgeopt.metrics import Float, Int64, top_k_accuracy
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.probability import calibration, fit_temperature
+from edgeopt.stages.half_made import BatchSizeRecord
 from edgeopt.stages.objective import objective_of
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.workspace import Workspace
@@ -310,7 +312,7 @@ def _found_batch_size(
                 model, images, targets, objective, choice, pictures=len(loader.labels), device=device
             )
         write_json(path, found.to_json())
-    size = int(read_json(path)["size"])
+    size = int(records.read(BatchSizeRecord, path)["size"])
     console.say(f"batch size: {size} (batch_size.json)")
     return size
 
@@ -324,7 +326,7 @@ def _found_lr(
         with console.task("finding the learning rate"):
             batches = (batch for epoch in range(STEPS) for batch in loader(epoch))
             write_json(path, find_lr(model, batches, objective, plan.loop, device=training_device()).to_json())
-    lr = float(read_json(path)["lr"])
+    lr = float(records.read(records.LrRangeRecord, path)["lr"])
     console.say(f"learning rate: {lr:.2g} (lr_range.json)")
     return lr
 

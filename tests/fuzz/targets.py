@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import shutil
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ import hostile
 import numpy as np
 import tiny_onnx
 from PIL import Image, ImageCms
+from planted import plant
 from small_run import write_ensemble, write_small_run
 
 from edgeopt import environment, resources
@@ -169,9 +171,10 @@ class Record(Target):
     """A record of a run: the first byte says which, the rest is put in its place; then the verbs that read it run."""
 
     name, kind, prefix = "record", "json", 1
-    verbs = ("show", "report", "eval", "measure", "predict", "bench")
+    verbs = ("show", "report", "eval", "measure", "predict", "bench", "candidates")
 
-    measured = f"{hostile.INT8}/accuracy.json"
+    #: What verbs replace or remove on their way to measuring it again.
+    measured = (f"{hostile.INT8}/accuracy.json", "device/onnxruntime/candidates-float/times.json")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -179,6 +182,7 @@ class Record(Target):
         Image.new("RGB", (20, 20)).save(self.picture)
         run = write_small_run(folder / "run")
         write_ensemble(run)
+        plant(run)
         self.run = run.path
         hostile.outcome("eval", self.run, self.picture)  # so that every record is there, and nothing is left to write
         self.whole = {name: (self.run / name).read_bytes() for name in hostile.RECORDS}
@@ -196,8 +200,10 @@ class Record(Target):
             (self.run / name).write_bytes(data[1:])
             said = hostile.outcome(verb, self.run, self.picture)
         finally:
-            (self.run / name).write_bytes(self.whole[name])
-            (self.run / self.measured).write_bytes(self.whole[self.measured])
+            for one in (name, *self.measured):
+                (self.run / one).write_bytes(self.whole[one])
+            for earlier in self.run.glob("device/onnxruntime/.old-*"):
+                shutil.rmtree(earlier)
         if said != "done":
             raise EdgeoptError(said)
 

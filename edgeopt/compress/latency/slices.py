@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,7 +68,8 @@ class Slicer:
         if not any(act[1] == DROP for act in history):  # without a block there are other nodes, not other widths
             with suppress(onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
                 graph = resliced(self._whole, self.model, sliced, shape)
-        if graph is not None:
+        # "Same" padding is of the exported input's size, and another needs more or less.
+        if graph is not None and (input_shape is None or _as_large(graph, sliced, example)):
             onnx.save(graph, str(path))
         else:
             self._exported.append(path.stem)
@@ -110,6 +111,42 @@ def resliced(whole: Any, model: nn.Module, sliced: nn.Module, input_shape: tuple
             tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
     onnx.checker.check_model(graph)
     return onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
+
+
+def _as_large(graph: Any, model: nn.Module, example: Tensor) -> bool:
+    """Whether the convolutions' outputs in ``graph``, its shapes inferred, are as high and wide as the model's."""
+    import onnx
+
+    stated = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim[2:]]
+        for value in (*graph.graph.value_info, *graph.graph.input)
+    }
+    sizes: dict[str, list[int]] = {}
+    for node in graph.graph.node:
+        if node.op_type == "Conv":
+            told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            sizes[node.name] = _slid(stated[node.input[0]], told)
+    found: dict[str, list[int]] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: list(output.shape[2:])}))
+        for name, module in model.named_modules()
+        if name in sizes
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found == sizes
+
+
+def _slid(size: Sequence[int], told: dict[str, Any]) -> list[int]:
+    """Height and width of a convolution's output; onnx's own inference gives 1 where a kernel does not fit."""
+    kernel = told["kernel_shape"]
+    pads = told.get("pads", [0] * 4)
+    strides, dilations = (told.get(name, [1, 1]) for name in ("strides", "dilations"))
+    return [(size[i] + pads[i] + pads[i + 2] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)]
 
 
 def _initializers(value: str, makers: dict[str, Any], tensors: dict[str, Any]) -> Iterator[str]:
