@@ -18,7 +18,7 @@ from edgeopt.metrics import MIN_WINDOWS, softmax
 from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
-from edgeopt.stages.build import target_folder
+from edgeopt.stages.build_plan import target_folder
 from edgeopt.stages.engines import pick_engine
 from edgeopt.stages.quantizing import wants_int8_outputs
 from edgeopt.stages.variants import open_variant
@@ -207,7 +207,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(path_run: Run) -> None:
 def test_a_target_that_names_8_bit_weights_takes_7_bit_ones_as_well(path_run: Run, tmp_path: Path) -> None:
     """Compressed on a host without int8 dot products, the run must still build on a Raspberry Pi."""
     from edgeopt.config import load_target
-    from edgeopt.stages.build import plan
+    from edgeopt.stages.build_plan import plan
 
     planned = plan(path_run, load_target("raspberry-pi-5"), load_backend("onnxruntime"))
     assert [item.scheme for item in planned if item.precision == "int8"] == [_cpu_scheme()] * 2

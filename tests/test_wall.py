@@ -17,12 +17,14 @@ CORE = {
     "telemetry", "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
-DEVICE_STAGES = {"__init__", "bench", "build", "candidates", "engines", "foreign", "package", "predict", "report"}
+DEVICE_STAGES = {
+    "__init__", "bench", "build", "build_plan", "candidates", "engines", "foreign", "package", "predict", "report",
+}  # fmt: skip
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Device-half functions that call the host half where torch is installed, after looking whether it is.
 DELIBERATE = {
-    ("stages.build", "edgeopt.stages.export"),
-    ("stages.build", "edgeopt.stages.mixing"),
+    ("stages.build_plan", "edgeopt.stages.export"),
+    ("stages.build_plan", "edgeopt.stages.mixing"),
     ("stages.bench", "edgeopt.stages.workspace"),
     ("stages.bench", "edgeopt.stages.explain"),
     ("stages.bench", "edgeopt.stages.voters"),

@@ -24,7 +24,7 @@ from edgeopt.evaluate import evaluate as evaluate_session
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, stage_key
 from edgeopt.sets import PictureSet, open_set
-from edgeopt.stages.build import target_folder
+from edgeopt.stages.build_plan import target_folder
 from edgeopt.stages.engines import (
     Engine,
     engines,

@@ -16,7 +16,7 @@ from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
 from edgeopt.run import Run, stage_key
 from edgeopt.schemes import get_scheme
-from edgeopt.stages.build import target_folder
+from edgeopt.stages.build_plan import target_folder
 
 VERSION = 1
 

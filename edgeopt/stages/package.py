@@ -23,7 +23,7 @@ from edgeopt.files import make_folder, printable, sha256, write_atomically, writ
 from edgeopt.packaging.contents import FOLDER, requirements, write_code, write_cpp
 from edgeopt.report import format as form
 from edgeopt.run import Run, discard
-from edgeopt.stages.build import source_onnx
+from edgeopt.stages.build_plan import source_onnx
 from edgeopt.stages.engines import Engine, engines, labels
 
 _MARK = "package.json"  # by which a folder is known to be a package, and may be replaced
