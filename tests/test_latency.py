@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_run as small_run_folder
 import torch
 from conftest import paint_folder
+from planted import plant
 from torch import nn
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target, records
@@ -445,6 +447,24 @@ def test_a_missed_latency_is_exit_code_3_and_in_the_report(
     page = render(replace(assemble(tmp_path / "planted"), latencies={"float-under80pct": found}))
     assert '0.8x on openvino <span class="badge missed">missed</span>' in page
     assert all(row["variant"] in page for row in found["verdicts"])
+
+
+@pytest.mark.parametrize("recommended", [None, False, True])
+def test_the_report_says_when_no_engine_was_measured_against_the_latency(
+    recommended: bool | None, tmp_path: Path
+) -> None:
+    """As with another device's times, whose end that device has yet to measure."""
+    run = small_run_folder.write_small_run(tmp_path / "run")
+    plant(run)
+    verdict = run.path / "host/int8-u8a7w/latency/verdict.json"
+    if recommended is None:
+        shutil.rmtree(verdict.parent)
+    else:
+        write_json(verdict, {**json.loads(verdict.read_text()), "recommended": recommended})
+    api.report(run)
+    page = (run.path / "report/report.html").read_text()
+    assert ("until its device does, the latency is a prediction" in page) == (recommended is None)
+    assert ("0.8x on onnxruntime" in page) == bool(recommended)
 
 
 @pytest.mark.slow
