@@ -344,10 +344,18 @@ def test_a_history_of_another_model_is_refused(
 
 
 @pytest.mark.slow
-def test_channels_that_cannot_be_followed_are_refused_before_memory_is_full() -> None:
-    """torch-pruning multiplies MaxViT's channels at every reshape into windows, to tens of gigabytes."""
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("test_maxvit", {"img_size": 64}, "reshapes cannot be followed"),  # multiplies them, to tens of gigabytes
+        ("rexnet_100", {}, "slices cannot be followed"),  # shifts them without end
+    ],
+)
+def test_channels_that_cannot_be_followed_are_refused_before_memory_is_full(
+    name: str, arguments: dict[str, int], said: str
+) -> None:
     import timm
 
-    model = timm.create_model("test_maxvit", num_classes=3, img_size=64)
-    with pytest.raises(ModelError, match="reshapes cannot be followed"):
+    model = timm.create_model(name, num_classes=3, **arguments)
+    with pytest.raises(ModelError, match=said):
         prune(model, fraction=0.3, example=torch.zeros(1, 3, 64, 64), importance="l2")

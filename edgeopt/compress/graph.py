@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from edgeopt.errors import ModelError
 
+#: A group has this many acts at most for each tie between two layers: EdgeNeXt's has 0.8, most have 0.1.
+_MOST = 8
 _LONGEST = 64  # times the widest layer: a flattening's list is as long as the inputs of the layer after it
 
 
@@ -62,31 +64,43 @@ def trace(model: nn.Module, example: Tensor) -> Any:
 
 @contextmanager
 def bounded(graph: Any) -> Iterator[None]:
-    """Within, torch-pruning's lists of coupled channels end; one longer than any layer could mean raises ModelError.
+    """Within, torch-pruning's search for coupled channels ends: what no layer could mean raises ModelError.
 
     Where windows of a picture are reshaped into the batch (MaxViT, CoAtNet), it takes every reshape for a flattening
-    and multiplies the channels by it again and again, until memory is full.
+    and multiplies the channels by it again and again, until memory is full. Where a block adds its input to the first
+    of its channels (ReXNet), every slice shifts them again, and it comes to no end.
     """
+    from torch_pruning.dependency.group import Group
     from torch_pruning.dependency.index_mapping import _FlattenIndexMapping as Flatten
 
     layers = [module for module in graph.module2node if is_layer(module)]
     inputs = (int(getattr(module, "in_features", getattr(module, "in_channels", 0))) for module in layers)
-    most = _LONGEST * max(*map(outputs_of, layers), *inputs)
-    plain = Flatten.__call__
+    longest = _LONGEST * max(*map(outputs_of, layers), *inputs)
+    most = _MOST * sum(len(node.dependencies) for node in graph.module2node.values())
+    flatten, add_dep = Flatten.__call__, Group.add_dep
 
     def call(self: Any, channels: Any) -> Any:
-        if not self.reverse and len(channels) * int(self._stride) > most:
-            raise ModelError(
-                "prune: the way channels take through the model's reshapes cannot be followed",
-                fix="leave out --prune (--int8 alone may do)",
-            )
-        return plain(self, channels)
+        if not self.reverse and len(channels) * int(self._stride) > longest:
+            raise _unfollowed("reshapes")
+        return flatten(self, channels)
 
-    Flatten.__call__ = call
+    def add(self: Any, dep: Any, idxs: Any) -> None:
+        if len(self) > most:
+            raise _unfollowed("slices")
+        add_dep(self, dep, idxs)
+
+    Flatten.__call__, Group.add_dep = call, add
     try:
         yield
     finally:
-        Flatten.__call__ = plain
+        Flatten.__call__, Group.add_dep = flatten, add_dep
+
+
+def _unfollowed(way: str) -> ModelError:
+    return ModelError(
+        f"prune: the way channels take through the model's {way} cannot be followed",
+        fix="leave out --prune (--int8 alone may do)",
+    )
 
 
 def is_layer(module: Any) -> bool:

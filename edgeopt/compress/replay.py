@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.compress.depth import DROP, drop_block
-from edgeopt.compress.graph import trace
+from edgeopt.compress.graph import bounded, trace
 from edgeopt.compress.heads import HEADS, drop_heads
 from edgeopt.errors import ModelError
 
@@ -51,9 +51,10 @@ def _cut(graph: Any, model: nn.Module, name: str, outputs: bool, channels: Seque
     width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
     if width is None or len(set(channels)) != len(channels) or not 0 <= min(channels) <= max(channels) < width:
         raise ModelError(f"pruning history: {name} does not have the channels to cut", fix=_OTHER_HISTORY)
-    group = graph.get_pruning_group(
-        module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
-    )
+    with bounded(graph):
+        group = graph.get_pruning_group(
+            module, pruner.prune_out_channels if outputs else pruner.prune_in_channels, list(channels)
+        )
     if not graph.check_pruning_group(group):
         raise ModelError(f"pruning history: nothing would be left of {name}", fix=_OTHER_HISTORY)
     group.prune(record_history=False)
