@@ -316,12 +316,45 @@ def _first_weight(model: onnx.ModelProto, change: Any) -> None:
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
 
 
+def _cast_the_picture(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "early"
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Cast", ["input"], ["early"], name="early", to=onnx.TensorProto.FLOAT)
+    )
+
+
+class Coded(nn.Module):
+    """Adds codes of where a pixel is, made of a mask of the picture's shape as EdgeNeXt makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x))
+        here = ~torch.zeros((x.shape[0], x.shape[2], x.shape[3])).to(torch.bool)
+        codes = here.cumsum(1, dtype=torch.float32) + here.cumsum(2, dtype=torch.float32)
+        return self.fc((x + 0.1 * codes[:, None]).mean((2, 3)))
+
+
+def test_codes_of_a_pictures_shape_may_cast(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pictures = torch.randn(4, 3, 16, 16)
+    model = quantize(Coded().eval(), [pictures], scheme=get_scheme("u8a7w"))
+    summary = export_qdq(model, tmp_path / "m.onnx", input_shape=(3, 16, 16), scheme=get_scheme("u8a7w"))
+    assert summary.quantized_layers == summary.compute_layers == 2
+    assert counts(tmp_path / "m.onnx")["Cast"] >= 1
+    assert difference(run(tmp_path / "m.onnx", pictures, plain=True), answers(model, pictures)) < TIES
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda model: _zero_point(model, np.asarray(3, np.int8)), "has the zero point 3"),
         (lambda model: _zero_point(model, np.asarray(0, np.uint8)), "gives uint8"),
         (lambda model: _first_weight(model, lambda w: np.full_like(w, -128)), r"outside \[-127, 127\]"),
+        (lambda model: _cast_the_picture(model), "Cast early should not be there"),
     ],
 )
 def test_a_file_that_breaks_its_scheme_is_refused_by_name(

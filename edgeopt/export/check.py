@@ -11,15 +11,21 @@ from edgeopt.errors import LoweringError
 from edgeopt.export.passes import COMPUTE_OPS, constant
 from edgeopt.schemes import Scheme
 
-_FORBIDDEN = frozenset({"Identity", "Dropout", "QuantizeDequantize", "Cast", "CastLike"})
+_FORBIDDEN = frozenset({"Identity", "Dropout", "QuantizeDequantize"})
+#: Forbidden on what comes of the picture; a network may make position codes of a picture's shape with them.
+_CASTS = frozenset({"Cast", "CastLike"})
 
 
 def check_qdq(path: Path, scheme: Scheme) -> tuple[int, int, tuple[str, ...]]:
     """(compute layers, int8 layers, names of the float ones); raises LoweringError where the file breaks ``scheme``."""
     graph = ir.load(path).graph
     compute, quantized, left = 0, 0, []
+    of_picture = set(graph.inputs)
     for node in graph:
-        if node.op_type in _FORBIDDEN:
+        seen = node.op_type != "Shape" and any(value in of_picture for value in node.inputs)
+        if seen:
+            of_picture.update(node.outputs)
+        if node.op_type in _FORBIDDEN or (seen and node.op_type in _CASTS):
             raise _broken(node, "should not be there", scheme)
         if node.op_type == "QuantizeLinear":
             _check_activation(node, scheme)
