@@ -35,7 +35,7 @@ ONE_WAY = Choice("fp32", "contiguous")
 @pytest.fixture(autouse=True)
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """No races between memory formats here: which is fastest may differ from run to run, and with it the last bits."""
-    monkeypatch.setattr(loop, "candidates", lambda *_: (ONE_WAY,))
+    monkeypatch.setattr(loop, "candidates", lambda *_, **__: (ONE_WAY,))
 
 
 # --- optimizers ---------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def run(model: nn.Module, folder: Path, **values: Any) -> TrainResult:
 @pytest.fixture(autouse=True)
 def one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """No races between memory formats here: which is fastest may differ from run to run, and with it the last bits."""
-    monkeypatch.setattr(loop, "candidates", lambda *_: (Choice("fp32", "channels_last"),))
+    monkeypatch.setattr(loop, "candidates", lambda *_, **__: (Choice("fp32", "channels_last"),))
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt import environment
+from edgeopt.errors import TrainingError
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.sets import PictureSet
 from edgeopt.train.config import LoopConfig
@@ -114,7 +115,7 @@ def test_the_probe_finds_the_faster_way_and_touches_nothing() -> None:
     model = tiny()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    found = probe(model, *batch(), slow_when_contiguous, candidates("fp32", torch.device("cpu")))
+    found = probe(model, *batch(), slow_when_contiguous, candidates("fp32", torch.device("cpu"), model=tiny()))
     assert found.best == Choice("fp32", "channels_last")
     assert found.step_seconds < 0.05
     assert [row["memory_format"] for row in found.to_json()] == ["channels_last", "contiguous"]
@@ -139,8 +140,24 @@ def test_bf16_is_tried_only_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch
     cpu = torch.device("cpu")
     for present in (False, True):
         monkeypatch.setattr(module, "has_bf16", lambda present=present: present)
-        assert {choice.precision for choice in candidates("auto", cpu)} == ({"fp32", "bf16"} if present else {"fp32"})
-        assert {choice.precision for choice in candidates("bf16", cpu)} == {"bf16"}
+        found = {choice.precision for choice in candidates("auto", cpu, model=tiny())}
+        assert found == ({"fp32", "bf16"} if present else {"fp32"})
+        assert {choice.precision for choice in candidates("bf16", cpu, model=tiny())} == {"bf16"}
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride", "safe"), [(3, 1, 2, False), (8, 1, 2, True), (3, 3, 2, True)])
+def test_channels_last_is_not_tried_where_its_gradients_are_wrong(
+    channels: int, kernel: int, stride: int, safe: bool
+) -> None:
+    """RepVGG's stem: the process dies in the backward pass; it is trained here in the format that is left."""
+    cpu, model = torch.device("cpu"), nn.Sequential(nn.Conv2d(channels, 4, kernel, stride), nn.ReLU())
+    layouts = {choice.memory_format for choice in candidates("fp32", cpu, model=model)}
+    assert layouts == ({"channels_last", "contiguous"} if safe else {"contiguous"})
+    if safe:
+        assert len(candidates("fp32", cpu, "channels_last", model=model)) == 1
+    else:
+        with pytest.raises(TrainingError, match="wrong gradients of 0 on a CPU"):
+            candidates("fp32", cpu, "channels_last", model=model)
 
 
 def test_a_bf16_step_runs() -> None:

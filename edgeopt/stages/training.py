@@ -307,7 +307,7 @@ def _found_batch_size(
         with console.task("finding the batch size"):
             images, targets = next(iter(loader(0)))
             device = training_device()
-            (choice, *_) = candidates(plan.loop.precision, device, plan.loop.memory_format)
+            (choice, *_) = candidates(plan.loop.precision, device, plan.loop.memory_format, model=model)
             found = find_batch_size(
                 model, images, targets, objective, choice, pictures=len(loader.labels), device=device
             )

@@ -176,7 +176,7 @@ class _Loop:
         initial = self.evaluate(self.model.eval())
         evaluated = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
-        choices = candidates(config.precision, self.device, config.memory_format)
+        choices = candidates(config.precision, self.device, config.memory_format, model=self.model)
         self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
             self.state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))

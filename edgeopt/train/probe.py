@@ -19,6 +19,7 @@ from edgeopt.train.objectives import Objective
 
 Precision = Literal["fp32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
+_GATHERED = 8  # floats of an AVX2 register
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -60,15 +61,38 @@ def candidates(
     precision: Literal["auto", "fp32", "bf16"],
     device: torch.device,
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto",
+    *,
+    model: nn.Module,
 ) -> tuple[Choice, ...]:
-    """The ways worth trying: bf16 only where the hardware multiplies it, unless it was asked for."""
+    """The ways worth trying: bf16 only where the hardware multiplies it, unless it was asked for.
+
+    Raises TrainingError for a memory format in which ``model`` would learn from wrong gradients.
+    """
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if _has_bf16(device) else ("fp32",)
     if precision != "auto":
         precisions = (precision,)
     layouts: tuple[Layout, ...] = ("contiguous",) if device.type == "mps" else ("channels_last", "contiguous")
     if memory_format != "auto":
         layouts = (memory_format,)
+    if device.type == "cpu" and (layer := _wrong_in_channels_last(model)) is not None:
+        layouts = tuple(layout for layout in layouts if layout != "channels_last")
+        if not layouts:
+            raise TrainingError(
+                f"in channels_last PyTorch computes wrong gradients of {layer} on a CPU",
+                fix="--set train.memory_format=contiguous",
+            )
     return tuple(Choice(p, layout) for p in precisions for layout in layouts)
+
+
+def _wrong_in_channels_last(model: nn.Module) -> str | None:
+    """The first 1x1 convolution with a stride and fewer than 8 input channels, as RepVGG's stem has one.
+
+    PyTorch 2.14's oneDNN (3.x, AVX2) writes beyond the buffer that it gathers such a layer's pixels in: measured here,
+    gradients of the weight were 140 times too large with 6 channels, and with 3 the process died.
+    """
+    convolutions = [(str(name), layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    strided = [(name, layer) for name, layer in convolutions if layer.kernel_size == (1, 1) and max(layer.stride) > 1]
+    return next((name for name, layer in strided if layer.in_channels // layer.groups < _GATHERED), None)
 
 
 def probe(
