@@ -213,8 +213,10 @@ def _set_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     device = next(model.parameters()).device
     for pictures, labels in batches:
         model.zero_grad(set_to_none=True)
+        # Contiguous: in channels_last some layers' gradients are wrong on a CPU; edgeopt.train.probe says which.
+        placed = pictures.to(device, memory_format=torch.contiguous_format)
         with torch.enable_grad():
-            F.cross_entropy(model(pictures.to(device)), labels.to(device)).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(placed), labels.to(device)).backward()  # type: ignore[no-untyped-call]
         for square, parameter in zip(squares, model.parameters(), strict=True):
             if parameter.grad is not None:
                 square += parameter.grad**2
