@@ -36,7 +36,7 @@ _FIXED = (
     ("record", "candidates-zero-byte.json", "ValueError: the times would be written to a folder that a record named"),
     ("record", "candidates-without-size.json", "KeyError: a field that was read without asking whether it is there"),
     ("record", "candidates-long-board.json", "an error of 100,000 characters"),
-    ("record", "no-recommended-verdict.json", "UndefinedError: a report on a latency that no engine was measured against"),
+    ("record", "no-recommended-verdict.json", "UndefinedError: a report on a latency no engine was measured for"),
     ("picture", "postscript.eps", "Ghostscript was called for a file of any name that is EPS inside"),
 )
 
