@@ -9,7 +9,7 @@ from typing import Any
 import hostile
 import numpy as np
 import tiny_onnx
-from small_run import CLASSES, FLOAT, SPEC, sha_of
+from small_run import CLASSES, FLOAT, SPEC, sha_of, write_ensemble
 
 from edgeopt.config import load_target
 from edgeopt.files import write_json
@@ -25,19 +25,20 @@ _PLAN = {
     "kept_importance": 0.9,
     "untrained_val_loss": 2.0,
 }
+SEARCH: dict[str, Any] = {
+    "goal": {"limit_share": 0.8},
+    "candidates": [{"p50_ms": 2.0, "share_of_unpruned": 1.0, "share_of_unpruned_ci": [1.0, 1.0]}, _SHARE],
+    "sizes": [_SHARE],
+    "table_error": {"engines": 5, "median": 0.02, "largest": 0.06},
+    "plans": [_PLAN, {"way": "depth", "met": False}],
+    "chosen": _PLAN,
+}
 #: Fields of ``host/float/stage.json``.
 _PRUNED = {
     "ingredients": {"val_scores": {"float-fold1of3": 0.5, "float-fold2of3": 0.4}},
     "cross_validation": {"fold_top1": [0.5, 0.4, 0.6], "mean_top1": 0.5, "spread_top1": 0.1},
     "pruning": {"widths": {"conv1": [64, 48]}, "untouched": {"fc": "classifier"}},
-    "latency_search": {
-        "goal": {"limit_share": 0.8},
-        "candidates": [{"p50_ms": 2.0, "share_of_unpruned": 1.0, "share_of_unpruned_ci": [1.0, 1.0]}, _SHARE],
-        "sizes": [_SHARE],
-        "table_error": {"engines": 5, "median": 0.02, "largest": 0.06},
-        "plans": [_PLAN, {"way": "depth", "met": False}],
-        "chosen": _PLAN,
-    },
+    "latency_search": SEARCH,
 }
 _RUNG = {
     "name": "ptq",
@@ -87,7 +88,8 @@ _VERDICT = {
 
 
 def plant(run: Run) -> None:
-    """Every other kind of record into ``run``, which is complete and gets a float model pruned to a latency."""
+    """Every other kind of record into ``run``, which is complete: an ensemble, a model pruned to a latency and more."""
+    write_ensemble(run)
     host = run.path / "host"
     _edit(host / "float/stage.json", **_PRUNED)
     _edit(host / "int8-u8a7w/stage.json", **_LADDER)

@@ -23,8 +23,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 from PIL import Image
-from planted import plant
-from small_run import FLOAT, INT8, SPEC, write_ensemble, write_small_run
+from planted import SEARCH, plant
+from small_run import FLOAT, INT8, SPEC, write_small_run
 
 from edgeopt import environment, records
 from edgeopt.backends.base import Backend
@@ -50,7 +50,6 @@ SETS = f"data/sets/{SPEC.key}"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be copied and never changed."""
     run = write_small_run(tmp_path_factory.mktemp("whole") / "run")
-    write_ensemble(run)
     plant(run)
     return run.path
 
@@ -157,6 +156,7 @@ def test_brackets_alone_do_not_fill_the_memory(run: Path) -> None:
         Run.open(run)
 
 
+_ACTS = [["block", "drop"], ["attn", "heads", [0]]]
 _HALF_MADE: dict[str, tuple[type[records.Record], dict[str, Any]]] = {
     "batch_size.json": (BatchSizeRecord, {"size": 16}),
     "lr_range.json": (records.LrRangeRecord, {"lr": 0.1, "rates": [0.01, 0.1], "smoothed": [2.0, 1.0]}),
@@ -166,7 +166,7 @@ _HALF_MADE: dict[str, tuple[type[records.Record], dict[str, Any]]] = {
     ),
     "latency_search.json": (
         LatencySearchRecord,
-        {"untouched": {"fc": "classifier"}, "chosen": {"history": [["block", "drop"], ["attn", "heads", [0]]]}},
+        {**SEARCH, "untouched": {"fc": "classifier"}, "chosen": {**SEARCH["chosen"], "history": _ACTS}},
     ),
 }
 

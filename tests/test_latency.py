@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_run as small_run_folder
 import torch
 from conftest import paint_folder
 from planted import plant
+from small_run import write_small_run
 from torch import nn
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, load_target, records
@@ -454,7 +454,7 @@ def test_the_report_says_when_no_engine_was_measured_against_the_latency(
     recommended: bool | None, tmp_path: Path
 ) -> None:
     """As with another device's times, whose end that device has yet to measure."""
-    run = small_run_folder.write_small_run(tmp_path / "run")
+    run = write_small_run(tmp_path / "run")
     plant(run)
     verdict = run.path / "host/int8-u8a7w/latency/verdict.json"
     if recommended is None:

@@ -288,7 +288,7 @@ def test_finetune_keeps_its_time(pictures: Path, tmp_path: Path) -> None:
     assert record["announced_seconds"] < 6
     assert 1 <= record["epochs"] < 5000
     rates = [row["lr"] for row in log(made.run.path / "host/float")]
-    assert rates[-1] < 0.9 * max(rates)  # it falls; how far depends on what else runs here
+    assert rates[-1] < 0.1 * 1e-3
     assert made.record["config"]["train"]["time"] == "6s"
 
 

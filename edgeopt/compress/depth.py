@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeopt.compress.graph import is_layer
 from edgeopt.errors import ModelError
-from edgeopt.models.modes import evaluating
+from edgeopt.models.modes import evaluating, hooked
 
 #: What a dropped block is called in a pruning history: ``[module, DROP]``.
 DROP = "drop"
@@ -41,12 +41,8 @@ def residual_blocks(model: nn.Module, example: Tensor) -> list[str]:
     handles = [module.register_forward_pre_hook(_keep(inputs, name)) for name, module in candidates]
     shapes: dict[str, torch.Size] = {}
     handles += [module.register_forward_hook(_shape(shapes, name)) for name, module in candidates]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), evaluating(model):
+        model(example)
     order = list(inputs)
     found = [
         name

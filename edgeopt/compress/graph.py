@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ModelError
+from edgeopt.models.modes import hooked
 
 #: A group has this many acts at most for each tie between two layers: EdgeNeXt's has 0.8, most have 0.1.
 _MOST = 8
@@ -39,7 +40,7 @@ def trace(model: nn.Module, example: Tensor) -> Any:
     try:
         # The graph is read off autograd's, so every parameter must take part.
         model.requires_grad_(True)
-        with torch.enable_grad(), quiet():
+        with hooked(handles), torch.enable_grad(), quiet():
             graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -50,8 +51,6 @@ def trace(model: nn.Module, example: Tensor) -> Any:
             fix="leave out --prune (--int8 alone may do), or write that part of forward with plain torch layers",
         ) from error
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter, flag in requires_grad:
             parameter.requires_grad_(flag)
     if not any(is_layer(module) for module in graph.module2node):

@@ -17,6 +17,7 @@ from edgeopt.compress.output_quantizers import close_convolutions
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer, weight_quantizer
 from edgeopt.errors import ModelError
 from edgeopt.models.failing import failing_module
+from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
 telemetry.switch_off()  # every import of NNCF comes after this module's
@@ -161,12 +162,8 @@ def _largest_weights(model: nn.Module, example: Tensor) -> dict[nn.Module, Tenso
 
     weights = [hook for _, hook in hook_storage(model).named_hooks() if hook.narrow_range]
     handles = [quantizer.register_forward_pre_hook(note) for quantizer in weights]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(example)
     return largest
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.compress.quantizers import Quantizer, activation_quantizer
+from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
@@ -30,11 +31,9 @@ def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequ
     places = _open_places(graph, storage)
     recorders = {name: _Recorder() for name in places}
     handles = [storage.register_post_function_hook(name, 0, recorder) for name, recorder in recorders.items()]
-    with torch.no_grad():
+    with hooked(handles), torch.no_grad():
         for batch in batches if places else ():
             model(batch)
-    for handle in handles:
-        handle.remove()
     for name, recorder in recorders.items():
         storage.register_post_function_hook(name, 0, recorder.quantizer(places[name], scheme))
 

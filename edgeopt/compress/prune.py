@@ -17,6 +17,7 @@ from edgeopt.compress.replay import History as History
 from edgeopt.compress.replay import replay as replay
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
 from edgeopt.models.macs import count_macs, count_parameters, layer_macs
+from edgeopt.models.modes import hooked
 
 #: Why a layer that could have been cut was not.
 MOST_IMPORTANT = "among the most important of its kind"
@@ -253,7 +254,7 @@ def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
         for name, module in pruned.named_modules()
     ]
     try:
-        with torch.no_grad():
+        with hooked(handles), torch.no_grad():
             # Two pictures: a cut that mixed channels up with the batch would show.
             shape = pruned(example.expand(2, *example.shape[1:]).contiguous()).shape
             expected = copy.deepcopy(model).eval()(example).shape
@@ -263,9 +264,6 @@ def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:
             f"prune: the pruned model fails at {running[-1]}: {line}",
             fix=f"keep that part whole: --ignore {running[-1].rpartition('.')[0] or running[-1]}",
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if shape[1:] != expected[1:]:
         raise ModelError(
             f"prune: the classifier gave {tuple(expected[1:])} logits and gives {tuple(shape[1:])}",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrappable, hook_storage, place_quantizers
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
+from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 from edgeopt.train.allocator import give_back_memory
 
@@ -245,12 +246,8 @@ def _check_reached(model: nn.Module, example: Tensor) -> None:
             raise _mismatch(f"{name} has scales of shape {shape}")
 
     handles = [quantizer.register_forward_pre_hook(note) for quantizer in list(waiting)]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        model(example)
     if waiting:
         name = next(iter(waiting.values()))
         raise _mismatch(f"{len(waiting)} of them are never reached, the first is {name}")

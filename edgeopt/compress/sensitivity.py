@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgeopt.compress.quantize import named_quantizers
 from edgeopt.compress.quantizers import Quantizer
+from edgeopt.models.modes import hooked
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,8 @@ def quantizers_of_layers(model: nn.Module, example: Tensor) -> dict[str, list[Qu
 
     handles: list[Any] = [quantizer.register_forward_hook(note) for _, quantizer in named_quantizers(model)]
     handles += [modules[name].register_forward_pre_hook(enter(name)) for name in dict.fromkeys(owners.values()) if name]
-    try:
-        with torch.inference_mode():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.inference_mode():
+        model(example)
     return found
 
 

@@ -1,9 +1,10 @@
-"""A model asked once in evaluation mode, and left in the modes it was in."""
+"""A model asked once, in evaluation mode or with hooks, and left as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from torch import nn
 
@@ -17,3 +18,17 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+class _Handle(Protocol):
+    def remove(self) -> None: ...
+
+
+@contextmanager
+def hooked(handles: Iterable[_Handle]) -> Iterator[None]:
+    """Hooks that are there while the block runs: their ``handles``, as registering them gave, are removed after it."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

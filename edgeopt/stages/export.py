@@ -19,6 +19,7 @@ from edgeopt.export.float_onnx import export_float
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Parity, float_parity, int8_parity
+from edgeopt.models.modes import hooked
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
@@ -163,11 +164,8 @@ def noise_floor(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) ->
         expected = model(batch)
         layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
         handles = [module.register_forward_hook(disturb) for module in layers]
-        try:
+        with hooked(handles):
             disturbed = model(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
     return float((disturbed - expected).abs().mean() / expected.std().clamp(min=1e-12))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
 from edgeopt.models.architecture import check_cuts
-from edgeopt.records import Record, Text
+from edgeopt.records import Record, StageRecord, Text
 
 Cuts = Annotated[list[Any], Field(max_length=10_000), AfterValidator(check_cuts)]
 
@@ -31,15 +31,13 @@ class PruneStepRecord(Record):
     metrics: dict[Text, Any]
 
 
-class LatencySearchRecord(Record):
-    """``latency_search.json``: the plan that was chosen, before it is carried out."""
+class LatencySearchRecord(StageRecord.LatencySearch, Record):
+    """``latency_search.json``: what the stage's record will hold, and the acts of the plan to be carried out."""
 
     fix: ClassVar[str] = "delete it, and type the same command again: it is searched for anew"
 
-    class Chosen(BaseModel):
-        """A plan."""
-
-        model_config = Record.model_config
+    class Chosen(StageRecord.LatencySearch.Plan):
+        """The plan with its acts."""
 
         history: Cuts
 

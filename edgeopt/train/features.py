@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeopt.errors import ModelError
-from edgeopt.models.modes import evaluating
+from edgeopt.models.modes import evaluating, hooked
 from edgeopt.train.distillation import Asked
 from edgeopt.train.losses import CrossEntropyLoss, Loss
 
@@ -144,12 +144,8 @@ def _calls(model: nn.Module, example: Tensor) -> list[_Call]:
     layers = [(name, module) for name, module in model.named_modules() if not any(module.children())]
     # Quantizers are no layers: one may be called in several places.
     handles = [module.register_forward_hook(noted(name)) for name, module in layers if "__nncf_hooks" not in name]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), evaluating(model):
+        model(example)
     return calls
 
 

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edgeopt.models.modes import evaluating, hooked
+
 _MOST_PREFIX_TOKENS = 2  # class and distillation tokens stand before a vision transformer's patches
 
 
@@ -26,17 +28,11 @@ def gradcam(model: nn.Module, picture: npt.NDArray[np.float32], answer: int) -> 
         if isinstance(output, Tensor) and output.requires_grad and _places(output, size) is not None:
             maps.append(output)
 
-    training = model.training
-    handles = [module.register_forward_hook(keep) for module in model.eval().modules()]
-    try:
-        with torch.enable_grad():
-            example = torch.from_numpy(picture[None]).to(next(model.parameters()).device).requires_grad_()
-            logit = model(example)[0, answer]
-            gradients = torch.autograd.grad(logit, maps, allow_unused=True) if maps else ()
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(training)
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    with hooked(handles), evaluating(model), torch.enable_grad():
+        example = torch.from_numpy(picture[None]).to(next(model.parameters()).device).requires_grad_()
+        logit = model(example)[0, answer]
+        gradients = torch.autograd.grad(logit, maps, allow_unused=True) if maps else ()
     # After its last attention a transformer reads the class token alone: an earlier map is the last that counts.
     for output, gradient in zip(reversed(maps), reversed(gradients), strict=True):
         found, slope = _places(output, size), None if gradient is None else _places(gradient, size)

@@ -19,8 +19,8 @@ from edgeopt.train.objectives import Objective
 
 Precision = Literal["fp32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
-_GATHERED = 8  # floats of an AVX2 register
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+_GATHERED = 8  # floats of an AVX2 register
 
 
 @dataclass(frozen=True)

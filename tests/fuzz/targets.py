@@ -17,7 +17,7 @@ import numpy as np
 import tiny_onnx
 from PIL import Image, ImageCms
 from planted import plant
-from small_run import write_ensemble, write_small_run
+from small_run import write_small_run
 
 from edgeopt import environment, resources
 from edgeopt.backends.onnx_reader import read_onnx
@@ -181,7 +181,6 @@ class Record(Target):
         self.picture = folder / "picture.png"
         Image.new("RGB", (20, 20)).save(self.picture)
         run = write_small_run(folder / "run")
-        write_ensemble(run)
         plant(run)
         self.run = run.path
         hostile.outcome("eval", self.run, self.picture)  # so that every record is there, and nothing is left to write

@@ -20,6 +20,7 @@ from edgeopt.compress.prune import History, replay
 from edgeopt.compress.quantize import quantizer_config
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config
 from edgeopt.export.qdq import export_qdq
+from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
 #: Between a layer and its weight in the file.
@@ -127,17 +128,13 @@ def _as_large(graph: Any, model: nn.Module, example: Tensor) -> bool:
             told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
             sizes[node.name] = _slid(stated[node.input[0]], told)
     found: dict[str, list[int]] = {}
-    hooks = [
+    handles = [
         module.register_forward_hook(lambda _, __, output, name=name: found.update({name: list(output.shape[2:])}))
         for name, module in model.named_modules()
         if name in sizes
     ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(handles), torch.no_grad():
+        model(example)
     return found == sizes
 
 
@@ -190,10 +187,8 @@ def quantized_like(model: nn.Module, whole: nn.Module, example: Tensor) -> nn.Mo
             quantizer.log_scale.data.copy_(theirs.log_scale.detach())
         for name in entry["hooks"]:
             storage.insert_hook_by_name(name, quantizer)
-    with torch.no_grad():
+    with hooked(placed), torch.no_grad():
         model.eval()(example)
-    for handle in placed:
-        handle.remove()
     return model
 
 
