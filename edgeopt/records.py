@@ -579,6 +579,7 @@ class LatencyRecord(Record):
     p90_ms: Positive | None = None
     p99_ms: Positive | None = None
     p99_ci_ms: Pair | None = None
+    device_p50_ms: Positive | None = None
     throughput_ips: Positive | None = None
     throughput_ci_ips: Pair | None = None
     samples_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None

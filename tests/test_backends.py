@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from edgeopt import environment
-from edgeopt.backends import capability, device_memory, openvino_passes, trt_common, trt_table
+from edgeopt.backends import capability, gpu, openvino_passes, trt_common, trt_table
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.onnx_reader import read_onnx
@@ -367,8 +367,8 @@ def test_openvino_leaves_a_device_that_is_not_here_to_the_device_and_opens_nothi
 # TensorRT and TensorRT-RTX, as far as they go without a GPU
 
 needs_rtx = pytest.mark.skipif(not TensorRtRtxBackend().can_build().ok, reason=TensorRtRtxBackend().can_build().reason)
-needs_gpu = pytest.mark.skipif(device_memory.gpu_count() == 0, reason="there is no NVIDIA GPU on this machine")
-no_gpu = pytest.mark.skipif(device_memory.gpu_count() > 0, reason="there is a GPU, so the build makes an engine")
+needs_gpu = pytest.mark.skipif(gpu.gpu_count() == 0, reason="there is no NVIDIA GPU on this machine")
+no_gpu = pytest.mark.skipif(gpu.gpu_count() > 0, reason="there is a GPU, so the build makes an engine")
 
 
 @no_gpu
@@ -576,16 +576,16 @@ def test_an_engine_without_detailed_layers_cannot_be_audited() -> None:
 
 
 def test_device_memory_without_a_gpu_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "gpu_count", lambda: 0)
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 0)
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        device_memory.open_device_memory()
-    assert device_memory.compute_capability() == ""
+        gpu.open_gpu()
+    assert gpu.compute_capability() == ""
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("kind", [device_memory.CudaPythonMemory, device_memory.PyCudaMemory])
-def test_device_memory_brings_back_what_it_was_given(kind: Callable[[], device_memory.DeviceMemory]) -> None:
+@pytest.mark.parametrize("kind", [gpu.CudaPythonGpu, gpu.PyCudaGpu])
+def test_device_memory_brings_back_what_it_was_given(kind: Callable[[], gpu.Gpu]) -> None:
     memory = kind()
     there, back = memory.pinned((2, 3)), memory.pinned((2, 3))
     there[:] = np.arange(6).reshape(2, 3)

@@ -61,6 +61,8 @@ class TinySession(Session):
         if self.settings.get("nan"):
             logits[:] = np.nan
         return logits[:, :3] if self.settings.get("flat") is None else logits[0]
+    def device_ms(self):
+        return self.settings.get("device_ms")
     def describe(self):
         return {"batch_seen": self.target.batch, "threads": os.environ["OMP_NUM_THREADS"]}
 
@@ -149,7 +151,10 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     for index in range(4):
         Image.effect_noise((640, 480), 50).convert("RGB").save(samples / f"{index}.png")
     (samples / "samples.json").write_text("{}")
-    sleeping, spinning = engine(lab, "here/sleeping", ms=30.0), engine(lab, "here/spinning", ms=5.0, spin=True)
+    sleeping, spinning = (
+        engine(lab, "here/sleeping", ms=30.0, device_ms=12.5),
+        engine(lab, "here/spinning", ms=5.0, spin=True),
+    )
     result = run(lab, sleeping, spinning, seconds=1.0, samples=samples)
     one = result.engines["here/sleeping"].to_json()
     assert one["end_to_end"]["pictures"] == 4
@@ -157,6 +162,8 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     assert one["end_to_end"]["decode_ms"] > one["end_to_end"]["preprocess_ms"] / 100 > 0
     assert one["cold_start_s"] > one["load_s"] + 0.03  # the interpreter, the imports and a first answer come on top
     assert one["cpu_ms"] < 15.0  # it slept...
+    assert one["device_p50_ms"] == 12.5
+    assert result.engines["here/spinning"].to_json()["device_p50_ms"] is None
     assert result.engines["here/spinning"].to_json()["cpu_ms"] > 0.02  # ...and this one has a thread that never does
     assert set(one["load_by_window"]) == {"other_cores", "steal_cores"}
     (samples / "4.png").write_bytes(b"no picture")
@@ -492,7 +499,11 @@ def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> Non
             time.sleep(0.03 if len(self.seen) == 1 else 0.006)
             return np.zeros((1, 2), dtype=np.float32)
 
-    samples, calls = window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
+        def device_ms(self) -> float:
+            return 0.5 * len(self.seen)  # of the call before
+
+    samples, device, calls = window(Recorder(), [np.full((1, 3, 2, 2), i, np.float32) for i in range(3)], 0.0, 7)
     assert (len(samples), calls) == (7, 9)
+    assert device == [0.5 * number for number in range(3, 10)]
     assert max(samples) < 30
     assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]

@@ -160,6 +160,10 @@ class Session(ABC):
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to give back
         """Give back what the runtime holds; the session cannot be used afterwards."""
 
+    def device_ms(self) -> float | None:
+        """Milliseconds that the last :meth:`infer` kept the device, by its own clock; None where it has none."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """What really runs: provider or device, threads, precision, version; for the machine record."""
         return {}

@@ -13,7 +13,7 @@ from edgeopt import environment
 from edgeopt.backends import tensorrt_rtx, trt_table
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.capability import precisions_of, schemes_for
-from edgeopt.backends.device_memory import gpu_count
+from edgeopt.backends.gpu import gpu_count
 from edgeopt.backends.onnx_reader import OnnxModel, read_onnx
 from edgeopt.backends.trt_common import TrtSession, build_engine, check_signed_zero_points, collecting_logger
 from edgeopt.config import Target

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from edgeopt.backends import trt_table
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.capability import precisions_of, schemes_for
-from edgeopt.backends.device_memory import compute_capability, gpu_count
+from edgeopt.backends.gpu import compute_capability, gpu_count
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.trt_common import TrtSession, build_engine, check_signed_zero_points, collecting_logger
 from edgeopt.config import Target

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeopt.backends.base import BuildRequest, Float32, Session
-from edgeopt.backends.device_memory import open_device_memory
+from edgeopt.backends.gpu import open_gpu
 from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_onnx
 from edgeopt.errors import REPORT, BackendError
 
@@ -166,13 +166,17 @@ def _load_cache(config: Any, path: Path | None) -> Any:
 
 
 class TrtSession(Session):
-    """A deserialized engine on the first GPU. Larger batches than the engine's run in several parts."""
+    """A deserialized engine on the first GPU. Larger batches than the engine's run in several parts.
+
+    A batch of the size of the one before is launched as one CUDA graph, where that can be had: of small networks the
+    host's time to queue their kernels, one by one, is the larger part.
+    """
 
     def __init__(self, trt: Any, engine: Path, product: str) -> None:
         self._trt, self._product = trt, product
         logger = collecting_logger(trt)
         self._logger = logger  # the runtime keeps a bare pointer to it
-        self._memory = open_device_memory()
+        self._gpu = open_gpu()
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
@@ -197,13 +201,16 @@ class TrtSession(Session):
         self._limit = int(self._engine.get_tensor_profile_shape(self._input, 0)[2][0])
         self._shape = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._input))[1:]
         classes = tuple(int(dim) for dim in self._engine.get_tensor_shape(self._output))[1:]
-        self._in = self._memory.pinned((self._limit, *self._shape))
-        self._out = self._memory.pinned((self._limit, *classes))
-        self._in_address = self._memory.allocate(self._in.nbytes)
-        self._out_address = self._memory.allocate(self._out.nbytes)
+        self._in = self._gpu.pinned((self._limit, *self._shape))
+        self._out = self._gpu.pinned((self._limit, *classes))
+        self._in_address = self._gpu.allocate(self._in.nbytes)
+        self._out_address = self._gpu.allocate(self._out.nbytes)
         self._context.set_tensor_address(self._input, self._in_address)
         self._context.set_tensor_address(self._output, self._out_address)
         self._batch = 0
+        self._launch: Callable[[], None] | None = None  # what runs the batch size of the last call
+        self._graph: bool | None = None  # whether that is a graph; None before it was tried
+        self._earlier_ms = 0.0  # of the parts of a large batch but for the last
 
     def _infer(self, batch: Float32) -> Float32:
         if batch.shape[1:] != self._shape:
@@ -211,27 +218,50 @@ class TrtSession(Session):
                 f"expected pictures {self._shape}, got {batch.shape[1:]}",
                 fix="prepare them with the preprocess.json of the engine's variant",
             )
+        self._earlier_ms = 0.0
         if len(batch) <= self._limit:
             return self._run(batch)
-        parts = [self._run(batch[start : start + self._limit]) for start in range(0, len(batch), self._limit)]
+        parts = []
+        for start in range(0, len(batch), self._limit):
+            self._earlier_ms += self._gpu.elapsed_ms() if start else 0.0
+            parts.append(self._run(batch[start : start + self._limit]))
         return np.concatenate(parts)
+
+    def device_ms(self) -> float:
+        """Of the last call: the GPU's time for its kernels, without copies (what trtexec calls GPU Compute Time)."""
+        return self._earlier_ms + self._gpu.elapsed_ms()
 
     def _run(self, batch: Float32) -> Float32:
         size = len(batch)
-        if size != self._batch:
-            self._context.set_input_shape(self._input, (size, *self._shape))
-            self._batch = size
+        self._prepare(size)
         np.copyto(self._in[:size], batch)
-        self._memory.upload(self._in_address, self._in[:size])
-        if not self._context.execute_async_v3(self._memory.stream):
+        self._gpu.upload(self._in_address, self._in[:size])
+        self._gpu.begin()
+        if self._launch is not None:
+            self._launch()
+        elif not self._enqueue():
             raise BackendError(
                 f"{self._product} could not run a batch of {size}: {errors_in(self._trt, self._logger)}",
                 fix="see in nvidia-smi whether the GPU answers and who else holds its memory, then try again",
             )
-        self._memory.download(self._out[:size], self._out_address)
-        self._memory.synchronize()
+        self._gpu.end()
+        self._gpu.download(self._out[:size], self._out_address)
+        self._gpu.synchronize()
         logits: Float32 = self._out[:size].copy()
         return logits
+
+    def _prepare(self, size: int) -> None:
+        """Set the batch size; capture the graph of one that comes a second time."""
+        if size != self._batch:
+            self._context.set_input_shape(self._input, (size, *self._shape))
+            self._batch, self._launch, self._graph = size, None, None
+        elif self._graph is None:
+            # Not on the first call: after a change of shape TensorRT wants one plain call before a capture.
+            self._launch = self._gpu.capture(self._enqueue)
+            self._graph = self._launch is not None
+
+    def _enqueue(self) -> bool:
+        return bool(self._context.execute_async_v3(self._gpu.stream))
 
     def inspect(self) -> str:
         """The engine inspector's JSON."""
@@ -240,18 +270,19 @@ class TrtSession(Session):
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, memory by which package, largest batch."""
+        """Runtime, memory by which package, largest batch, whether calls of one size are launched as a CUDA graph."""
         return {
             "runtime": f"{self._product} {self._trt.__version__}",
             "device": "GPU 0",
-            "memory": self._memory.name,
+            "memory": self._gpu.name,
             "max_batch": self._limit,
+            **({} if self._graph is None else {"cuda_graph": self._graph}),
         }
 
     def close(self) -> None:
         """Frees the engine and its GPU memory."""
         if self._context is not None:
-            self._memory.synchronize()
+            self._gpu.synchronize()
             self._in = self._out = np.empty(0, np.float32)
-            self._context = self._engine = self._runtime = None
-            self._memory.close()
+            self._context = self._engine = self._runtime = self._launch = None
+            self._gpu.close()

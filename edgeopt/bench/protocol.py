@@ -43,6 +43,7 @@ class _Runner:
         self.windows: list[tuple[float, ...]] = []
         self.medians: list[float] = []
         self.typical_ms = 0.0
+        self.device_ms: list[float] = []
         self.cpu_ms: list[float] = []
         self.cold_start_s: float | None = None
         self.end_to_end: dict[str, Any] | None = None
@@ -66,6 +67,8 @@ class _Runner:
             answer = self.child.window(seconds, least, min(timeout, GRACE_SECONDS + 20 * expected))
         self.windows.append(tuple(answer["samples_ms"]))
         self.medians.append(float(np.median(answer["samples_ms"])))
+        if answer["device_ms"]:
+            self.device_ms.append(float(np.median(answer["device_ms"])))
         self.cpu_ms.append(float(answer["cpu_ms"]))
         self.memory_bytes = int(answer["memory_bytes"])
 
@@ -79,6 +82,7 @@ class _Runner:
             other_load_cores=self.load.cores,
             fits_target=environment.matches(self.spec.target.match),
             cold_start_s=self.cold_start_s,
+            device_ms=tuple(self.device_ms),
             cpu_ms=tuple(self.cpu_ms),
             end_to_end=self.end_to_end,
             load_by_window=self.load.by_window(),

@@ -35,6 +35,7 @@ class EngineResult:
     other_load_cores: float | None  # that other processes kept busy while this one was timed
     fits_target: bool  # whether this machine is the device that the target describes
     cold_start_s: float | None = None  # from starting its process to its first answer, once
+    device_ms: tuple[float, ...] = ()  # a call by the device's own clock: a window's median
     cpu_ms: tuple[float, ...] = ()  # CPU time of a call, all threads: a window's mean
     end_to_end: Mapping[str, Any] | None = None  # ms a picture: decode_ms, preprocess_ms, infer_ms; pictures
     load_by_window: Mapping[str, Any] = field(default_factory=dict)  # cores: other_cores, steal_cores
@@ -97,6 +98,7 @@ class EngineResult:
             "p90_ms": quantiles(samples, (90,))[0],
             "p99_ms": p99.value if p99 else None,
             "p99_ci_ms": bounds(p99) if p99 else None,
+            "device_p50_ms": median_interval(self.device_ms).value if self.device_ms else None,
             "mean_ms": float(np.mean(samples)),
             "throughput_ips": throughput.value,
             "throughput_ci_ips": bounds(throughput),

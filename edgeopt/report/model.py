@@ -103,6 +103,7 @@ class EngineRow:
     p90_ms: float | None = None
     p99_ms: float | None = None
     p99_ci_ms: Pair | None = None
+    device_p50_ms: float | None = None  # of p50_ms, what a GPU's kernels take, by its own clock
     throughput_ips: float | None = None
     throughput_ci_ips: Pair | None = None
     speedup: float | None = None

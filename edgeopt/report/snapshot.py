@@ -44,6 +44,7 @@ class Row(_Part):
     p50_ci_ms: Pair | None
     p90_ms: Positive | None
     p99_ms: Positive | None
+    device_p50_ms: Positive | None = None
     throughput_ips: Positive | None
     speedup: Positive | None
     speedup_ci: Pair | None

@@ -22,6 +22,7 @@ def render(report: Report) -> str:
         "scenarios",
         rows=[{"row": row, "total": total(row), "parts": _parts(row, longest)} for row in rows],
         end_to_end=any(row.end_to_end for row in rows),
+        on_device=any(row.device_p50_ms for row in rows),
         throughput=any(row.best_throughput for row in rows),
         cross_check=any(row.cross_check for row in rows),
         names=[name for _, name in PARTS],

@@ -1,9 +1,13 @@
-"""GPU memory behind one small interface, by cuda-python or by pycuda; complete, but not run here for want of a GPU."""
+"""What a session needs of a GPU, by cuda-python or by pycuda: memory, one stream, its clock, CUDA graphs.
+
+Complete, but not run here for want of a GPU: the names and arguments used are checked against cuda-python's own.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -14,10 +18,10 @@ from edgeopt.backends.base import Float32
 from edgeopt.errors import BackendError, MissingBackendError
 
 
-class DeviceMemory(ABC):
-    """Buffers on the first GPU and one stream; sizes in bytes, device addresses and the stream handle as integers."""
+class Gpu(ABC):
+    """The first GPU and one stream on it; sizes in bytes, device addresses and the stream handle as integers."""
 
-    name: str
+    name: str  # of the package
     stream: int
 
     @abstractmethod
@@ -39,6 +43,26 @@ class DeviceMemory(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything queued is done."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Queue the start of what is timed."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Queue its end."""
+
+    @abstractmethod
+    def elapsed_ms(self) -> float:
+        """Milliseconds between the last :meth:`begin` and :meth:`end`, by the GPU's clock, once both are over."""
+
+    def capture(self, queue: Callable[[], bool]) -> Callable[[], None] | None:
+        """What ``queue`` queues, as one CUDA graph: a call of what is returned launches it again.
+
+        None where it cannot be had: the package knows no graphs, ``queue`` says no, or does what no graph can hold.
+        The graph before, if any, is gone.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -72,12 +96,12 @@ def compute_capability() -> str:
     return "SM" + "".join(found)
 
 
-def open_device_memory() -> DeviceMemory:
+def open_gpu() -> Gpu:
     """Memory by whichever of cuda-python and pycuda is installed; raises MissingBackendError when neither is."""
     if not gpu_count():
         raise BackendError("there is no NVIDIA GPU on this machine", fix="run this on the device")
     reasons = []
-    for kind in (CudaPythonMemory, PyCudaMemory):
+    for kind in (CudaPythonGpu, PyCudaGpu):
         try:
             return kind()
         except ImportError as error:
@@ -88,7 +112,7 @@ def open_device_memory() -> DeviceMemory:
     )
 
 
-class CudaPythonMemory(DeviceMemory):
+class CudaPythonGpu(Gpu):
     """By cuda-python's runtime bindings: ``cuda.bindings.runtime``, or ``cuda.cudart`` before 12.6."""
 
     name = "cuda-python"
@@ -100,7 +124,9 @@ class CudaPythonMemory(DeviceMemory):
             self._cuda = import_module("cuda.cudart")
         self._buffers: list[int] = []
         self._host: list[int] = []
+        self._graph: Any = None
         self.stream = int(self._do("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        self._begin, self._end = self._do("cudaEventCreate"), self._do("cudaEventCreate")
 
     def _do(self, function: str, *arguments: Any) -> Any:
         """Call the runtime; its first result is the error."""
@@ -135,19 +161,57 @@ class CudaPythonMemory(DeviceMemory):
     def synchronize(self) -> None:
         self._do("cudaStreamSynchronize", self.stream)
 
+    def begin(self) -> None:
+        self._do("cudaEventRecord", self._begin, self.stream)
+
+    def end(self) -> None:
+        self._do("cudaEventRecord", self._end, self.stream)
+
+    def elapsed_ms(self) -> float:
+        return float(self._do("cudaEventElapsedTime", self._begin, self._end))
+
+    def capture(self, queue: Callable[[], bool]) -> Callable[[], None] | None:
+        self._drop_graph()
+        # Thread-local: what other threads do meanwhile, such as a garbage collector's cudaFree, does not spoil it.
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._do("cudaStreamBeginCapture", self.stream, mode)
+        try:
+            queued = queue()
+        finally:  # a stream left capturing takes no other work
+            error, graph = self._cuda.cudaStreamEndCapture(self.stream)
+        if int(error) != 0 or not int(graph):  # what cannot be captured spoils the capture, and nothing else
+            self._cuda.cudaGetLastError()
+            return None
+        try:
+            if not queued:
+                return None
+            self._graph = self._do("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._do("cudaGraphDestroy", graph)
+        launched = self._graph
+        return lambda: self._do("cudaGraphLaunch", launched, self.stream)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._do("cudaGraphExecDestroy", self._graph)
+            self._graph = None
+
     def close(self) -> None:
+        self._drop_graph()
         for address in self._buffers:
             self._do("cudaFree", address)
         for address in self._host:
             self._do("cudaFreeHost", address)
         self._buffers, self._host = [], []
         if self.stream:
+            for event in (self._begin, self._end):
+                self._do("cudaEventDestroy", event)
             self._do("cudaStreamDestroy", self.stream)
             self.stream = 0
 
 
-class PyCudaMemory(DeviceMemory):
-    """By pycuda, in the GPU's primary context, which TensorRT uses as well."""
+class PyCudaGpu(Gpu):
+    """By pycuda, in the GPU's primary context, which TensorRT uses as well. It has no CUDA graphs."""
 
     name = "pycuda"
 
@@ -158,6 +222,7 @@ class PyCudaMemory(DeviceMemory):
         self._context.push()
         self._stream = self._cuda.Stream()
         self.stream = int(self._stream.handle)
+        self._begin, self._end = self._cuda.Event(), self._cuda.Event()
         self._buffers: list[Any] = []
 
     def allocate(self, size: int) -> int:
@@ -177,6 +242,15 @@ class PyCudaMemory(DeviceMemory):
 
     def synchronize(self) -> None:
         self._stream.synchronize()
+
+    def begin(self) -> None:
+        self._begin.record(self._stream)
+
+    def end(self) -> None:
+        self._end.record(self._stream)
+
+    def elapsed_ms(self) -> float:
+        return float(self._begin.time_till(self._end))
 
     def close(self) -> None:
         for buffer in self._buffers:
