@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from edgeopt import records
 from edgeopt.errors import RunError
 from edgeopt.files import read_json
-from edgeopt.records import Count, Key, Name, Pair, Points, PointsPair, Positive, Share, Shares, Text
+from edgeopt.records.fields import Count, Hash, Key, Name, Pair, Points, PointsPair, Positive, Share, Shares, Text
 from edgeopt.report.model import Report
 
 
@@ -93,7 +93,7 @@ class Source(_Part):
     class Dataset(_Part):
         """Known by the fingerprint of its pictures and labels."""
 
-        fingerprint: records.Hash
+        fingerprint: Hash
 
     name: Text
     id: Name

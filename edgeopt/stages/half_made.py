@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from edgeopt.models.architecture import check_cuts
-from edgeopt.records import Record, StageRecord, Text
+from edgeopt.records import StageRecord
+from edgeopt.records.fields import Record, Text
 
 Cuts = Annotated[list[Any], Field(max_length=10_000), AfterValidator(check_cuts)]
 
