@@ -171,7 +171,8 @@ def _judged(name: str, folds: Sequence[Mapping[str, Any]]) -> list[str]:
             words = f"{ours} is {-found.drop_points:.2f} points [{-high:.2f}, {-low:.2f}] above {theirs}"
             paces = _paces(ours, theirs, folds)
             as_fast = all(high is None or high >= 1 for _, _, high in paces)
-            lines.append(f"- {_verdict(found.drop_points <= 0 and as_fast)}: {words}; {_in_words(paces)}")
+            verdict = "within the noise" if found.drop_points > 0 >= low and as_fast else _verdict(low <= 0 and as_fast)
+            lines.append(f"- {verdict}: {words}; {_in_words(paces)}")
     if ratios := _measured("prune-openvino", "times_int8", folds):
         least = min(value if low is None else low for value, low in ratios)
         words = "as fast as the unpruned one on OpenVINO"
