@@ -16,7 +16,7 @@ from edgeopt import AugmentConfig, DataConfig, ModelConfig, Recipe, TrainConfig,
 from edgeopt.config import validate
 from edgeopt.console import Silent
 from edgeopt.data.ingest import ingest
-from edgeopt.data.loader import TrainLoader
+from edgeopt.data.loader import TrainLoader, by_weight
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import LOSSES
@@ -222,6 +222,51 @@ def test_on_50_to_1_imbalance_weighted_focal_and_balanced_sampling_raise_the_min
         majority, minority = recalls(data, tmp_path / name, **values)
         assert minority > plain + 0.2, name
         assert majority > 0.5, name
+
+
+def write_weights(root: Path, **weights: float) -> DataConfig:
+    """A manifest of the painted pictures in which train's have the weight of their class."""
+    lines = ["path,label,split,weight"]
+    for path in sorted(root.glob("*/*/*.png")):
+        split, name = path.parts[-3:-1]
+        weight = weights[name.split()[1]] if split == "train" else 1
+        lines.append(f"{path.relative_to(root).as_posix()},{name},{split},{weight}")
+    (root / "pictures.csv").write_text("\n".join(lines) + "\n")
+    return DataConfig(path=str(root / "pictures.csv"), image_size=32)
+
+
+def test_weights_of_a_manifest_raise_the_minoritys_recall_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    root = paint_imbalanced(tmp_path / "pictures")
+    _, even = recalls(write_weights(root, dark=1, bright=1), tmp_path / "even")
+    majority, minority = recalls(write_weights(root, dark=1, bright=50), tmp_path / "weighted", select="recall")
+    assert minority > even + 0.2
+    assert majority > 0.5
+
+
+def test_an_epoch_shows_each_picture_as_often_as_its_weight_says(tmp_path: Path) -> None:
+    weights = np.asarray([1.0, 1.0, 0.25, 3.0, 0.001, 2.0, 0.749])  # 8 in all
+    shown = np.stack(
+        [np.bincount(by_weight(np.random.default_rng(seed), weights, 16), minlength=7) for seed in range(400)]
+    )
+    assert (shown.sum(axis=1) == 16).all()
+    assert (np.abs(shown - 2 * weights) < 1).all()
+    np.testing.assert_allclose(shown.mean(axis=0), 2 * weights, atol=0.1)
+    # One weight for all is the plain order, to the bit; balanced, weights choose within a class.
+    root = paint_imbalanced(tmp_path / "pictures")
+    spec = PreprocessSpec(size=(16, 16))
+    orders = {}
+    for name, dark in (("plain", 1.0), ("all", 7.0), ("odd", 0.5)):
+        dataset = ingest(write_weights(root, dark=dark, bright=7.0 if name == "all" else 1.0))
+        for sampling in ("shuffled", "balanced"):
+            loader = TrainLoader(dataset, dataset.of("train"), spec, batch_size=17, augment="none", sampling=sampling)
+            orders[name, sampling] = loader._order(np.random.default_rng(0))
+    assert (orders["plain", "shuffled"] == orders["all", "shuffled"]).all()
+    assert (orders["plain", "balanced"] == orders["all", "balanced"]).all()
+    labels = np.asarray([item.label for item in dataset.of("train")])
+    assert 10 <= (labels[orders["odd", "shuffled"]] == 1).sum() <= 16  # 8 pictures, 1.96 times each in the mean
+    assert (labels[orders["odd", "balanced"]] == 1).sum() == 204
 
 
 def test_balanced_batches_have_every_class_equally_often_and_all_its_pictures_in_time(tmp_path: Path) -> None:

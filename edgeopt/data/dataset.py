@@ -30,8 +30,9 @@ class Item:
     """One picture: ``path`` is POSIX and relative to the dataset's root; ``sha256`` is of the file's bytes.
 
     Pictures of ``torchvision:`` datasets have no file of their own: their path is ``train/000012`` and their hash is
-    of their pixels. ``weight`` is what the picture counts in training, 1 unless a manifest says otherwise. ``group`` is
-    equal, and not empty, in pictures that may not be divided: copies of each other, or of one group of a manifest.
+    of their pixels. ``weight`` is how often training shows it, next to others: 1 unless a manifest says otherwise.
+    ``group`` is equal, and not empty, in pictures that may not be divided: copies of each other, or of one group of a
+    manifest.
     """
 
     path: str

@@ -35,9 +35,11 @@ class TrainLoader:
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
     another epoch, unless there is less than one batch in all. With ``sampling`` balanced it has as many pictures, every
-    class equally often: those of rare classes several times, of frequent ones a new part in every epoch. ``workers`` 0
-    makes batches in the training process: the pictures are decoded once, before, so little is left to do. Batches do
-    not depend on ``workers``. A ``shelf`` must be of the same ``items``: what is on it is not decoded again.
+    class equally often: those of rare classes several times, of frequent ones a new part in every epoch. Where items
+    differ in weight, an epoch of as many pictures shows each as often as its share of the weights (of its class's, when
+    balanced) says, so that any loss, mixing and teacher see it so often. ``workers`` 0 makes batches in the training
+    process: the pictures are decoded once, before, so little is left to do. Batches do not depend on ``workers``. A
+    ``shelf`` must be of the same ``items``: what is on it is not decoded again.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class TrainLoader:
 
         self._cache = make() if shelf is None else shelf.get(cached_key(spec, augment, changes), make)
         self.labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+        weights = np.asarray([item.weight for item in items], np.float64)
+        self._weights = weights if (weights != weights[0]).any() else None  # equal ones choose nothing
         self._spec = spec
         self._augment = make_augment(augment, spec, flip=flip, changes=changes)
         chosen = augmentation(augment, changes, flip=flip)
@@ -156,15 +160,20 @@ class TrainLoader:
         """An epoch's items in order."""
         count = len(self.labels)
         if self._sampling == "shuffled":
-            return rng.permutation(count)
+            if self._weights is None:
+                return rng.permutation(count)
+            return rng.permutation(by_weight(rng, self._weights, count))
         labels = self.labels.numpy()
         classes = rng.permutation(np.unique(labels))  # the first ones get what does not divide
         chosen = []
         for turn, label in enumerate(classes):
             rows = np.flatnonzero(labels == label)
             wanted = count // len(classes) + (turn < count % len(classes))
-            repeats = -(-wanted // len(rows))
-            chosen.append(np.concatenate([rng.permutation(rows) for _ in range(repeats)])[:wanted])
+            if self._weights is None:
+                repeats = -(-wanted // len(rows))
+                chosen.append(np.concatenate([rng.permutation(rows) for _ in range(repeats)])[:wanted])
+            else:
+                chosen.append(rows[by_weight(rng, self._weights[rows], wanted)])
         return rng.permutation(np.concatenate(chosen))
 
     def batch(self, epoch: int, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -198,6 +207,19 @@ class TrainLoader:
         # The CPU's generator alone: torch.manual_seed would also reset the GPU's, in the middle of an epoch.
         torch.default_generator.manual_seed(seed)
         return np.asarray(augment(Image.fromarray(picture)))
+
+
+def by_weight(rng: np.random.Generator, weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """``count`` rows, each as often as its weight's share of ``count`` says, rounded up or down by chance.
+
+    Systematic sampling (Madow 1949): one random offset and equal strides over the cumulated weights, in a random order
+    of the rows, so that an epoch strays from its shares by less than one showing of a picture.
+    """
+    rows = rng.permutation(len(weights))
+    ends = np.cumsum(weights[rows])
+    marks = (rng.random() + np.arange(count)) * (ends[-1] / count)
+    found: npt.NDArray[np.int64] = rows[np.minimum(np.searchsorted(ends, marks, side="right"), len(rows) - 1)]
+    return found
 
 
 class _Steps(TorchDataset[tuple[Tensor, Tensor]]):
