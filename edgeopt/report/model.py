@@ -155,7 +155,6 @@ class EngineRow:
     confusion: tuple[tuple[int, ...], ...] = ()
     window_medians_ms: tuple[float, ...] = ()
     density: tuple[Pair, ...] = ()  # of single calls: (ms, share of the highest), evenly spaced in the logarithm
-    build_command: str = ""
     profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
 
     def __post_init__(self) -> None:
@@ -180,7 +179,6 @@ class EngineRow:
         """The row of ``report.json``."""
         left_out = {
             "profile_budget",
-            "build_command",
             "bins",
             "roc",
             "mistakes",

@@ -146,7 +146,6 @@ def _row(folder: Path, key: str, build: Record, latency: Record, accuracy: Recor
         elsewhere=bool(build) and (build.get("engine") is None or build.get("runs_here") is False),
         reason=str(build.get("reason") or ""),
         device_command=str(build.get("device_command") or ""),
-        build_command=str(build.get("command") or ""),
         profile_budget=validate(Budget, profile.get("budget") or {}, where=f"{key}/build.json"),
         per_class=_per_class(accuracy.get("per_class") or {}),
         class_drops=accuracy.get("class_drops") or {},
