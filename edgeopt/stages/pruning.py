@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgeopt import models, records
+from edgeopt.compress.compensate import compensate
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
@@ -31,7 +32,7 @@ _STEP = "step.json"  # of a pruning in steps: how many are done and what they cu
 
 def pruned(job: Job) -> Variant:
     """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
-    fields = {"prune", "importance", "ignore", "recovery_epochs", "recovery_lr"}
+    fields = {"prune", "importance", "reconstruct", "ignore", "recovery_epochs", "recovery_lr"}
     # What keeps its default is left out, so that variants made before these keys are found again.
     fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
@@ -63,8 +64,8 @@ def _in_steps(
 ) -> tuple[nn.Module, History, dict[str, str], dict[str, Any]]:
     """The recovered model, what was cut, why layers were not, and its figures on val.
 
-    Every step removes the same share of the MACs that are left, gathers BatchNorm's statistics anew and recovers for
-    its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
+    Every step removes the same share of the MACs that are left, fits layers and gathers BatchNorm's statistics anew and
+    recovers for its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
     """
     spec, steps = job.start.preprocess, job.config.prune_steps
     done: dict[str, Any] = {"schema": 1, "steps": 0, "history": [], "reasons": {}, "metrics": {}}
@@ -76,6 +77,7 @@ def _in_steps(
     for step in range(int(done["steps"]) + 1, steps + 1):
         if job.config.prune is not None:
             result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
+            reconstruct(job, model, result.model, result.history, plan)
             model, done["reasons"] = result.model, dict(result.untouched)
             done["history"] = [*done["history"], *result.history]
         gather_statistics(job, model, plan, spec)
@@ -152,6 +154,31 @@ def _loss(job: Job, plan: TrainingPlan, spec: PreprocessSpec) -> Callable[[nn.Mo
         return float(torch.stack(losses).mean())
 
     return loss_of
+
+
+def reconstruct(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: TrainingPlan) -> None:
+    """Fit the layers of ``cut``, in place, to what they gave in ``whole``, on train pictures; unless it is off.
+
+    Each layer is fitted by itself, so that all together may do harm: then ``cut`` stays as it is, and that is said.
+    """
+    if not job.config.reconstruct:
+        return
+    spec = job.start.preprocess
+    with job.console.task("fitting layers anew"):
+        fitted = copy.deepcopy(cut)
+        compensate(whole, fitted, history, (images for images, _ in plan.gradient_batches(job.workspace, spec)))
+        loss_of, losses = _loss(job, plan, spec), []
+        for one in (copy.deepcopy(cut), fitted):
+            gather_statistics(job, one, plan, spec)
+            losses.append(loss_of(one))
+    plain, better = losses
+    if better < plain:
+        cut.load_state_dict(fitted.state_dict())
+        job.console.say(f"layers fitted anew: loss {better:.3f} before recovery, {plain:.3f} without")
+    else:
+        job.console.say(
+            f"layers left as they were: fitted anew, the loss is {better:.3f} before recovery, not {plain:.3f}"
+        )
 
 
 def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
