@@ -25,7 +25,7 @@ from edgeopt.report import Report, assemble, exit_code, failure, judge, write_re
 from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
 from edgeopt.report.headline import champion, confidence, sentence
 from edgeopt.report.html import render_html
-from edgeopt.report.sections import SECTIONS
+from edgeopt.report.sections import SECTIONS, scenarios
 from edgeopt.report.sections.changes import render as render_changes
 from edgeopt.report.svg import Scale, linear_ticks, log_ticks
 
@@ -409,6 +409,16 @@ def test_a_targets_own_budget_counts_where_the_recipes_is_silent(own_run: Path) 
     with_budget(own_run, INT8, max_size_mib=1, max_drop_points=9)
     found = assemble(own_run)
     assert statuses(found, max_drop_points=1.0) == ["undecided", "missed"]
+
+
+def test_a_gpus_own_time_has_a_column_where_there_is_one(own_run: Path) -> None:
+    assert "On the GPU" not in scenarios.render(assemble(own_run))
+    edit(own_run / "device" / INT8 / "latency.json", device_p50_ms=0.4321)
+    found = assemble(own_run)
+    page = scenarios.render(found)
+    assert "On the GPU" in page
+    assert page.count("0.432") >= 1
+    assert {row.key for row in found.rows if row.device_p50_ms is not None} == {INT8}
 
 
 def test_what_was_not_measured_is_undecided(own_run: Path) -> None:
