@@ -2,7 +2,7 @@
 
 A run folder may come from a stranger, so that nothing in a record is taken on trust: numbers have bounds, names fit a
 folder, paths stay inside the run. Fields that are not listed here may be there and are not read. Code that got its
-record from :func:`read` or :func:`read_checked` may index what is required and need not look at types again.
+record from :func:`read` may index what is required and need not look at types again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgeopt.records.fields import Record
 from edgeopt.records.measured import AccuracyRecord, GradCamRecord, LatencyRecord, Machine
 from edgeopt.records.pictures import SetRecord, SplitRecord
 from edgeopt.records.stages import (
+    CommitRecord,
     EnsembleRecord,
     LatencyVerdict,
     LogLine,
@@ -39,9 +40,10 @@ from edgeopt.records.stages import (
 
 __all__ = [
     "COMMITS", "OLDER_SCHEMAS", "SCHEMA", "AccuracyRecord", "BuildRecord", "CandidateTimes",
-    "CandidatesRecord", "EnsembleRecord", "ExportRecord", "FusionRecord", "GradCamRecord", "LatencyRecord",
-    "LatencyVerdict", "LayerTimesRecord", "LogLine", "LrRangeRecord", "Machine", "OutOfFoldRecord", "Output",
-    "Record", "RunInfo", "SetRecord", "SplitRecord", "StageRecord", "check", "read", "read_labels",
+    "CandidatesRecord", "CommitRecord", "EnsembleRecord", "ExportRecord", "FusionRecord", "GradCamRecord",
+    "LatencyRecord", "LatencyVerdict", "LayerTimesRecord", "LogLine", "LrRangeRecord", "Machine",
+    "OutOfFoldRecord", "Output", "Record", "RunInfo", "SetRecord", "SplitRecord", "StageRecord", "check",
+    "read", "read_labels",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -49,7 +51,7 @@ SCHEMA = 1
 OLDER_SCHEMAS: Mapping[int, str] = {}
 
 #: What a stage's commit record must hold, by the record's file name.
-COMMITS: Mapping[str, type[Record]] = {
+COMMITS: Mapping[str, type[CommitRecord]] = {
     "stage.json": StageRecord,
     "ensemble.json": EnsembleRecord,
     "parity.json": ExportRecord,

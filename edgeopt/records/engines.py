@@ -22,7 +22,7 @@ from edgeopt.records.fields import (
     Share,
     Text,
 )
-from edgeopt.records.stages import Output
+from edgeopt.records.stages import CommitRecord, Output
 
 
 def _what_a_build_needs(outputs: dict[str, Output]) -> dict[str, Output]:
@@ -31,13 +31,11 @@ def _what_a_build_needs(outputs: dict[str, Output]) -> dict[str, Output]:
     return outputs
 
 
-class ExportRecord(Record):
+class ExportRecord(CommitRecord):
     """``host/<variant>/export/parity.json``."""
 
     fix: ClassVar[str] = "edgeopt export --force, where the run was made"
 
-    created: Text
-    key: Text
     versions: dict[Text, Text] | None = None
     outputs: Annotated[dict[Text, Output], AfterValidator(_what_a_build_needs)]
     calibration_folder: Inside
@@ -79,7 +77,7 @@ class LayerTimesRecord(Record):
     source: Text
 
 
-class BuildRecord(Record):
+class BuildRecord(CommitRecord):
     """``device/<target>/<variant>/build.json``."""
 
     fix: ClassVar[str] = "build the engine again with --force"
@@ -93,8 +91,6 @@ class BuildRecord(Record):
         top1_agreement: Share
         parted: Text | None = None
 
-    created: Text
-    key: Text
     target: Name
     target_folder: Name | None = None
     variant: Name
@@ -115,10 +111,9 @@ class BuildRecord(Record):
     versions: dict[Text, Text] | None = None
     parity: Parity | None = None
     fusion: FusionRecord | None = None
-    outputs: dict[Text, Output]
 
 
-class CandidatesRecord(Record):
+class CandidatesRecord(CommitRecord):
     """``host/<variant>/candidates-<target>/candidates.json``: networks for another device to time."""
 
     fix: ClassVar[str] = "make them again where the pictures are: edgeopt compress --int8 --latency-candidates --force"
@@ -135,10 +130,7 @@ class CandidatesRecord(Record):
         name: Text
         units: Count
 
-    created: Text
     name: Name
-    key: Text
-    outputs: dict[Text, Output]
     variant: Name
     target: Name
     scheme: SchemeName
@@ -158,7 +150,7 @@ class CandidatesRecord(Record):
         return self
 
 
-class CandidateTimes(Record):
+class CandidateTimes(CommitRecord):
     """``device/<target>/candidates-<variant>/times.json``: what a device measured of them."""
 
     fix: ClassVar[str] = "measure again on the device: edgeopt bench --latency-candidates"
@@ -171,10 +163,7 @@ class CandidateTimes(Record):
         share_of_unpruned_ci: Pair | None
         layers: dict[Text, Share]
 
-    created: Text
     name: Name
-    key: Text
-    outputs: dict[Text, Output]
     variant: Name
     target: Name
     candidates: Text

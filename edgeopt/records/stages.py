@@ -44,8 +44,16 @@ class Output(Part):
     sha256: Hash
 
 
-class StageRecord(Record):
-    """``host/<variant>/stage.json``, and what all commit records share."""
+class CommitRecord(Record):
+    """What all records share that a stage is committed by: it exists once its record does."""
+
+    created: Text
+    key: Text
+    outputs: dict[Text, Output]
+
+
+class StageRecord(CommitRecord):
+    """``host/<variant>/stage.json``."""
 
     fix: ClassVar[str] = "get the run again from its source, or remove the variant with edgeopt rm"
 
@@ -179,9 +187,6 @@ class StageRecord(Record):
         plans: Annotated[list[Plan], Field(min_length=1, max_length=1000)]
         chosen: Plan
 
-    created: Text
-    key: Text
-    outputs: dict[Text, Output]
     fold: Fold | None = None
     ladder: Ladder | None = None
     latency_search: LatencySearch | None = None
@@ -200,14 +205,11 @@ class StageRecord(Record):
     config: dict[Text, Any] | None = None
 
 
-class LatencyVerdict(Record):
+class LatencyVerdict(CommitRecord):
     """``host/<int8 variant>/latency/verdict.json``: what its engine measured against the latency asked for."""
 
     fix: ClassVar[str] = "delete it, and measure again with the same edgeopt compress"
 
-    created: Text
-    key: Text
-    outputs: dict[Text, Output]
     asked: Text
     target: Name
     verdict: Literal["met", "undecided", "missed"]
@@ -221,7 +223,7 @@ class LatencyVerdict(Record):
     rival: Name | None = None
 
 
-class EnsembleRecord(Record):
+class EnsembleRecord(CommitRecord):
     """``host/<name>/ensemble.json``: variants that answer together, and how."""
 
     fix: ClassVar[str] = "get the run again from its source, or remove the ensemble with edgeopt rm"
@@ -240,9 +242,6 @@ class EnsembleRecord(Record):
         val_top1: Share | None = None
         temperature: Temperature | None = None
 
-    created: Text
-    key: Text
-    outputs: dict[Text, Output]
     vote: Literal["soft", "hard", "weighted", "stacking"]
     members: Annotated[list[Member], Field(min_length=2, max_length=1000)]
     weights: Annotated[list[Share], Field(max_length=1000)] | None = None
