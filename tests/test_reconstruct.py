@@ -12,9 +12,9 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from edgeopt.compress import compensate as module
-from edgeopt.compress.compensate import Kept, compensate, kept_channels
+from edgeopt.compress import reconstruct as module
 from edgeopt.compress.prune import prune, replay
+from edgeopt.compress.reconstruct import Kept, kept_channels, reconstruct
 
 
 class Twins(nn.Module):
@@ -71,7 +71,7 @@ def test_what_the_inputs_left_tell_is_given_to_the_bit_of_rounding(reader: str, 
     with torch.no_grad():
         expected, without = whole(pictures[0]), cut(pictures[0])
         assert (without - expected).abs().max() > 0.02  # what there is to repair
-        assert compensate(whole, cut, history, pictures) == 1
+        assert reconstruct(whole, cut, history, pictures) == 1
         torch.testing.assert_close(cut(pictures[0]), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -84,7 +84,7 @@ def test_a_linear_layer_after_flattened_maps_is_fitted_too(pictures: list[Tensor
     with torch.no_grad():
         expected = whole(pictures[0])
         assert (cut(pictures[0]) - expected).abs().max() > 0.02
-        assert compensate(whole, cut, history, pictures) == 1
+        assert reconstruct(whole, cut, history, pictures) == 1
         torch.testing.assert_close(cut(pictures[0]), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_a_pruned_network_answers_more_like_the_whole_one_on_pictures_that_it_wa
     result = prune(whole, fraction=0.4, example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=2)
     fitted = copy.deepcopy(result.model)
     before = copy.deepcopy(whole.state_dict())
-    assert compensate(whole, fitted, result.history, seen) > 5
+    assert reconstruct(whole, fitted, result.history, seen) > 5
     with torch.no_grad():
         expected = whole(unseen[0])
         plain, better = ((one(unseen[0]) - expected).pow(2).mean() for one in (result.model, fitted))
@@ -130,4 +130,4 @@ def test_layers_that_are_more_than_their_weight_are_left_alone(monkeypatch: pyte
     assert not module._is_worth_it(nn.Conv2d(4, 6, 1), kept)  # nothing of its inputs is gone
     monkeypatch.setattr(module, "MOST_INPUTS", 35)
     assert not module._is_worth_it(nn.Conv2d(8, 6, 3), kept)
-    assert compensate(nn.Identity(), nn.Identity(), [], []) == 0
+    assert reconstruct(nn.Identity(), nn.Identity(), [], []) == 0

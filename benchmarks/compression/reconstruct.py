@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.compress.compensate import compensate
 from edgeopt.compress.prune import prune
+from edgeopt.compress.reconstruct import reconstruct
 from edgeopt.config import CompressConfig
 from edgeopt.console import Silent
 from edgeopt.run import Run
@@ -51,7 +51,7 @@ def measure(run: Run, fractions: list[float]) -> dict[str, Any]:
         cut = prune(whole, fraction=fraction, example=torch.zeros(1, *spec.input_shape), gradient_batches=batches)
         fitted = copy.deepcopy(cut.model)
         begin = time.perf_counter()
-        layers = compensate(whole, fitted, cut.history, [images for images, _ in batches])
+        layers = reconstruct(whole, fitted, cut.history, [images for images, _ in batches])
         seconds = time.perf_counter() - begin
         for model in (cut.model, fitted):
             refresh_batchnorm(model.eval(), (images for images, _ in batches))

@@ -97,7 +97,7 @@ def compute_capability() -> str:
 
 
 def open_gpu() -> Gpu:
-    """Memory by whichever of cuda-python and pycuda is installed; raises MissingBackendError when neither is."""
+    """The GPU by whichever of cuda-python and pycuda is installed; raises MissingBackendError when neither is."""
     if not gpu_count():
         raise BackendError("there is no NVIDIA GPU on this machine", fix="run this on the device")
     reasons = []

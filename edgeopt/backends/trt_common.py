@@ -208,8 +208,7 @@ class TrtSession(Session):
         self._context.set_tensor_address(self._input, self._in_address)
         self._context.set_tensor_address(self._output, self._out_address)
         self._batch = 0
-        self._launch: Callable[[], None] | None = None  # what runs the batch size of the last call
-        self._graph: bool | None = None  # whether that is a graph; None before it was tried
+        self._launch: Callable[[], None] | None = None  # the graph of that batch size, where it can be had
         self._earlier_ms = 0.0  # of the parts of a large batch but for the last
 
     def _infer(self, batch: Float32) -> Float32:
@@ -233,7 +232,10 @@ class TrtSession(Session):
 
     def _run(self, batch: Float32) -> Float32:
         size = len(batch)
-        self._prepare(size)
+        is_new = size != self._batch
+        if is_new:
+            self._context.set_input_shape(self._input, (size, *self._shape))
+            self._batch, self._launch = size, None
         np.copyto(self._in[:size], batch)
         self._gpu.upload(self._in_address, self._in[:size])
         self._gpu.begin()
@@ -247,18 +249,10 @@ class TrtSession(Session):
         self._gpu.end()
         self._gpu.download(self._out[:size], self._out_address)
         self._gpu.synchronize()
+        if is_new:  # after a change of shape TensorRT wants one plain call before a capture
+            self._launch = self._gpu.capture(self._enqueue)
         logits: Float32 = self._out[:size].copy()
         return logits
-
-    def _prepare(self, size: int) -> None:
-        """Set the batch size; capture the graph of one that comes a second time."""
-        if size != self._batch:
-            self._context.set_input_shape(self._input, (size, *self._shape))
-            self._batch, self._launch, self._graph = size, None, None
-        elif self._graph is None:
-            # Not on the first call: after a change of shape TensorRT wants one plain call before a capture.
-            self._launch = self._gpu.capture(self._enqueue)
-            self._graph = self._launch is not None
 
     def _enqueue(self) -> bool:
         return bool(self._context.execute_async_v3(self._gpu.stream))
@@ -270,13 +264,13 @@ class TrtSession(Session):
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, memory by which package, largest batch, whether calls of one size are launched as a CUDA graph."""
+        """Runtime, memory by which package, largest batch, whether the last call's size has a CUDA graph."""
         return {
             "runtime": f"{self._product} {self._trt.__version__}",
             "device": "GPU 0",
             "memory": self._gpu.name,
             "max_batch": self._limit,
-            **({} if self._graph is None else {"cuda_graph": self._graph}),
+            "cuda_graph": self._launch is not None,
         }
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class Kept:
     inputs: Tensor
 
 
-def compensate(whole: nn.Module, cut: nn.Module, history: Sequence[Any], pictures: Iterable[Tensor]) -> int:
+def reconstruct(whole: nn.Module, cut: nn.Module, history: Sequence[Any], pictures: Iterable[Tensor]) -> int:
     """Fit in place the layers of ``cut``, which is ``whole`` after ``history``; returns how many were.
 
     ``pictures`` are batches (N, C, H, W) as the network takes them. BatchNorm's statistics are for the caller to gather

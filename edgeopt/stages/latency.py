@@ -28,7 +28,7 @@ from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
 from edgeopt.stages.latency_networks import channels_of, slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
-from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks, reconstruct
+from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks, settled
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant
@@ -102,8 +102,7 @@ def cut_and_recovered(job: Job, history: History, reasons: Mapping[str, str], fo
     plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
     example = torch.zeros(1, *spec.input_shape)
     pruned = replay(copy.deepcopy(start), history, example=example)
-    reconstruct(job, start, pruned, history, plan)
-    gather_statistics(job, pruned, plan, spec)
+    pruned = settled(job, start, pruned, history, plan)
     metrics = fit(plan, pruned, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
     fields = {"pruning": pruning_record(start, pruned, example, reasons)}
     return Recovered(pruned, job.start.architecture.pruned(history), spec, metrics, fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from edgeopt import models, records
-from edgeopt.compress.compensate import compensate
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
+from edgeopt.compress.reconstruct import reconstruct
 from edgeopt.errors import ModelError
 from edgeopt.files import write_json
 from edgeopt.models.macs import count_macs, count_parameters
@@ -77,10 +77,10 @@ def _in_steps(
     for step in range(int(done["steps"]) + 1, steps + 1):
         if job.config.prune is not None:
             result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
-            reconstruct(job, model, result.model, result.history, plan)
-            model, done["reasons"] = result.model, dict(result.untouched)
-            done["history"] = [*done["history"], *result.history]
-        gather_statistics(job, model, plan, spec)
+            model = settled(job, model, result.model, result.history, plan)
+            done["reasons"], done["history"] = dict(result.untouched), [*done["history"], *result.history]
+        else:
+            gather_statistics(job, model, plan, spec)
         part, own = plan, folder
         if steps > 1:
             part, own = (
@@ -115,7 +115,9 @@ def _without_parts(job: Job, start: nn.Module, plan: TrainingPlan) -> tuple[nn.M
     model, history = _without_blocks(job, start, plan, spec) if job.config.drop_blocks else (start, [])
     if job.config.drop_heads:
         with job.console.task("ranking attention heads"):
-            acts = choose_heads(model, rank_heads(model, _loss(job, plan, spec)), job.config.drop_heads)
+            acts = choose_heads(
+                model, rank_heads(model, _loss(list(plan.gradient_batches(job.workspace, spec)))), job.config.drop_heads
+            )
         model = replay(copy.deepcopy(model), acts, example=torch.zeros(1, *spec.input_shape))
         history = [*history, *acts]
     return model, history
@@ -139,14 +141,13 @@ def _without_blocks(job: Job, start: nn.Module, plan: TrainingPlan, spec: Prepro
 
 def ranked_blocks(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> list[BlockCost]:
     """Residual blocks by the loss on train pictures that dropping each costs, BatchNorm left as it is."""
-    images, _ = next(iter(plan.gradient_batches(job.workspace, spec)))
-    with job.console.task("ranking blocks"):
-        return rank_blocks(model, images[:2], _loss(job, plan, spec))
-
-
-def _loss(job: Job, plan: TrainingPlan, spec: PreprocessSpec) -> Callable[[nn.Module], float]:
-    """A function from a model to its mean cross-entropy on a few batches of train pictures."""
     batches = list(plan.gradient_batches(job.workspace, spec))
+    with job.console.task("ranking blocks"):
+        return rank_blocks(model, batches[0][0][:2], _loss(batches))
+
+
+def _loss(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[nn.Module], float]:
+    """A function from a model to its mean cross-entropy on ``batches``."""
 
     def loss_of(one: nn.Module) -> float:
         with torch.no_grad():
@@ -156,29 +157,28 @@ def _loss(job: Job, plan: TrainingPlan, spec: PreprocessSpec) -> Callable[[nn.Mo
     return loss_of
 
 
-def reconstruct(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: TrainingPlan) -> None:
-    """Fit the layers of ``cut``, in place, to what they gave in ``whole``, on train pictures; unless it is off.
+def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: TrainingPlan) -> nn.Module:
+    """``cut`` ready to recover: its layers fitted to what they gave in ``whole``, unless that is off, and BatchNorm's
+    statistics gathered anew, both on train pictures.
 
     Each layer is fitted by itself, so that all together may do harm: then ``cut`` stays as it is, and that is said.
     """
+    batches = list(plan.gradient_batches(job.workspace, job.start.preprocess))
+    pictures = [images for images, _ in batches]
+    refresh_batchnorm(cut.eval(), pictures)
     if not job.config.reconstruct:
-        return
-    spec = job.start.preprocess
+        return cut
     with job.console.task("fitting layers anew"):
         fitted = copy.deepcopy(cut)
-        compensate(whole, fitted, history, (images for images, _ in plan.gradient_batches(job.workspace, spec)))
-        loss_of, losses = _loss(job, plan, spec), []
-        for one in (copy.deepcopy(cut), fitted):
-            gather_statistics(job, one, plan, spec)
-            losses.append(loss_of(one))
-    plain, better = losses
+        reconstruct(whole, fitted, history, pictures)
+        refresh_batchnorm(fitted, pictures)
+        loss_of = _loss(batches)
+        plain, better = loss_of(cut), loss_of(fitted)
     if better < plain:
-        cut.load_state_dict(fitted.state_dict())
         job.console.say(f"layers fitted anew: loss {better:.3f} before recovery, {plain:.3f} without")
-    else:
-        job.console.say(
-            f"layers left as they were: fitted anew, the loss is {better:.3f} before recovery, not {plain:.3f}"
-        )
+        return fitted
+    job.console.say(f"layers left as they were: fitted anew, the loss is {better:.3f} before recovery, not {plain:.3f}")
+    return cut
 
 
 def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
