@@ -21,6 +21,8 @@ Precision = Literal["fp32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 _GATHERED = 8  # floats of an AVX2 register
+_LEAST_ROUNDS = 3  # among several choices: a first step or two may be slowed by fresh memory
+_FAR_BEHIND, _BEHIND = 1.6, 1.25  # times the fastest step, after one round and later: cold memory was seen to add 0.4
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """``seconds`` holds the measured steps of every way tried; ``best`` has the lowest median."""
+    """``seconds`` holds the measured steps of every way tried; ``best`` has the fastest step."""
 
     best: Choice
     seconds: dict[Choice, tuple[float, ...]]
 
     @property
     def step_seconds(self) -> float:
-        """The median step of the best."""
+        """The median step of the best: what a training of many will take for each."""
         return statistics.median(self.seconds[self.best])
 
     def to_json(self) -> list[dict[str, Any]]:
         """One row for each way, fastest first."""
-        rows = sorted(self.seconds.items(), key=lambda row: statistics.median(row[1]))
+        rows = sorted(self.seconds.items(), key=lambda row: min(row[1]))
         return [
             {
                 "precision": choice.precision,
                 "memory_format": choice.memory_format,
+                "fastest_step_seconds": min(seconds),
                 "step_seconds": statistics.median(seconds),
                 "steps": len(seconds),
             }
@@ -102,31 +105,36 @@ def probe(
     objective: Objective,
     choices: Sequence[Choice],
     *,
-    rounds: int = 3,
+    rounds: int = 6,
     budget_seconds: float = 8.0,
 ) -> ProbeResult:
     """Time whole training steps of every choice on copies of ``model``; the model and torch's generators are untouched.
 
-    One warm-up step each, then up to ``rounds`` interleaved rounds while ``budget_seconds`` last; at least one.
-    Raises TrainingError when no choice can run.
+    One warm-up step each, then interleaved rounds, out of which choices drop that are far behind. Several are measured
+    in at least ``_LEAST_ROUNDS``, and in up to ``rounds`` while ``budget_seconds`` last; one alone while they last, at
+    least once and at most ``_LEAST_ROUNDS`` times. A choice is judged by its fastest step: other work, and memory that
+    is touched for the first time, only ever slow one down, and by as much as the choices differ. Raises TrainingError
+    when no choice can run.
     """
+    if not choices:
+        raise TrainingError("there is no way to run a training step here", fix="set train.precision to fp32")
     devices = [torch.cuda.current_device()] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        steppers = {}
-        for choice in choices:
-            steppers[choice] = _Stepper(model, images, targets, objective, choice)
+        steppers = {choice: _Stepper(model, images, targets, objective, choice) for choice in choices}
         start = time.perf_counter()
         for stepper in steppers.values():
             stepper.step()
         seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
         for turn in range(rounds):
-            if turn and time.perf_counter() - start > budget_seconds:
+            over, alone = time.perf_counter() - start > budget_seconds, len(steppers) == 1
+            if turn and (over or turn >= _LEAST_ROUNDS) and (alone or turn >= _LEAST_ROUNDS and over):
                 break
             for choice, stepper in steppers.items():
                 seconds[choice].append(stepper.step())
-    if not seconds:
-        raise TrainingError("there is no way to run a training step here", fix="set train.precision to fp32")
-    best = min(choices, key=lambda choice: statistics.median(seconds[choice]))
+            fastest = min(min(taken) for taken in seconds.values() if taken)
+            limit = _FAR_BEHIND if turn == 0 else _BEHIND
+            steppers = {one: it for one, it in steppers.items() if min(seconds[one]) <= limit * fastest}
+    best = min(choices, key=lambda choice: min(seconds[choice]))
     return ProbeResult(best, {choice: tuple(values) for choice, values in seconds.items()})
 
 
