@@ -42,6 +42,7 @@ class CompressConfig(Taught):
     recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
+    match_weight: float = Field(1.0, ge=0, le=1000)  # in recovery: of layers' maps, to be those of the whole network
     scale_lr: float = Field(10.0, gt=0, le=1000)  # of the int8 scales: so many times lr, by which fraction a step moves
     batchnorm_epochs: float = Field(0.0, ge=0)  # of QAT, before BatchNorm's statistics are left alone; 0: always
     ema_decay: float = Field(0.99, ge=0, lt=1)  # in QAT: as train.ema_decay

@@ -26,14 +26,14 @@ from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, a
 from edgeopt.bench import BenchResult, EngineResult, EngineSpec
 from edgeopt.bench.bed import UNPRUNED, Share, Timing
 from edgeopt.compress.channels import Group
+from edgeopt.compress.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency.clocks import Elsewhere, shape_of
-from edgeopt.compress.latency.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency.search import Search, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
-from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
 from edgeopt.compress.prune import Prunable, history_of, prunable, replay
 from edgeopt.compress.quantize import quantize
+from edgeopt.compress.space import Cuts, WidthSpace
 from edgeopt.config import validate
 from edgeopt.errors import BackendError, ConfigError, EdgeoptError, MissingStageError, ModelError
 from edgeopt.export.qdq import export_qdq

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from edgeopt.compress import reconstruct as module
 from edgeopt.compress.prune import prune, replay
 from edgeopt.compress.reconstruct import Kept, kept_channels, reconstruct
+from edgeopt.train.soup import refresh_batchnorm
 
 
 class Twins(nn.Module):
@@ -65,13 +66,16 @@ def hardly_any_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_what_the_inputs_left_tell_is_given_to_the_bit_of_rounding(reader: str, pictures: list[Tensor]) -> None:
     torch.manual_seed(0)
-    whole = Twins(READERS[reader]).eval()
+    whole, shown = Twins(READERS[reader]).eval(), torch.cat(pictures)
+    refresh_batchnorm(whole, [shown])
     history = [["first", True, [4, 5, 6, 7]]]
     cut = replay(copy.deepcopy(whole), history, example=pictures[0][:1])
     with torch.no_grad():
         expected, without = whole(pictures[0]), cut(pictures[0])
         assert (without - expected).abs().max() > 0.02  # what there is to repair
-        assert reconstruct(whole, cut, history, pictures) == 1
+        # The reader, and the layer after it, which finds nothing left to mend; a depthwise one before it does neither.
+        assert reconstruct(whole, cut, history, pictures) == 2
+        refresh_batchnorm(cut, [shown])
         torch.testing.assert_close(cut(pictures[0]), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -96,6 +100,7 @@ def test_the_channels_that_are_left_are_found_whatever_the_cuts() -> None:
     found = kept_channels(model, history, example=torch.zeros(1, 3, 2, 2))
     assert {name: (kept.outputs.tolist(), kept.inputs.tolist()) for name, kept in found.items()} == {
         "0": ([2, 3, 4, 5, 7], [0, 1, 2]),
+        "2": ([2, 3, 4, 5, 7], [0]),  # depthwise
         "3": ([1, 2, 3, 5], [2, 3, 4, 5, 7]),
         "5": ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23]),
     }
@@ -118,6 +123,49 @@ def test_a_pruned_network_answers_more_like_the_whole_one_on_pictures_that_it_wa
     assert not any(one._forward_pre_hooks for one in whole.modules())
 
 
+def test_a_layer_mends_what_those_before_it_could_not(pictures: list[Tensor]) -> None:
+    """Of the second convolution nothing was cut: only its inputs, as the first can now make them, are others."""
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    whole.extend([nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)])
+    history = [["0", True, [5, 6, 7]]]
+    cut = replay(copy.deepcopy(whole), history, example=pictures[0][:1])
+    alone = copy.deepcopy(cut)
+    with torch.no_grad():
+        assert reconstruct(whole, cut, history, pictures) == 3
+        alone[2].load_state_dict(cut[2].state_dict())  # the only layer that lost inputs
+        expected = whole(pictures[0])
+        assert (cut(pictures[0]) - expected).pow(2).mean() < 0.6 * (alone(pictures[0]) - expected).pow(2).mean()
+
+
+def test_a_depthwise_layer_is_fitted_channel_by_channel(pictures: list[Tensor]) -> None:
+    """Behind a fitted layer its kernels go on: here they undo that the layer before now gives half of what it gave."""
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2), nn.Flatten(), nn.Linear(150, 4))
+    history = [["0", True, [1]]]
+    before = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), *whole).eval()
+    before = nn.Sequential(*before)
+    history = [["0", True, [7]], ["2", True, [1]]]
+    cut = replay(copy.deepcopy(before), history, example=pictures[0][:1])
+    with torch.no_grad():
+        cut[3].weight.mul_(0.5)
+        expected = before[:4](pictures[0])[:, [0, 2, 3, 4, 5]]
+        assert (cut[:4](pictures[0]) - expected).abs().max() > 0.1
+        assert reconstruct(before, cut, history, pictures) == 4
+        torch.testing.assert_close(cut[:4](pictures[0]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_only_so_many_pictures_go_through_at_once(monkeypatch: pytest.MonkeyPatch, pictures: list[Tensor]) -> None:
+    monkeypatch.setattr(module, "MOST_VALUES", 20 * 12 * 12 + 1)
+    shown = module._at_once(iter(pictures))
+    assert shown is not None
+    assert torch.equal(shown, torch.cat(pictures)[:20])
+    monkeypatch.setattr(module, "MOST_VALUES", 1)
+    shown = module._at_once(iter(pictures))
+    assert shown is not None
+    assert len(shown) == 1
+
+
 def test_layers_that_are_more_than_their_weight_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class Scaled(nn.Conv2d):
         def forward(self, pictures: Tensor) -> Tensor:
@@ -126,8 +174,7 @@ def test_layers_that_are_more_than_their_weight_are_left_alone(monkeypatch: pyte
     kept = Kept(torch.arange(6), torch.arange(4))
     others: list[Any] = [Scaled(8, 6, 1), weight_norm(nn.Conv2d(8, 6, 1)), nn.Conv2d(8, 6, 1, groups=2)]
     assert not any(module._is_plain(one) for one in others)
-    assert module._is_worth_it(nn.Conv2d(8, 6, 1), kept)
-    assert not module._is_worth_it(nn.Conv2d(4, 6, 1), kept)  # nothing of its inputs is gone
+    assert module._may_be_fitted(nn.Conv2d(8, 6, 1), kept)
     monkeypatch.setattr(module, "MOST_INPUTS", 35)
-    assert not module._is_worth_it(nn.Conv2d(8, 6, 3), kept)
+    assert not module._may_be_fitted(nn.Conv2d(8, 6, 3), kept)
     assert reconstruct(nn.Identity(), nn.Identity(), [], []) == 0

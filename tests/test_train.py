@@ -261,6 +261,26 @@ def test_good_initial_weights_can_win(tmp_path: Path) -> None:
     assert equal(unchanged, before)
 
 
+@pytest.mark.parametrize(
+    ("losses", "winner"),
+    [([1.0, 0.9, 0.8, 0.85], 3), ([1.0, 0.9, 1.1, 1.04], 3), ([1.0, 0.9, 1.1, 1.2], 1), ([1.0, 1.2, 1.2, 1.2], 0)],
+)
+def test_the_last_epoch_counts_unless_it_is_clearly_worse_than_the_start(
+    tmp_path: Path, losses: list[float], winner: int
+) -> None:
+    """Top-1, by which a few hundred pictures pick at random among epochs that are alike, has no say."""
+    seen: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"top1": 1 / len(seen), "loss": losses[len(seen) - 1], "loss_error": 0.05}
+
+    model = tiny()
+    result = run(model, tmp_path, epochs=3, evaluate=evaluate, keep_initial=True, select="last")
+    assert (result.best_epoch, result.epochs) == (winner, 3)
+    assert all(torch.equal(seen[winner][name], value) for name, value in model.state_dict().items())
+
+
 def test_batchnorm_statistics_move_in_the_first_epochs_alone(tmp_path: Path) -> None:
     model, means = tiny(), []
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeopt.compress.channels import TOLERANCE, Group, Importance, find_groups, plan_cuts
-from edgeopt.compress.graph import is_layer, outputs_of, quiet, trace
+from edgeopt.compress.graph import is_layer, outputs_of, trace
+from edgeopt.compress.knapsack import knapsack
 from edgeopt.compress.replay import History as History
 from edgeopt.compress.replay import replay as replay
+from edgeopt.compress.space import Float64, WidthSpace
 from edgeopt.errors import ConfigError, ModelError, did_you_mean
 from edgeopt.models.macs import count_macs, count_parameters, layer_macs
 from edgeopt.models.modes import hooked
 
+#: How many units each group loses.
+Plan: TypeAlias = Sequence[tuple[Group, int]]
 #: Why a layer that could have been cut was not.
 MOST_IMPORTANT = "among the most important of its kind"
 
@@ -100,15 +105,38 @@ class Prunable:
     groups: list[Group]
     costs: dict[str, int]
     reasons: dict[str, str]
-    _traced: tuple[nn.Module, Any]  # a copy, which the first cut is made in, and its graph
 
-    def cut(self, plan: Sequence[tuple[Group, int]]) -> PruneResult:
-        """The model without the planned units of each group; call it once. Raises ModelError."""
-        pruned, graph = self._traced
-        history = _apply(graph, plan)
-        pruned.zero_grad(set_to_none=True)
+    def cut(self, plan: Plan) -> PruneResult:
+        """A copy of the model without the planned units of each group. Raises ModelError."""
+        history = history_of(plan)
+        try:
+            pruned = replay(copy.deepcopy(self.model), history, example=self.example)
+        except ModelError as error:
+            raise ModelError(f"prune: {error.message}", fix="ask for less, or name that part with --ignore") from error
         _require_runs(pruned, self.model, self.example)
         return _result(self.model, pruned, history, self.example, sum(self.costs.values()), self.reasons)
+
+
+def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) -> dict[str, Plan]:
+    """Ways to take ``fraction`` of the MACs, by name: which keeps more is to be measured, it differs by network.
+
+    One ratio for every kind of group; and, where importances of different layers are ``comparable`` (Taylor's are
+    estimates of the loss), the cuts that cost the least importance for each MAC: a knapsack as in HALP (arXiv
+    2110.10811) with MACs in place of milliseconds. Raises ModelError when not even the first can be.
+    """
+    ways = {"one ratio": plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
+    if comparable:
+        space = WidthSpace(found.groups, tuple(found.costs))
+        costs = np.array(list(found.costs.values()), np.float64)
+
+        def macs(shares: Float64) -> float:
+            return float((costs * shares[:, 0] * shares[:, 1]).sum())
+
+        limit = (1 - fraction) * float(costs.sum())
+        cuts = knapsack(space, macs, limit)
+        if cuts is not None and limit - macs(space.shares(cuts)) <= TOLERANCE * float(costs.sum()):
+            ways["importance per MAC"] = space.plan(cuts)
+    return ways
 
 
 def prunable(
@@ -125,19 +153,19 @@ def prunable(
     _check(round_to, importance, max_layer_fraction, gradient_batches, example)
     _check_names(model, ignored)
     example = example.to(next(model.parameters()).device)
-    pruned = copy.deepcopy(model).eval().requires_grad_(True)
-    graph = trace(pruned, example)
-    costs = layer_macs(pruned, example.shape)
+    judged = copy.deepcopy(model).eval().requires_grad_(True)
+    graph = trace(judged, example)
+    costs = layer_macs(judged, example.shape)
     if importance == "taylor":
-        _set_gradients(pruned, gradient_batches or ())
-    kept = _kept_as_they_are(pruned, example, ignored)
+        _set_gradients(judged, gradient_batches or ())
+    kept = _kept_as_they_are(judged, example, ignored)
     groups, reasons = find_groups(
-        graph, pruned, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
+        graph, judged, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
     )
-    return Prunable(model, example, groups, costs, reasons, (pruned, graph))
+    return Prunable(model, example, groups, costs, reasons)
 
 
-def history_of(plan: Sequence[tuple[Group, int]]) -> History:
+def history_of(plan: Plan) -> History:
     """What :func:`replay` needs to make the cuts of ``plan``."""
     return [[group.name, True, group.channels(units)] for group, units in plan if units]
 
@@ -229,21 +257,6 @@ def _set_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
         )
     for square, parameter in zip(squares, model.parameters(), strict=True):
         parameter.grad = (square / count).sqrt()
-
-
-def _apply(graph: Any, plan: Sequence[tuple[Group, int]]) -> History:
-    """Cut the planned channels; returns the history as JSON."""
-    with quiet():
-        for group, units in plan:
-            pruner = graph.get_pruner_of_module(group.root)
-            cut = graph.get_pruning_group(group.root, pruner.prune_out_channels, group.channels(units))
-            if not graph.check_pruning_group(cut):
-                raise ModelError(
-                    f"prune: nothing would be left of a layer coupled to {group.name}",
-                    fix=f"ask for less, or keep that part whole: --ignore {group.name}",
-                )
-            cut.prune(record_history=False)
-    return history_of(plan)
 
 
 def _require_runs(pruned: nn.Module, model: nn.Module, example: Tensor) -> None:

@@ -1,15 +1,17 @@
 """After a cut, layers are fitted anew: what is left of their inputs shall give what all of it gave before.
 
-A layer that lost inputs misses their part of its sum. Where what is left predicts that part linearly, its weights can
-take it over: least squares of the missing part on the inputs kept, over pictures that went through the whole network,
-with a ridge that holds the weights where nothing is told. No gradient is needed and each layer is solved by itself, in
-closed form; it is the reconstruction of channel pruning (He et al. 2017, arXiv 1707.06168) for all layers in one pass.
+A layer that lost inputs misses their part of its sum. Where what is left tells that part linearly, its weights can take
+it over: least squares of what its outputs were in the whole network on the inputs it now gets, with a ridge that holds
+the weights where nothing is told. Layers are fitted in the order they run, each on what those before it, fitted, now
+give, so that a layer also mends what they could not (He et al. 2017, arXiv 1707.06168, section 3.3). No gradient is
+needed: each layer is solved by itself, in closed form, and all of them in one pass.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +24,23 @@ from torch.nn.utils.parametrize import is_parametrized
 from edgeopt.compress.replay import replay
 from edgeopt.models.modes import evaluating, hooked
 
-#: The ridge, of the mean variance of the inputs kept.
+#: The ridge, of the mean variance of the inputs; as many times more as there are inputs for a row.
 RIDGE = 1e-2
 #: Rows (places in pictures) a layer is fitted on: so many times its inputs, and at least the least.
 ROWS_AN_INPUT, LEAST_ROWS = 8, 16_384
+#: The same of a depthwise layer, whose every channel is solved by itself.
+DEPTHWISE_ROWS = 4096
 #: Inputs of a layer, places of its kernel included, beyond which solving would take minutes and gigabytes.
 MOST_INPUTS = 4608
+#: Values (pictures times height times width) that go through the networks at once: a wide layer's maps of 512 pictures
+#: of 128 x 128 pixels take 1 or 2 GB.
+MOST_VALUES = 512 * 128 * 128
+_CHUNK = 4096  # rows that are held in float64 at once
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which of a layer's channels are left: indices into those it had, in order."""
+    """Which of a layer's channels are left: indices into those it had, in order. A depthwise layer has one input."""
 
     outputs: Tensor
     inputs: Tensor
@@ -41,29 +49,41 @@ class Kept:
 def reconstruct(whole: nn.Module, cut: nn.Module, history: Sequence[Any], pictures: Iterable[Tensor]) -> int:
     """Fit in place the layers of ``cut``, which is ``whole`` after ``history``; returns how many were.
 
-    ``pictures`` are batches (N, C, H, W) as the network takes them. BatchNorm's statistics are for the caller to gather
-    anew. Layers whose inputs are all there, grouped convolutions and very wide ones stay as they are.
+    ``pictures`` are batches (N, C, H, W) as the network takes them; of very many or very large ones the first are
+    taken. BatchNorms of ``cut`` normalize by these pictures meanwhile; their statistics are for the caller to gather
+    anew. Left as they are: layers before anything was cut, grouped convolutions that are not depthwise, layers that run
+    more than once, and very wide ones.
     """
-    batches = list(pictures)
-    if not batches:
+    shown = _at_once(pictures)
+    if shown is None:
         return 0
-    kept = kept_channels(whole, history, example=batches[0][:1])
-    fits = {
-        name: _Fit(module, kept[name], len(batches))
-        for name, module in whole.named_modules()
-        if name in kept and _is_worth_it(module, kept[name])
-    }
-    handles = [whole.get_submodule(name).register_forward_pre_hook(fit) for name, fit in fits.items()]
+    kept = kept_channels(whole, history, example=shown[:1])
+    layers: Mapping[str, Any] = dict(whole.named_modules())
+    goals = {name: _Goal(layers[name], kept[name]) for name in kept if _may_be_fitted(layers[name], kept[name])}
+    handles = [layers[name].register_forward_hook(goal) for name, goal in goals.items()]
     with hooked(handles), evaluating(whole), torch.no_grad():
-        for batch in batches:
-            whole(batch)
-        for name, fit in fits.items():
-            fit.apply(cut.get_submodule(name))
-    return len(fits)
+        whole(shown)
+    goals = {name: goal for name, goal in goals.items() if goal.calls == 1}
+    fitted: list[str] = []
+
+    def fit(name: str, layer: Any, inputs: tuple[Any, ...]) -> None:
+        """Before the layer runs in the cut network; nothing is to be mended until something that was cut has run."""
+        if fitted or goals[name].lost_inputs:
+            goals.pop(name).fit(layer, inputs[0])
+            fitted.append(name)
+
+    layers = dict(cut.named_modules())
+    handles = [
+        layers[name].register_forward_pre_hook(lambda layer, inputs, name=name: fit(name, layer, inputs))
+        for name in goals
+    ]
+    with hooked(handles), _normalizing_by_what_is_shown(cut, len(shown)), torch.no_grad():
+        cut(shown)
+    return len(fitted)
 
 
 def kept_channels(model: nn.Module, history: Sequence[Any], *, example: Tensor) -> dict[str, Kept]:
-    """Of every plain convolution and linear layer that ``history`` leaves: which outputs and inputs it leaves.
+    """Of every plain or depthwise convolution and linear layer that ``history`` leaves: its outputs and inputs left.
 
     The cuts are made to a copy whose weights are their own places, so that they tell it whatever the graph does.
     """
@@ -86,72 +106,145 @@ def kept_channels(model: nn.Module, history: Sequence[Any], *, example: Tensor) 
     return found
 
 
+def matching_outputs(model: nn.Module, history: Sequence[Any], *, example: Tensor) -> dict[str, Tensor]:
+    """Of every plain layer that ``history`` leaves but the last and the depthwise ones: its outputs that are left.
+
+    The last makes the logits, which a teacher is asked for; a depthwise one only goes on with another's channels.
+    """
+    kept = kept_channels(model, history, example=example)
+    layers = [name for name, module in model.named_modules() if name in kept and not _is_depthwise(module)]
+    return {name: kept[name].outputs for name in layers[:-1]}
+
+
+def _at_once(pictures: Iterable[Tensor]) -> Tensor | None:
+    """As many of the pictures, in one batch, as go through a network together."""
+    batches: list[Tensor] = []
+    left = MOST_VALUES
+    for batch in pictures:
+        one = batch[0, 0].numel() if len(batch) else 1
+        batches.append(batch[: max(1 if not batches else 0, left // one)])
+        left -= len(batches[-1]) * one
+        if left <= 0:
+            break
+    return torch.cat(batches) if batches else None
+
+
 def _is_plain(module: nn.Module) -> bool:
-    """Whether the weight is what the layer multiplies by: no subclass that scales it first, no groups."""
+    """Whether the weight is what the layer multiplies by: no subclass that scales it first, no groups but depthwise."""
     if is_parametrized(module) or type(module) not in (nn.Linear, nn.Conv2d, Conv2dSame):
         return False
-    return not isinstance(module, nn.Conv2d) or module.groups == 1
+    return not isinstance(module, nn.Conv2d) or module.groups == 1 or _is_depthwise(module)
 
 
-def _is_worth_it(module: Any, kept: Kept) -> bool:
-    size: int = len(kept.inputs) * module.weight[0, 0].numel()
-    return len(kept.inputs) < int(module.weight.shape[1]) and size <= MOST_INPUTS
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
-class _Fit:
-    """Sums over places in pictures: of one layer's inputs kept (X), and of what the others gave its outputs (R)."""
+def _may_be_fitted(module: Any, kept: Kept) -> bool:
+    return len(kept.outputs) > 0 and len(kept.inputs) * int(module.weight[0, 0].numel()) <= MOST_INPUTS
 
-    def __init__(self, module: Any, kept: Kept, batches: int) -> None:
-        gone = torch.ones(module.weight.shape[1], dtype=torch.bool)
-        gone[kept.inputs] = False
-        self._module, self._inputs, self._gone = module, kept.inputs, gone.nonzero()[:, 0]
-        self._weight = module.weight.detach()[kept.outputs][:, self._gone]
-        size = len(kept.inputs) * module.weight[0, 0].numel()
-        self._rows = -(-max(LEAST_ROWS, ROWS_AN_INPUT * size) // batches)  # of each batch
-        self._count = 0
-        self._x = torch.zeros(size, dtype=torch.float64)
-        self._r = torch.zeros(len(kept.outputs), dtype=torch.float64)
-        self._xx = torch.zeros(size, size, dtype=torch.float64)
-        self._rx = torch.zeros(len(kept.outputs), size, dtype=torch.float64)
 
-    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """As a hook before the layer of the whole network."""
-        x, r = self._told(inputs[0])
-        self._count += len(x)
-        self._x += x.sum(0)
-        self._r += r.sum(0)
-        self._xx += x.T @ x
-        self._rx += r.T @ x
+@contextmanager
+def _normalizing_by_what_is_shown(model: nn.Module, pictures: int) -> Iterator[None]:
+    """BatchNorms by the ``pictures`` that run through now, unless it is one; all else as in evaluation.
 
-    def _told(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """X (rows, inputs kept times the kernel's places) and R (rows, outputs kept)."""
-        module = self._module
-        if isinstance(module, nn.Linear):
-            rows = _spread(batch.reshape(-1, batch.shape[-1]), self._rows)
-            return rows[:, self._inputs], F.linear(rows[:, self._gone], self._weight)
-        batch = _padded(module, batch)
-        how = {"stride": module.stride, "dilation": module.dilation}
-        places = F.conv2d(batch[:1, self._gone], self._weight, **how)[0, 0].numel()
-        batch = _spread(batch, 4 * -(-self._rows // places))  # unfolded, all of them may be gigabytes
-        x = F.unfold(batch[:, self._inputs], module.kernel_size, **how).transpose(1, 2)
-        r = F.conv2d(batch[:, self._gone], self._weight, **how).flatten(2).transpose(1, 2)
-        return _spread(x.reshape(-1, x.shape[2]), self._rows), _spread(r.reshape(-1, r.shape[2]), self._rows)
+    Modes and statistics come back.
+    """
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    statistics = [{name: value.clone() for name, value in module.named_buffers()} for module in norms]
+    with evaluating(model):
+        try:
+            for module in norms:
+                module.train(pictures > 1)
+            yield
+        finally:
+            for module, values in zip(norms, statistics, strict=True):
+                module.eval()
+                for name, value in module.named_buffers():
+                    value.copy_(values[name])
 
-    def apply(self, layer: Any) -> None:
-        """Give ``layer``, which is this one after the cut, the fitted weights."""
-        x, r = self._x / self._count, self._r / self._count
-        variance = self._xx / self._count - torch.outer(x, x)
-        covariance = self._rx / self._count - torch.outer(r, x)
-        ridge = RIDGE * variance.diagonal().mean().clamp(min=1e-12)
-        change = torch.linalg.solve(variance + ridge * torch.eye(len(x), dtype=x.dtype), covariance.T).T
+
+class _Goal:
+    """What one layer of the whole network gave, at some places: a hook after it; then the fit of what is left of it."""
+
+    def __init__(self, module: Any, kept: Kept) -> None:
+        self._kept, self.calls = kept, 0
+        self._depthwise = _is_depthwise(module)
+        self.lost_inputs = not self._depthwise and len(kept.inputs) < int(module.weight.shape[1])
+        size = len(kept.inputs) * int(module.weight[0, 0].numel())
+        self._wanted = DEPTHWISE_ROWS if self._depthwise else max(LEAST_ROWS, ROWS_AN_INPUT * size)
+
+    def __call__(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """As a hook after the layer of the whole network."""
+        self.calls += 1
+        # Places of the outputs, in the order of the first dimensions and then of height and width.
+        rows = output.flatten(2).transpose(1, 2) if isinstance(module, nn.Conv2d) else output
+        rows = rows.reshape(-1, rows.shape[-1])
+        self._places = torch.linspace(0, len(rows) - 1, min(self._wanted, len(rows))).long()
+        self._outputs = rows[self._places][:, self._kept.outputs]
+        self._map = output.shape[2:] if isinstance(module, nn.Conv2d) else None
+
+    def fit(self, layer: Any, inputs: Tensor) -> None:
+        """Give ``layer``, which is this one after the cut, weights that make of ``inputs`` what it gave before."""
+        if self._depthwise:
+            self._fit_channels(layer, inputs)
+            return
+        size = layer.weight[0].numel()
+        weight = layer.weight.flatten(1).double()
+        sums = [torch.zeros(size), torch.zeros(len(weight)), torch.zeros(size, size), torch.zeros(len(weight), size)]
+        x, r, xx, rx = (one.double() for one in sums)
+        for chosen in torch.arange(len(self._places)).split(_CHUNK):
+            given = self._rows(layer, inputs, self._places[chosen]).flatten(1).double()
+            missing = self._outputs[chosen].double() - given @ weight.T
+            if layer.bias is not None:
+                missing -= layer.bias.double()
+            x, r, xx, rx = x + given.sum(0), r + missing.sum(0), xx + given.T @ given, rx + missing.T @ given
+        count = len(self._places)
+        x, r = x / count, r / count
+        variance, covariance = xx / count - torch.outer(x, x), rx / count - torch.outer(r, x)
+        change = torch.linalg.solve(variance + _ridge(variance, count), covariance.T).T
         layer.weight += change.reshape(layer.weight.shape).to(layer.weight.dtype)
         if layer.bias is not None:
             layer.bias += (r - change @ x).to(layer.bias.dtype)
 
+    def _fit_channels(self, layer: Any, inputs: Tensor) -> None:
+        """The same for every channel by itself, whose inputs are the places of its kernel."""
+        given = self._rows(layer, inputs, self._places).flatten(2).transpose(0, 1)  # channels, rows, kernel's places
+        weight = layer.weight.flatten(1)
+        missing = self._outputs.T - torch.einsum("crk,ck->cr", given, weight)
+        if layer.bias is not None:
+            missing -= layer.bias[:, None]
+        x, r = given.mean(1), missing.mean(1)
+        given, missing = given - x[:, None], missing - r[:, None]
+        count = len(self._places)
+        variance = (given.transpose(1, 2) @ given / count).double()
+        covariance = (torch.einsum("crk,cr->ck", given, missing) / count).double()
+        change = torch.linalg.solve(variance + _ridge(variance, count), covariance).to(weight.dtype)
+        layer.weight += change.reshape(layer.weight.shape)
+        if layer.bias is not None:
+            layer.bias += r - (change * x).sum(1)
 
-def _spread(values: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the first dimension, evenly spread."""
-    return values if len(values) <= count else values[torch.linspace(0, len(values) - 1, count).long()]
+    def _rows(self, layer: Any, inputs: Tensor, places: Tensor) -> Tensor:
+        """What the layer multiplies at the places: (rows, inputs), or (rows, inputs, kernel's height and width)."""
+        if self._map is None:
+            return inputs.reshape(-1, inputs.shape[-1])[places]
+        (height, width), padded = self._map, _padded(layer, inputs)
+        picture, place = places // (height * width), places % (height * width)
+        down = (place // width * layer.stride[0])[:, None] + torch.arange(layer.kernel_size[0]) * layer.dilation[0]
+        across = (place % width * layer.stride[1])[:, None] + torch.arange(layer.kernel_size[1]) * layer.dilation[1]
+        found = padded[picture[:, None, None], :, down[:, :, None], across[:, None, :]]
+        return found.permute(0, 3, 1, 2)
+
+
+def _ridge(variance: Tensor, rows: int) -> Tensor:
+    """float64 like ``variance`` (..., size, size): the weights stay where they are as far as little speaks for more."""
+    size = variance.shape[-1]
+    strength = RIDGE * (1 + size / rows) * variance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-12)
+    return strength[..., None, None] * torch.eye(size, dtype=variance.dtype)
 
 
 def _padded(module: nn.Conv2d, batch: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
-from edgeopt.stages.latency_networks import channels_of, slicer_of, smaller_sizes
+from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
-from edgeopt.stages.pruning import gather_statistics, pruning_record, ranked_blocks, settled
+from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, recover, settled
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant
@@ -72,9 +72,7 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     """The float variant whose int8 engine meets the latency, recovered. Raises ModelError when no widths would."""
     here = environment.matches(target.match)
     config = {
-        **job.config.model_dump(
-            include={"latency", "importance", "reconstruct", "ignore", "recovery_epochs", "recovery_lr"}
-        ),
+        **job.config.model_dump(include={"latency", "importance", "reconstruct", "ignore", *RECOVERY}),
         **job.config.lesson(),
         "round_to": job.round_to,
         "target": described(target),
@@ -103,7 +101,7 @@ def cut_and_recovered(job: Job, history: History, reasons: Mapping[str, str], fo
     example = torch.zeros(1, *spec.input_shape)
     pruned = replay(copy.deepcopy(start), history, example=example)
     pruned = settled(job, start, pruned, history, plan)
-    metrics = fit(plan, pruned, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
+    metrics = recover(job, plan, start, pruned, history, folder=folder)
     fields = {"pruning": pruning_record(start, pruned, example, reasons)}
     return Recovered(pruned, job.start.architecture.pruned(history), spec, metrics, fields)
 
@@ -116,13 +114,12 @@ def _search(job: Job, target: Target, scheme: str, folder: Path) -> None:
     validate = evaluator(job.workspace.prepared("val", spec), spec)
 
     def judge(history: list[Any]) -> dict[str, float]:
-        """On val, untrained but for BatchNorm's statistics: what such a network scores tells what it will recover to.
+        """On val, settled and untrained: what such a network scores tells what it will recover to.
 
         Li et al. 2020 (EagleEye, https://arxiv.org/abs/2007.02491) find the correlation.
         """
         pruned = replay(copy.deepcopy(start), history, example=found.example)
-        gather_statistics(job, pruned, plan, spec)
-        return validate(pruned)
+        return validate(settled(job, start, pruned, history, plan))
 
     blocks = ranked_blocks(job, start, plan, spec)
     with _clock(job, target, scheme, start, folder) as clock, job.console.task("timing widths") as progress:

@@ -9,12 +9,13 @@ from typing import Any
 
 from edgeopt.bench.bed import Share, Timing
 from edgeopt.compress.latency.clocks import Elsewhere, candidates_of, shape_of
-from edgeopt.compress.latency.space import WidthSpace
+from edgeopt.compress.space import WidthSpace
 from edgeopt.config import Target
 from edgeopt.errors import ConfigError
 from edgeopt.run import stage_key
-from edgeopt.stages.latency_networks import channels_of, slicer_of, smaller_sizes
+from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, inputs_of, training_recipe
+from edgeopt.stages.pruning import channels_of
 from edgeopt.stages.training import TrainingPlan
 
 VERSION = 1

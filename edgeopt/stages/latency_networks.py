@@ -1,4 +1,4 @@
-"""The networks that a search for a latency cuts: their channels judged, their quantized whole, the rival's inputs."""
+"""The networks that a search for a latency cuts: their quantized whole, and the rival's inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from edgeopt.compress.latency.slices import Slicer
-from edgeopt.compress.prune import Prunable, prunable
 from edgeopt.compress.quantize import quantize
 from edgeopt.config import load_calibration
 from edgeopt.errors import ModelError
@@ -18,22 +17,8 @@ from edgeopt.schemes import get_scheme
 from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.passes import Job
 from edgeopt.stages.quantizing import wants_int8_outputs
-from edgeopt.stages.training import TrainingPlan
 
 _CALIBRATION_PICTURES = 32  # for the ranges of candidates, which nobody asks for answers
-
-
-def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
-    """What could be cut of the start, and how much each channel matters."""
-    spec, taylor = job.start.preprocess, job.config.importance == "taylor"
-    return prunable(
-        start,
-        example=torch.zeros(1, *spec.input_shape),
-        round_to=job.round_to,
-        importance=job.config.importance,
-        gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
-        ignored=job.config.ignore,
-    )
 
 
 def slicer_of(job: Job, start: nn.Module, scheme: str, folder: Path) -> Slicer:

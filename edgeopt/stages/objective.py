@@ -19,9 +19,10 @@ from edgeopt.metrics import Float
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.workspace import Workspace
-from edgeopt.train.distillation import DecoupledKD, Dist, Distillation, Divergence, Hinton
+from edgeopt.train.distillation import Asked, DecoupledKD, Dist, Distillation, Divergence, Hinton
 from edgeopt.train.features import FeatureMatching
 from edgeopt.train.freezing import freeze_batchnorm_statistics
+from edgeopt.train.layer_matching import LayerMatching, Matched
 from edgeopt.train.losses import Loss, make_loss
 from edgeopt.train.objectives import Classification, Objective, WithL1
 from edgeopt.train.processes import Processes, training_device
@@ -42,6 +43,7 @@ def objective_of(
     loader: TrainLoader,
     processes: Processes,
     attached: ExitStack,
+    matched: Matched | None = None,
 ) -> Objective:
     """What ``plan`` minimizes; what has to hang in ``model`` for it goes when ``attached`` is closed.
 
@@ -49,6 +51,8 @@ def objective_of(
     """
     objective: Objective
     loss = _loss(plan, workspace)
+    whole = Asked(matched.whole) if matched and plan.match_weight else None
+    asks = False
     if teacher is None:
         objective = Classification(loss)
     elif plan.distill == "features":
@@ -56,12 +60,15 @@ def objective_of(
         objective = FeatureMatching(teacher.module(spec), model, example, weight=plan.distill_weight, loss=loss)
         attached.enter_context(objective.adapted(model, seed=plan.loop.seed))
     else:
-        asked = teacher.module(spec)
-        if loader.repeats:
+        asks = not loader.repeats and matched is not None and matched.sha256 == teacher.sha256
+        asked = whole if asks and whole else teacher.module(spec)
+        if isinstance(asked, nn.Module) and loader.repeats:
             loader.answers = _recorded(teacher, asked, loader, workspace, spec, processes)
         objective = Distillation(
             None if loader.repeats else asked, _divergence(plan), weight=plan.distill_weight, loss=loss
         )
+    if matched and whole:
+        objective = LayerMatching(objective, whole, matched.outputs, weight=plan.match_weight, asks=asks)
     if plan.l1:
         objective = WithL1(objective, plan.l1)
     if plan.freeze_batchnorm:

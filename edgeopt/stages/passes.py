@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from edgeopt.config import AugmentConfig, CompressConfig, TrainConfig, origins, validate
+from edgeopt.config import AugmentConfig, CompressConfig, origins, validate
 from edgeopt.console import Console
 from edgeopt.models.architecture import Architecture
 from edgeopt.preprocess import PreprocessSpec
@@ -17,7 +17,6 @@ from edgeopt.run import Run, Stage, stage_key
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace
-from edgeopt.training_tables import selection
 
 VERSION = 1
 
@@ -109,7 +108,6 @@ def training_recipe(job: Job) -> dict[str, Any]:
     if alike.get("batch_size") == "auto":
         alike["batch_size"] = job.start.record["metrics"]["training"]["batch_size"]
     where = "the original's record"
-    alike["select"] = selection(validate(TrainConfig, train, where=where))
     return {**alike, "augmentation": validate(AugmentConfig, config.get("augment") or {}, where=where)}
 
 

@@ -15,24 +15,27 @@ from torch import nn
 from edgeopt import models, records
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
-from edgeopt.compress.prune import MOST_IMPORTANT, History, PruneResult, layer_widths, prune, replay
-from edgeopt.compress.reconstruct import reconstruct
+from edgeopt.compress.prune import MOST_IMPORTANT, History, Prunable, PruneResult, layer_widths, plans, prunable, replay
+from edgeopt.compress.reconstruct import matching_outputs, reconstruct
 from edgeopt.errors import ModelError
 from edgeopt.files import write_json
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.stages.half_made import PruneStepRecord
-from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
+from edgeopt.stages.passes import Job, Recovered, model_hash, recovered, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, is_own
+from edgeopt.train.evaluate_torch import evaluator
+from edgeopt.train.layer_matching import Matched
 from edgeopt.train.soup import refresh_batchnorm
 
+RECOVERY = {"recovery_epochs", "recovery_lr", "match_weight"}  # keys that say how a cut network is trained
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
 
 
 def pruned(job: Job) -> Variant:
     """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
-    fields = {"prune", "importance", "reconstruct", "ignore", "recovery_epochs", "recovery_lr"}
+    fields = {"prune", "importance", "reconstruct", "ignore", *RECOVERY}
     # What keeps its default is left out, so that variants made before these keys are found again.
     fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
@@ -76,8 +79,7 @@ def _in_steps(
         model, done["history"] = _without_parts(job, start, plan)
     for step in range(int(done["steps"]) + 1, steps + 1):
         if job.config.prune is not None:
-            result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
-            model = settled(job, model, result.model, result.history, plan)
+            model, result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
             done["reasons"], done["history"] = dict(result.untouched), [*done["history"], *result.history]
         else:
             gather_statistics(job, model, plan, spec)
@@ -88,25 +90,63 @@ def _in_steps(
                 folder / f"step-{step}",
             )
             own.mkdir(exist_ok=True)
-        done["metrics"] = fit(part, model, job.workspace, spec, folder=own, console=job.console, teacher=job.teacher)
+        done["metrics"] = recover(job, part, start, model, done["history"], folder=own)
         if steps > 1:
             models.save(model, job.start.architecture.pruned(done["history"]), own)
             write_json(folder / _STEP, {**done, "steps": step})
     return model, done["history"], done["reasons"], done["metrics"]
 
 
-def _fewer_channels(job: Job, model: nn.Module, plan: TrainingPlan, fraction: float) -> PruneResult:
-    spec, taylor = job.start.preprocess, job.config.importance == "taylor"
+def recover(
+    job: Job, plan: TrainingPlan, start: nn.Module, model: nn.Module, history: History, *, folder: Path
+) -> dict[str, Any]:
+    """Train ``model``, which is ``start`` after ``history``, and give its figures on val."""
+    example = torch.zeros(1, *job.start.preprocess.input_shape)
+    matched = Matched(start, model_hash(job.start), matching_outputs(start, history, example=example))
+    return fit(
+        plan,
+        model,
+        job.workspace,
+        job.start.preprocess,
+        folder=folder,
+        console=job.console,
+        teacher=job.teacher,
+        matched=matched,
+    )
+
+
+def _fewer_channels(job: Job, model: nn.Module, plan: TrainingPlan, fraction: float) -> tuple[nn.Module, PruneResult]:
+    """The model without ``fraction`` of its MACs, settled, and what was cut.
+
+    Of the ways to spread the cuts the one with the lowest loss on val is taken: what such a network gives untrained
+    tells what it will recover to (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491).
+    """
     with job.console.task(f"pruning {fraction:.0%} of the MACs"):
-        return prune(
-            model,
-            fraction=fraction,
-            example=torch.zeros(1, *spec.input_shape),
-            round_to=job.round_to,
-            importance=job.config.importance,
-            ignored=job.config.ignore,
-            gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
-        )
+        found = channels_of(job, model, plan)
+        ways = plans(found, fraction=fraction, round_to=job.round_to, comparable=job.config.importance == "taylor")
+        cuts = {name: found.cut(way) for name, way in ways.items()}
+    ready = {name: settled(job, model, cut.model, cut.history, plan) for name, cut in cuts.items()}
+    name = next(iter(cuts))
+    if len(cuts) > 1:
+        validate = evaluator(job.workspace.prepared("val", job.start.preprocess), job.start.preprocess)
+        losses = {name: validate(model)["loss"] for name, model in ready.items()}
+        name = min(losses, key=lambda one: losses[one])
+        told = ", ".join(f"{loss:.3f} by {way}" for way, loss in losses.items())
+        job.console.say(f"cut by {name}: val loss before recovery {told}")
+    return ready[name], cuts[name]
+
+
+def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
+    """What could be cut of the start, and how much each channel matters."""
+    spec, taylor = job.start.preprocess, job.config.importance == "taylor"
+    return prunable(
+        start,
+        example=torch.zeros(1, *spec.input_shape),
+        round_to=job.round_to,
+        importance=job.config.importance,
+        gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
+        ignored=job.config.ignore,
+    )
 
 
 def _without_parts(job: Job, start: nn.Module, plan: TrainingPlan) -> tuple[nn.Module, History]:
@@ -161,7 +201,7 @@ def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: 
     """``cut`` ready to recover: its layers fitted to what they gave in ``whole``, unless that is off, and BatchNorm's
     statistics gathered anew, both on train pictures.
 
-    Each layer is fitted by itself, so that all together may do harm: then ``cut`` stays as it is, and that is said.
+    Fitting may do harm, to what the layers are not made of: then ``cut`` stays as it is, and that is said.
     """
     batches = list(plan.gradient_batches(job.workspace, job.start.preprocess))
     pictures = [images for images, _ in batches]
@@ -175,7 +215,6 @@ def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: 
         loss_of = _loss(batches)
         plain, better = loss_of(cut), loss_of(fitted)
     if better < plain:
-        job.console.say(f"layers fitted anew: loss {better:.3f} before recovery, {plain:.3f} without")
         return fitted
     job.console.say(f"layers left as they were: fitted anew, the loss is {better:.3f} before recovery, not {plain:.3f}")
     return cut

@@ -31,6 +31,7 @@ from edgeopt.train.batch_size import SMALLEST, find_batch_size
 from edgeopt.train.evaluate_torch import evaluator, logits
 from edgeopt.train.features import ADAPTER
 from edgeopt.train.freezing import fixed_batchnorms
+from edgeopt.train.layer_matching import Matched
 from edgeopt.train.loop import EpochEnd, LoopConfig, TrainResult, train
 from edgeopt.train.losses import takes_soft_targets
 from edgeopt.train.lr_range import STEPS, find_lr
@@ -64,6 +65,7 @@ class TrainingPlan:
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)  # single values in place of the preset's
     light_end: float = 0.0  # of the epochs, the last ones: only crops and mirroring
     scale_lr: float = 10.0  # of quantizers' scales, in learning rates
+    match_weight: float = 0.0  # of layers' maps, which are to be those of the network that was cut
     batch_size: int | Literal["auto"] = 32
     range_test: bool = False  # finds loop.lr
     workers: int = 0
@@ -116,12 +118,14 @@ class TrainingPlan:
     @classmethod
     def for_recovery(cls, config: CompressConfig, **like: Any) -> TrainingPlan:
         """After pruning: every layer was cut, so every layer learns at the same rate. ``like``: see :meth:`alike`."""
-        loop = LoopConfig(epochs=config.recovery_epochs, lr=config.recovery_lr, layer_decay=1.0, keep_initial=True)
-        return cls("recovery", loop, **config.lesson()).alike(**like)
+        loop = LoopConfig(
+            epochs=config.recovery_epochs, lr=config.recovery_lr, layer_decay=1.0, keep_initial=True, select="last"
+        )
+        return cls("recovery", loop, match_weight=config.match_weight, **config.lesson()).alike(**like)
 
     @classmethod
     def for_qat(cls, config: CompressConfig, *, share: float = 1.0, **like: Any) -> TrainingPlan:
-        """Quantization-aware training from post-training ranges, which win when training does not improve on them.
+        """Quantization-aware training from post-training ranges, which stay when training is clearly worse.
 
         BatchNorm's statistics are frozen throughout unless stated: the ranges were set for them, and with those of
         batches the student first moves away from its teacher (benchmarks/compression/qat_batchnorm.json).
@@ -137,6 +141,7 @@ class TrainingPlan:
             ema_decay=config.ema_decay,
             batchnorm_epochs=config.batchnorm_epochs,
             keep_initial=True,
+            select="last",
         )
         plan = cls(
             "int8 training",
@@ -154,16 +159,14 @@ class TrainingPlan:
         seed: int | None = None,
         precision: Literal["auto", "fp32", "bf16"] | None = None,
         memory_format: Literal["auto", "channels_last", "contiguous"] | None = None,
-        select: Literal["top1", "recall"] = "top1",
         **batches: Any,
     ) -> TrainingPlan:
-        """This plan with augmentation, batches, seed, selection and way of computing of another training."""
+        """This plan with augmentation, batches, seed and way of computing of another training."""
         loop = replace(
             self.loop,
             seed=self.loop.seed if seed is None else seed,
             precision=precision or self.loop.precision,
             memory_format=memory_format or self.loop.memory_format,
-            select=select,
         )
         return replace(self, loop=loop, **batches)
 
@@ -206,19 +209,28 @@ def fit(
     teacher: Teacher | None = None,
     epoch_end: EpochEnd | None = None,
     processes: Processes = ALONE,
+    matched: Matched | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place on the run's train pictures and return its val figures and what training took.
 
     A training interrupted in ``folder`` goes on from its checkpoint. Nothing but train and val is read. ``epoch_end``
     is told of each epoch; see :func:`edgeopt.train.loop.train`. Each of ``processes`` calls this; the figures are for
-    the first alone.
+    the first alone. ``matched`` is what ``model`` was cut from.
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
     with ExitStack() as attached:
         loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
         objective = objective_of(
-            plan, model, workspace, spec, teacher=teacher, loader=loader, processes=processes, attached=attached
+            plan,
+            model,
+            workspace,
+            spec,
+            teacher=teacher,
+            loader=loader,
+            processes=processes,
+            attached=attached,
+            matched=matched,
         )
         result, chosen = _trained(
             plan,

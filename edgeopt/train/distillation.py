@@ -103,13 +103,14 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 class Distillation:
     """``weight * divergence(student, teacher) + (1 - weight) * loss``.
 
-    The teacher is copied, in eval mode, never trained; it sees the same augmented images as the student. With None its
-    answers come with the targets: float32 (N, 1 + classes), the class and the teacher's logits.
+    The teacher is copied, in eval mode, never trained, unless it comes as :class:`Asked`, which others may share; it
+    sees the same augmented images as the student. With None its answers come with the targets: float32
+    (N, 1 + classes), the class and the teacher's logits.
     """
 
     def __init__(
         self,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Asked | None,
         divergence: Divergence | None = None,
         *,
         weight: float = 0.9,
@@ -118,7 +119,7 @@ class Distillation:
         self.weight = weight
         self._divergence = divergence or Hinton()
         self._loss = loss or CrossEntropyLoss()
-        self._teacher = None if teacher is None else Asked(teacher)
+        self._teacher = Asked(teacher) if isinstance(teacher, nn.Module) else teacher
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         if self._teacher is None:

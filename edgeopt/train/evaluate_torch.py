@@ -46,25 +46,29 @@ def evaluator(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function from a model to its figures on ``picture_set``, of which each of ``processes`` judges its share.
 
-    ``{"top1": share 0-1, "recall": mean over the classes there of the share found, "loss": mean cross-entropy}``.
+    ``{"top1": share 0-1, "recall": mean over the classes there of the share found, "loss": mean cross-entropy,
+    "loss_error": its standard error}``.
     """
     share = picture_set.part(processes.rank, processes.count)
     labels, classes = torch.from_numpy(np.array(share.labels)), int(picture_set.labels.max()) + 1
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        sums = torch.zeros(2 * classes + 1, dtype=torch.float64)  # by class there and right, then the loss
+        sums = torch.zeros(2 * classes + 2, dtype=torch.float64)  # by class there and right, the losses, their squares
         if len(share):
             answers: Tensor = torch.from_numpy(logits(model, share, spec, batch))
             right = labels[answers.argmax(dim=1) == labels]
             sums[:classes] = torch.bincount(labels, minlength=classes)
-            sums[classes:-1] = torch.bincount(right, minlength=classes)
-            sums[-1] = nn.functional.cross_entropy(answers.double(), labels, reduction="sum")
+            sums[classes:-2] = torch.bincount(right, minlength=classes)
+            losses = nn.functional.cross_entropy(answers.double(), labels, reduction="none")
+            sums[-2], sums[-1] = losses.sum(), losses.square().sum()
         total = processes.total(sums)
-        there, right, loss = total[:classes], total[classes:-1], total[-1]
+        there, right = total[:classes], total[classes:-2]
+        loss, square = total[-2:] / there.sum()
         return {
             "top1": float(right.sum() / there.sum()),
             "recall": float((right[there > 0] / there[there > 0]).mean()),
-            "loss": float(loss / there.sum()),
+            "loss": float(loss),
+            "loss_error": float(((square - loss**2).clamp(min=0) / there.sum()).sqrt()),
         }
 
     return evaluate

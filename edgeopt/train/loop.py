@@ -63,8 +63,10 @@ def train(
     ``batches(epoch, first)`` gives the epoch's pairs of float32 images (N, 3, height, width) and targets, as the
     objective wants them, from step ``first`` on, ``steps_per_epoch`` of them from step 0; ``evaluate(model)`` gives at
     least ``top1`` (0-1), ``loss`` and what ``config.select`` names on val and decides, on averaged weights, which epoch
-    is best. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it holds a checkpoint of the
-    same training, that goes on, in fp32 on the same machine to the very same weights, unless the time is bounded.
+    is best; ``loss_error``, where it gives that too, is the standard error of ``loss``: what is worse than the start by
+    no more is not clearly worse. ``folder`` receives ``checkpoints/``, ``log.jsonl`` and ``tensorboard/``; when it
+    holds a checkpoint of the same training, that goes on, in fp32 on the same machine to the very same weights, unless
+    the time is bounded.
     ``progress(done, total, note)`` counts steps. ``planned`` is told for how many epochs there is time; ``draw`` makes
     of the first batch's images a picture for TensorBoard, uint8 (height, width, 3); ``epoch_end`` hears of each epoch.
     Raises TrainingError when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM,
@@ -179,7 +181,8 @@ class _Loop:
         choices = candidates(config.precision, self.device, config.memory_format, model=self.model)
         self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
-            self.state.best = Best(0, initial[config.select], initial["top1"], initial["loss"], _copy(self.model))
+            self.state.best = Best(0, _score(config, initial, 0), initial["top1"], initial["loss"], _copy(self.model))
+            self.state.worst_loss = initial["loss"] + initial.get("loss_error", 0.0)
         if not config.epochs:
             return self.state
         if self.processes.leads:
@@ -259,7 +262,7 @@ class _Loop:
         mean_loss = state.loss_sum / state.step
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         state.idle_epochs += 1
-        score = found[self.config.select]
+        score = _score(self.config, found, state.epoch, worst_loss=state.worst_loss)
         if state.best.beaten_by(score, found["loss"]):
             state.best = Best(state.epoch, score, found["top1"], found["loss"], _copy(judged))
             state.idle_epochs = 0
@@ -374,6 +377,13 @@ class _Loop:
             f"{what} in epoch {step // self.steps_per_epoch + 1}, step {step % self.steps_per_epoch + 1}",
             fix=f"lower lr (now {self.config.lr:g}), lengthen warmup_epochs, or set precision to fp32",
         )
+
+
+def _score(config: LoopConfig, figures: Mapping[str, float], epoch: int, *, worst_loss: float | None = None) -> float:
+    """What epochs are ranked by, 0-1: a figure of val, or how late an epoch is unless it is clearly worse."""
+    if config.select != "last":
+        return figures[config.select]
+    return -1.0 if worst_loss is not None and figures["loss"] > worst_loss else epoch / max(1, config.epochs)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def probe(
         seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
         for turn in range(rounds):
             over, alone = time.perf_counter() - start > budget_seconds, len(steppers) == 1
-            if turn and (over or turn >= _LEAST_ROUNDS) and (alone or turn >= _LEAST_ROUNDS and over):
+            if turn and (over or turn >= _LEAST_ROUNDS) and (alone or (turn >= _LEAST_ROUNDS and over)):
                 break
             for choice, stepper in steppers.items():
                 seconds[choice].append(stepper.step())

@@ -17,7 +17,7 @@ from edgeopt.train.probe import Choice
 from edgeopt.train.processes import Processes
 
 Tensors = Mapping[str, Tensor]
-_SCHEMA = 4
+_SCHEMA = 5
 _BEST, _LAST = "best.safetensors", "last.safetensors"
 
 
@@ -53,7 +53,8 @@ class State:
     ``step`` steps of the epoch after those are done too, with losses that add up to ``loss_sum``. ``lr_drops`` is how
     often a plateau lowered the learning rate, ``parts`` in how many parts a batch is taken to fit into memory.
     ``elapsed`` is every second of this training, ``evaluation_seconds`` what the last validation took, ``planned`` the
-    epochs that were thought to fit into its time, and ``over`` says that this time is over.
+    epochs that were thought to fit into its time, and ``over`` says that this time is over. With a loss on val beyond
+    ``worst_loss`` an epoch is clearly worse than the start.
     """
 
     choice: Choice
@@ -71,6 +72,7 @@ class State:
     evaluation_seconds: float = 0.0
     planned: int | None = None
     over: bool = False
+    worst_loss: float | None = None
     best: Best = field(default_factory=Best)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol
 from edgeopt.bench import EngineSpec
 from edgeopt.bench.bed import UNPRUNED, Bed, Timing
 from edgeopt.compress.latency.slices import Slicer
-from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.prune import History, history_of
+from edgeopt.compress.space import Cuts, WidthSpace
 from edgeopt.console import NotedProgress
 from edgeopt.errors import ModelError
 from edgeopt.preprocess import PreprocessSpec

@@ -9,11 +9,11 @@ from typing import Any
 
 from edgeopt.bench.bed import UNPRUNED, Share, Timing
 from edgeopt.compress.depth import BlockCost, dropped
+from edgeopt.compress.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency.clocks import Clock
-from edgeopt.compress.latency.knapsack import global_ratio, knapsack
-from edgeopt.compress.latency.space import Cuts, WidthSpace
 from edgeopt.compress.latency.table import TableError, Timed, fit_table, held_out_error
 from edgeopt.compress.prune import History, Prunable, history_of
+from edgeopt.compress.space import Cuts, WidthSpace
 from edgeopt.console import NotedProgress
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.latency_goal import LatencyGoal

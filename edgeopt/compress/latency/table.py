@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeopt.compress.latency.space import Float64
+from edgeopt.compress.space import Float64
 
 #: Least engines held out, and the share of all, to tell how far predictions are off.
 HELD_OUT = 0.25

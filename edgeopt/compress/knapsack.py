@@ -1,10 +1,10 @@
-"""Which widths to take: the most importance under a latency, in the manner of HALP."""
+"""Which widths to take: the most importance under a cost, latency or MACs, in the manner of HALP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from edgeopt.compress.latency.space import Cuts, Float64, WidthSpace
+from edgeopt.compress.space import Cuts, Float64, WidthSpace
 
 #: Latency of shares (layers, 2), in whatever unit the limit is in.
 Predict = Callable[[Float64], float]

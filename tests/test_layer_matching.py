@@ -1,0 +1,90 @@
+"""Layers of a pruned network are compared, channel by channel, with what they were in the whole one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeopt.compress.reconstruct import matching_outputs
+from edgeopt.compress.replay import replay
+from edgeopt.train.distillation import Asked, Distillation
+from edgeopt.train.layer_matching import LayerMatching
+from edgeopt.train.objectives import CrossEntropy
+
+HISTORY = [["0", True, [1, 4]]]
+
+
+def whole() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1))
+
+
+def outputs() -> dict[str, Tensor]:
+    return matching_outputs(whole(), HISTORY, example=torch.zeros(1, 3, 10, 10))
+
+
+def test_the_layers_that_are_left_are_matched_but_the_classifier() -> None:
+    assert {name: channels.tolist() for name, channels in outputs().items()} == {
+        "0": [0, 2, 3, 5],
+        "2": [0, 1, 2, 3, 4],
+    }
+
+
+def test_the_error_is_that_of_the_formula(images: Tensor) -> None:
+    original, targets = whole(), torch.zeros(8, dtype=torch.long)
+    cut = replay(copy.deepcopy(original), HISTORY, example=images[:1])
+    plain = CrossEntropy()(cut, images, targets)
+    found = LayerMatching(CrossEntropy(), Asked(original), outputs(), weight=2.0)(cut, images, targets)
+    with torch.no_grad():
+        first, first_cut = original[0](images)[:, [0, 2, 3, 5]], cut[0](images)
+        second, second_cut = original[:3](images), cut[:3](images)
+        errors = [
+            (ours - theirs).square().mean() / (theirs.var() + 0.01 * theirs.square().mean())
+            for ours, theirs in ((first_cut, first), (second_cut, second))
+        ]
+    assert errors[0] == 0  # its inputs are all there
+    assert found.item() == pytest.approx((plain + 2.0 * sum(errors) / 2).item(), rel=1e-5)
+
+
+def test_only_what_was_cut_learns(images: Tensor) -> None:
+    original = whole()
+    cut = replay(copy.deepcopy(original), HISTORY, example=images[:1]).train()
+    objective = LayerMatching(CrossEntropy(), Asked(original), outputs(), weight=1000.0)
+    optimizer = torch.optim.SGD(cut.parameters(), lr=1e-4)
+    before = copy.deepcopy(original.state_dict())
+    losses = []
+    for _ in range(30):
+        loss = objective(cut, images, torch.zeros(8, dtype=torch.long))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    assert not any(module._forward_hooks for module in (*cut.modules(), *original.modules()))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_teacher_that_is_the_whole_network_is_asked_once(images: Tensor, shared: bool) -> None:
+    calls = []
+    asked = Asked(whole())
+    asked.like(images).register_forward_hook(lambda *_: calls.append(1))
+    inner = Distillation(asked if shared else whole())
+    cut = replay(whole(), HISTORY, example=images[:1])
+    objective = LayerMatching(inner, asked, outputs(), weight=1.0, asks=shared)
+    value = objective(cut, images, torch.zeros(8, dtype=torch.long))
+    assert len(calls) == 1
+    assert value.item() == pytest.approx(
+        LayerMatching(inner, Asked(whole()), outputs(), weight=1.0)(
+            cut, images, torch.zeros(8, dtype=torch.long)
+        ).item()
+    )
