@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgeopt.arrays import Float, softmax
 from edgeopt.errors import REPORT, BackendError, DataError
 from edgeopt.files import printable
-from edgeopt.metrics import Float, softmax
 from edgeopt.picture_files import as_utf8, contents, pillow_quiet
 from edgeopt.pixels import Float32, Preprocessing, UInt8, load_picture
 

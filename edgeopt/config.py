@@ -7,20 +7,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
 from edgeopt import resources
 from edgeopt.compress_table import CompressConfig as CompressConfig
-from edgeopt.compress_table import known_scheme
 from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import printable
+from edgeopt.recipe_tables import BaselineConfig as BaselineConfig
+from edgeopt.recipe_tables import BenchConfig as BenchConfig
+from edgeopt.recipe_tables import BuildConfig as BuildConfig
+from edgeopt.recipe_tables import EnsembleConfig as EnsembleConfig
+from edgeopt.recipe_tables import ModelConfig as ModelConfig
+from edgeopt.recipe_tables import Recipe as Recipe
+from edgeopt.tables import Strict as Strict
+from edgeopt.tables import Taught
+from edgeopt.target_tables import Baseline as Baseline
+from edgeopt.target_tables import Budget as Budget
+from edgeopt.target_tables import CalibrationRecipe as CalibrationRecipe
+from edgeopt.target_tables import Match as Match
+from edgeopt.target_tables import SessionOptions as SessionOptions
+from edgeopt.target_tables import Target as Target
 from edgeopt.training_tables import AugmentConfig as AugmentConfig
-from edgeopt.training_tables import Seed, Taught, Whole, contradictions
-from edgeopt.training_tables import Strict as Strict
 from edgeopt.training_tables import TrainConfig as TrainConfig
+from edgeopt.training_tables import contradictions
 from edgeopt.tune_space import Space, read_space
 from edgeopt.tune_table import TuneConfig as TuneConfig
 
@@ -30,12 +42,9 @@ else:
     import tomli as tomllib
 
 Model = TypeVar("Model", bound=BaseModel)
-#: What speed is compared with.
-Baseline = Literal["original", "compiled", "float"]
 
 _MAX_TOML_BYTES = 2**20
 _MOST_PROBLEMS = 20  # said at once
-
 
 #: Who states the values of the configs made now: "call", "command line", or the recipe's file.
 _stated_by: ContextVar[str] = ContextVar("stated_by", default="call")
@@ -54,219 +63,6 @@ def stated_by(origin: str) -> Iterator[None]:
 def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
     """For each of ``names``, a field of ``config``: who stated it, or "default" when nobody did."""
     return {name: _stated_by.get() if name in config.model_fields_set else "default" for name in names}
-
-
-class Budget(Strict):
-    """What the result must satisfy. Points are percentage points, times milliseconds, sizes MiB.
-
-    ``min_speedup`` is by baseline: ``original``, the PyTorch model as it is, ``compiled``, the same through
-    torch.compile, or ``float``, the fastest other precision of the same target; a number alone is against the original.
-    ``allow_undecided`` lets pass what too few pictures or too little time cannot tell; it is still said.
-    """
-
-    max_drop_points: float | None = Field(None, ge=0)
-    max_class_drop_points: float | None = Field(None, ge=0)
-    min_class_recall: float | None = Field(None, gt=0, le=1)
-    min_top1: float | None = Field(None, gt=0, le=1)
-    min_speedup: dict[Baseline, Annotated[float, Field(gt=0)]] | None = None
-    max_p50_ms: float | None = Field(None, gt=0)
-    max_p99_ms: float | None = Field(None, gt=0)
-    min_throughput_ips: float | None = Field(None, gt=0)
-    max_size_mib: float | None = Field(None, gt=0)
-    max_memory_mib: float | None = Field(None, gt=0)
-    min_int8_share: float | None = Field(None, ge=0, le=1)
-    allow_undecided: bool = False
-
-    @field_validator("min_speedup", mode="before")
-    @classmethod
-    def _against_the_original(cls, value: Any) -> Any:
-        return {"original": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-    def lines(self) -> dict[str, float]:
-        """Limit by line, those that are stated: ``min_speedup`` against the original, ``min_speedup.float``."""
-        found: dict[str, float] = {}
-        for name, limit in self.model_dump(exclude_none=True, exclude={"allow_undecided"}).items():
-            for baseline, one in (limit if isinstance(limit, dict) else {"original": limit}).items():
-                found[name if baseline == "original" else f"{name}.{baseline}"] = float(one)
-        return found
-
-    def merged(self, other: Budget) -> Budget:
-        """This budget with every line that ``other`` states taken from ``other``."""
-        mine, theirs = (one.model_dump(exclude_none=True, exclude_defaults=True) for one in (self, other))
-        speedups = {**mine.get("min_speedup", {}), **theirs.get("min_speedup", {})}
-        return Budget.model_validate({**mine, **theirs, **({"min_speedup": speedups} if speedups else {})})
-
-
-class BaselineConfig(Strict):
-    """An earlier report that this one must not fall behind: an engine may be ``slower`` and ``larger`` by these
-    fractions, and lose ``drop_points`` of top-1."""
-
-    report: str | None = None  # report.json, or a run folder
-    slower: float = Field(0.05, ge=0, lt=1)
-    drop_points: float = Field(1.0, ge=0, le=100)
-    larger: float = Field(0.05, ge=0, le=100)
-
-
-class Match(Strict):
-    """How a target recognizes its device. Every stated field must fit; an empty match fits every machine."""
-
-    machine: str | None = None  # platform.machine(): x86_64, aarch64
-    board: str | None = None  # substring of the device-tree model
-    cpu: str | None = None  # substring of the CPU's model name
-    gpu: str | None = None  # substring of a GPU's name, or "nvidia" for any
-
-
-class SessionOptions(Strict):
-    """How an engine is opened. ``threads`` 0 means every core this process may use."""
-
-    threads: int = Field(0, ge=0, le=1024)
-    device: str = "CPU"  # OpenVINO: CPU, GPU, NPU, AUTO
-    hint: Literal["latency", "throughput"] = "latency"  # OpenVINO; throughput: several requests at once
-    streams: int = Field(0, ge=0, le=1024)  # OpenVINO: requests computed at once; 0: what the hint makes of it
-    pinning: bool | None = None  # OpenVINO: threads stay on their cores; None: its own choice
-    cache: bool = False  # OpenVINO: compiled models are kept in the user's cache folder, for a faster start
-    provider: str = "CPUExecutionProvider"  # ONNX Runtime
-    spinning: bool = True  # ONNX Runtime: idle threads wait actively, which is faster and takes a core each
-    optimized: bool = False  # ONNX Runtime: the graph is optimized when built and not when loaded
-    compile: bool = False  # PyTorch: torch.compile
-    compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX, such as "SM86"; empty: the GPU of this machine
-
-
-#: What only one backend understands; a backend that a package adds may read any.
-_SESSION_OF = {
-    "onnxruntime": {"provider", "spinning", "optimized"},
-    "openvino": {"device", "hint", "streams", "pinning", "cache"},
-    "tensorrt": {"compute_capabilities"},
-    "tensorrt_rtx": {"compute_capabilities"},
-}
-
-
-class Target(Strict):
-    """A device profile. ``name`` comes from the file's name."""
-
-    schema_: Literal[1] = Field(1, alias="schema")
-    name: str = ""
-    title: str
-    backend: str
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "int8"
-    scheme: str | None = None  # None: what the capability table prefers on the machine that builds
-    status: Literal["measured", "emulated", "untested"] = "untested"
-    round_to: int = Field(8, ge=1, le=128)
-    batch: int = Field(1, ge=1, le=1024)
-    min_int8_share_macs: float = Field(1.0, ge=0, le=1)  # of an int8 engine, for `build --strict`
-    match: Match = Match()
-    session: SessionOptions = SessionOptions()
-    budget: Budget = Budget()
-    sources: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _session_of_the_backend(self) -> Target:
-        """A key that the backend does not read would be decoration."""
-        own = _SESSION_OF.get(self.backend)
-        strange = sorted(self.session.model_fields_set - {"threads"} - own) if own is not None else []
-        default = SessionOptions()
-        strange = [name for name in strange if getattr(self.session, name) != getattr(default, name)]
-        if strange:
-            raise ValueError(f"session.{', session.'.join(strange)}: not read by {self.backend}")
-        return self
-
-    @field_validator("scheme")
-    @classmethod
-    def _known_scheme(cls, value: str | None) -> str | None:
-        return value if value is None else known_scheme(value)
-
-
-class CalibrationRecipe(Strict):
-    """How the pictures that set the int8 ranges are chosen from train."""
-
-    schema_: Literal[1] = Field(1, alias="schema")
-    name: str = ""
-    count: int = Field(300, ge=16, le=100_000)
-    selection: Literal["stratified", "diverse"] = "stratified"
-    range: Literal["minmax", "percentile", "histogram"] = "minmax"
-    seed: Seed = 0
-
-
-class ModelConfig(Strict):
-    """The model: a name, arguments of its constructor, and where its weights come from."""
-
-    name: str = "tf_efficientnet_lite0"
-    arguments: dict[str, bool | Whole | float | str | tuple[Whole | float, ...]] = Field(default_factory=dict)
-    pretrained: bool = True
-    weights: str | None = None
-
-    @field_validator("arguments", mode="before")
-    @classmethod
-    def _plain_arguments(cls, value: Any) -> Any:
-        """Said in one line, not once for each type that it is not."""
-        for key, argument in value.items() if isinstance(value, dict) else ():
-            items = argument if isinstance(argument, (list, tuple)) else [argument]
-            plain = (int, float) if items is argument else (bool, int, float, str)
-            if not items or not all(isinstance(item, plain) for item in items):
-                raise ValueError(f"{key} must be a number, a word, true, false or a list of numbers")
-        return value
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether it starts from random numbers because that was stated; ``module:attr`` models may load their own."""
-        own_code = ":" in self.name and not self.name.startswith(("timm:", "torchvision:"))
-        return not self.pretrained and self.weights is None and not own_code
-
-
-class EnsembleConfig(Strict):
-    """Several variants that answer together; without ``members``, the models of the folds."""
-
-    vote: Literal["soft", "hard", "weighted", "stacking", "soup"] = "soft"
-    members: tuple[str, ...] = ()
-
-
-class BuildConfig(Strict):
-    """Building: as the options of ``edgeopt build``."""
-
-    strict: bool = False
-    float_layers: tuple[str, ...] = ()  # of int8 variants: left in float, without training
-    embed_preprocessing: bool = False  # engines that take uint8 pictures and normalize these themselves
-
-
-class BenchConfig(Strict):
-    """Measuring: seconds at most for all engines together, threads of each (0: every core).
-
-    It ends early when the interval of every engine's ratio to the original is narrower than ``width`` of the ratio.
-    """
-
-    seconds: float = Field(20.0, gt=0, le=36_000)
-    width: float = Field(0.03, gt=0, le=1)
-    threads: int = Field(0, ge=0, le=1024)
-    compiled: bool = False  # the original through torch.compile as well, as another baseline
-    throughput: bool = False  # search batches and processes for the most pictures a second
-    max_latency_ms: float | None = Field(None, gt=0)  # p90 of a call that the search may not pass
-
-    cross_check: bool = False  # every engine through its runtime's own tool as well
-
-    @model_validator(mode="after")
-    def _a_cap_needs_a_search(self) -> BenchConfig:
-        if self.max_latency_ms is not None and not self.throughput:
-            raise ValueError("max_latency_ms caps the search for throughput: set throughput as well")
-        return self
-
-
-class Recipe(Strict):
-    """The whole run, as in ``edgeopt.toml``."""
-
-    name: str | None = None
-    targets: tuple[str, ...] = ("onnxruntime", "openvino")
-    package: bool = False  # one for each target, where its engines can be packaged
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    augment: AugmentConfig = AugmentConfig()
-    ensemble: EnsembleConfig | None = None
-    compress: CompressConfig = CompressConfig()
-    build: BuildConfig = BuildConfig()
-    bench: BenchConfig = BenchConfig()
-    budget: Budget = Budget()
-    baseline: BaselineConfig = BaselineConfig()
-    tune: TuneConfig = TuneConfig()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

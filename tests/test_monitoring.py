@@ -20,7 +20,7 @@ from test_train import STEPS, Killed, equal, killed_in, one_way, run, tiny, vali
 from torch import nn
 
 from edgeopt import AugmentConfig, DataConfig, ModelConfig, Recipe, TrainConfig, api
-from edgeopt.cli.common import _lines
+from edgeopt.cli.terminal import _lines
 from edgeopt.config import validate as validated
 from edgeopt.console import duration
 from edgeopt.data.preview import batch_grid

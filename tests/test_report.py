@@ -346,7 +346,7 @@ def test_undecided_says_how_many_pictures_would_decide_and_they_would(report: Re
     found = re.search(r"about ([\d,]+) test pictures would decide \(360 now\)", line.message)
     assert found is not None
     need = int(found[1].replace(",", ""))
-    from edgeopt.metrics import _tango
+    from edgeopt.metrics.paired import _tango
 
     lost = round(need / 360)
     assert 100 * _tango(lost, 0, need, 1.645) < 1.15

@@ -42,7 +42,7 @@ def test_every_field_of_a_target_is_used_by_the_code() -> None:
     """As an attribute or a key, anywhere but where it is declared; budgets are judged by all their names."""
     used: set[str] = set()
     for path in (ROOT / "edgeopt").rglob("*.py"):
-        if path.name == "config.py":
+        if path.name == "target_tables.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.backends.onnx_reader import FLOAT, UINT8, OnnxModel, fields, read_onnx
+from edgeopt.backends.onnx_reader import FLOAT, UINT8, OnnxModel, read_onnx
 from edgeopt.backends.onnx_writer import field, node, tensor, value_info
+from edgeopt.backends.protobuf import fields
 from edgeopt.errors import BackendError
 from edgeopt.files import write_atomically
 from edgeopt.pixels import Preprocessing, normalization

@@ -2,20 +2,20 @@
 
 The device half has no onnx. Two questions need the file itself: does it stay within itself (a run folder may come from
 a stranger, and external data may name any path), and are its zero points what the scheme says. Field numbers are
-those of onnx.proto3; https://protobuf.dev/programming-guides/encoding describes the encoding. Everything is bounded:
-lengths by the buffer, nesting by ``_MAX_DEPTH``, the file by protobuf's own 2 GiB, and what is kept of it in Python's
-objects, which are a hundred times the size of two bytes in the file, by ``_MAX_NAMES`` and ``_MAX_DIMS``.
+those of onnx.proto3. Everything is bounded: lengths by the buffer, nesting by ``_MAX_DEPTH``, the file by protobuf's
+own 2 GiB, and what is kept of it in Python's objects, which are a hundred times the size of two bytes in the file, by
+``_MAX_NAMES`` and ``_MAX_DIMS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeopt.backends.protobuf import MalformedError, fields, integers, text
 from edgeopt.errors import BackendError
 from edgeopt.files import printable
 
@@ -104,7 +104,7 @@ def read_onnx(path: Path) -> OnnxModel:
                 _opset(value, model)
             elif number == 25 and isinstance(value, memoryview):  # a function: only its tensors' location matters
                 _scan_nodes(value, 7, depth=0)
-    except _MalformedError as error:
+    except MalformedError as error:
         raise BackendError(f"{path} is not a readable ONNX model: {error}", fix=_FIX) from None
     except _ExternalError as error:
         raise BackendError(
@@ -117,71 +117,15 @@ def read_onnx(path: Path) -> OnnxModel:
     return model
 
 
-class _MalformedError(Exception):
-    pass
-
-
 class _ExternalError(Exception):
     pass
-
-
-def _varint(buffer: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(buffer) or shift > 63:
-            raise _MalformedError("a number is cut off")
-        byte = buffer[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def fields(buffer: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, integer or bytes) of one message."""
-    at = 0
-    while at < len(buffer):
-        key, at = _varint(buffer, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(buffer, at)
-            yield number, value
-            continue
-        if wire == 2:
-            size, at = _varint(buffer, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise _MalformedError(f"wire type {wire}")
-        if size > len(buffer) - at:
-            raise _MalformedError("a field is longer than the file")
-        yield number, buffer[at : at + size]
-        at += size
-
-
-def _text(value: int | memoryview) -> str:
-    if isinstance(value, int):
-        raise _MalformedError("a name is a number")
-    return bytes(value).decode("utf-8", errors="replace")
-
-
-def _integers(value: int | memoryview, most: int) -> list[int]:
-    """A repeated integer field, packed or not, as signed 64-bit."""
-    found, at = [value] if isinstance(value, int) else [], 0
-    while not isinstance(value, int) and at < len(value) and len(found) <= most:
-        one, at = _varint(value, at)
-        found.append(one)
-    if len(found) > most:
-        raise _MalformedError("a list is longer than any of its kind")
-    return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
 
 
 def _opset(buffer: memoryview, model: OnnxModel) -> None:
     domain, version = "", 0
     for number, value in fields(buffer):
         if number == 1:
-            domain = _text(value)
+            domain = text(value)
         elif number == 2 and isinstance(value, int):
             version = value
     model.opsets["" if domain == "ai.onnx" else domain] = version
@@ -216,7 +160,7 @@ def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
 def _count(model: OnnxModel, names: int) -> None:
     model.names += names
     if model.names > _MAX_NAMES:
-        raise _MalformedError("it has more nodes than any network")
+        raise MalformedError("it has more nodes than any network")
 
 
 def _node(buffer: memoryview, depth: int) -> OnnxNode:
@@ -225,11 +169,11 @@ def _node(buffer: memoryview, depth: int) -> OnnxNode:
     texts = {3: "", 4: "", 7: ""}
     for number, value in fields(buffer):
         if number in (1, 2):
-            (inputs if number == 1 else outputs).append(_text(value))
+            (inputs if number == 1 else outputs).append(text(value))
             if len(inputs) + len(outputs) > _MAX_NAMES:
-                raise _MalformedError("a node has more inputs than any")
+                raise MalformedError("a node has more inputs than any")
         elif number in texts:
-            texts[number] = _text(value)
+            texts[number] = text(value)
         elif number == 5 and isinstance(value, memoryview):
             _scan_attribute(value, depth)
     return OnnxNode(texts[3], texts[4], texts[7], tuple(inputs), tuple(outputs))
@@ -244,7 +188,7 @@ def _scan_nodes(buffer: memoryview, node_field: int, *, depth: int) -> None:
 def _scan_attribute(buffer: memoryview, depth: int) -> None:
     """Looks for external data in an attribute's tensors and subgraphs."""
     if depth > _MAX_DEPTH:
-        raise _MalformedError("graphs are nested too deeply")
+        raise MalformedError("graphs are nested too deeply")
     for number, value in fields(buffer):
         if isinstance(value, int):
             continue
@@ -270,14 +214,14 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
     too_long = False
     for number, value in fields(buffer):
         if number == 1:
-            dims += _integers(value, _MAX_DIMS - len(dims))
+            dims += integers(value, _MAX_DIMS - len(dims))
         elif number == 2 and isinstance(value, int):
             dtype = value
         elif number == 5:
             too_long = too_long or (0 if isinstance(value, int) else len(value)) > _SMALL or len(listed) > _SMALL
-            listed += [] if too_long else _integers(value, _SMALL)
+            listed += [] if too_long else integers(value, _SMALL)
         elif number == 8:
-            name = _text(value)
+            name = text(value)
         elif number == 9 and isinstance(value, memoryview):
             raw = value
     if any(number == 13 or (number == 14 and value == _EXTERNAL) for number, value in fields(buffer)):
@@ -311,7 +255,7 @@ def _value_info(buffer: memoryview) -> tuple[str, int, tuple[int, ...]]:
     dims: list[int] = []
     for number, value in fields(buffer):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2 and isinstance(value, memoryview):
             for kind, tensor in fields(value):
                 if kind == 1 and isinstance(tensor, memoryview):
@@ -328,7 +272,7 @@ def _tensor_type(buffer: memoryview) -> tuple[int, list[int]]:
         elif number == 2 and isinstance(value, memoryview):
             for kind, dim in fields(value):
                 if len(dims) > _MAX_DIMS:
-                    raise _MalformedError("a tensor has more dimensions than any")
+                    raise MalformedError("a tensor has more dimensions than any")
                 if kind == 1 and isinstance(dim, memoryview):
                     stated = [one for which, one in fields(dim) if which == 1 and isinstance(one, int)]
                     dims.append(stated[0] if stated else -1)

@@ -14,7 +14,7 @@ from edgeopt.files import make_folder, read_text, write_text
 from edgeopt.preprocess import PreprocessSpec, normalization
 
 #: Modules that ``predict.py`` stands on: numpy, Pillow and each other, nothing else. They lie in ``edgeopt_pictures``.
-MODULES = ("classify", "errors", "files", "metrics", "picture_files", "pixels", "telemetry")
+MODULES = ("arrays", "classify", "errors", "files", "picture_files", "pixels", "telemetry")
 FOLDER = "edgeopt_pictures"
 _SOURCE = Path(__file__).resolve().parent
 

@@ -1,0 +1,103 @@
+"""What windows of timings say: medians, ratios of engines measured in turn, their intervals, and what would decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from edgeopt.arrays import Float, require_some
+from edgeopt.errors import DataError
+from edgeopt.metrics.accuracy import z_score
+
+#: Below this many windows not even smallest-to-largest holds a median with 95 % confidence (2 * 0.5**5 > 0.05).
+MIN_WINDOWS = 6
+
+
+class Interval(NamedTuple):
+    """A value with its two-sided 95 % interval; bounds are NaN when there is too little to say."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def relative_width(self) -> float:
+        """(high - low) / value; infinite when there is no interval."""
+        return (self.high - self.low) / self.value if math.isfinite(self.high - self.low) else math.inf
+
+
+def median_interval(windows: Sequence[float] | Float) -> Interval:
+    """The median of window values and its 95 % interval; windows, not the samples in them, are the unit.
+
+    Interpolated order statistics: Hettmansperger & Sheather, Statistics & Probability Letters 4 (1986) 75-79. No shape
+    is assumed. Simulated (tests/test_verdicts.py) it holds the median in 94 to 96 % of sessions of 6 to 60 windows,
+    with heavy tails and two modes as well; the percentile bootstrap of a median held it in 90 to 95 %.
+    """
+    values = np.sort(np.asarray(windows, dtype=np.float64))
+    n = require_some(values)
+    value = float(np.median(values))
+    if n < MIN_WINDOWS:
+        return Interval(value, math.nan, math.nan)
+    depth, inner = _order(n)
+    low = (1 - inner) * values[depth - 1] + inner * values[depth]
+    high = (1 - inner) * values[n - depth] + inner * values[n - depth - 1]
+    return Interval(value, float(low), float(high))
+
+
+def ratio_interval(
+    numerator_windows: Sequence[float] | Float, denominator_windows: Sequence[float] | Float
+) -> Interval:
+    """Median of numerator/denominator over rounds, and its 95 % interval.
+
+    Window i of both was measured in the same round, so what slows the machine down for a while slows both and leaves
+    the ratio alone. A round that misses either (NaN) is dropped.
+    """
+    top = np.asarray(numerator_windows, dtype=np.float64)
+    bottom = np.asarray(denominator_windows, dtype=np.float64)
+    if top.shape != bottom.shape:
+        raise DataError(
+            f"paired windows differ in number: {top.shape} and {bottom.shape}",
+            fix="pass one number for each round to both, NaN for a round that one of them missed",
+        )
+    ratios = top / bottom
+    ratios = ratios[np.isfinite(ratios)]
+    return median_interval(ratios) if len(ratios) else Interval(math.nan, math.nan, math.nan)
+
+
+def seconds_to_decide(interval: Interval, limit: float, seconds: float) -> float | None:
+    """How many seconds of windows would put ``interval``, which took ``seconds``, on one side of ``limit``.
+
+    It narrows with the root of the time; a third more at least. None where none would, the value being at the limit,
+    or where there were too few windows for an interval.
+    """
+    at_it = math.isclose(interval.value, limit, abs_tol=1e-9)
+    if at_it or not math.isfinite(interval.high - interval.low):
+        return None
+    reach = abs(interval.value - interval.low if limit < interval.value else interval.high - interval.value)
+    return float(seconds * max((reach / (interval.value - limit)) ** 2, 1.3))
+
+
+def quantiles(samples: Sequence[float] | Float, percents: Sequence[float] = (50, 90, 99)) -> tuple[float, ...]:
+    """The given percentiles of ``samples``, linearly interpolated."""
+    values = np.asarray(samples, dtype=np.float64)
+    require_some(values)
+    return tuple(float(value) for value in np.percentile(values, percents))
+
+
+@lru_cache(maxsize=256)
+def _order(n: int) -> tuple[int, float]:
+    """Between which order statistics, counted from 1, the interval of ``n`` values ends, and how far to the inner."""
+    if n > 1000:  # the normal approximation is exact to a rank
+        return max(1, math.floor(n / 2 - 0.5 * z_score(0.975) * math.sqrt(n))), 0.0
+    # From the depth-th smallest to the depth-th largest: confidence 1 - 2 P(fewer than depth of n below the median).
+    term, tail, depth = 0.5**n, 0.0, 0
+    while 1 - 2 * (tail + term) >= 0.95:
+        tail, depth = tail + term, depth + 1
+        term *= (n - depth + 1) / depth
+    outer, within = 1 - 2 * tail, 1 - 2 * (tail + term)
+    share = (outer - 0.95) / (outer - within)
+    return depth, (n - depth) * share / (depth + (n - 2 * depth) * share)
