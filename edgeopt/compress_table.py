@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from edgeopt.errors import did_you_mean
 from edgeopt.latency_goal import latency_goal
 from edgeopt.schemes import SCHEMES
-from edgeopt.training_tables import Taught, seconds_of
+from edgeopt.training_tables import Taught, Time
 
 
 def known_scheme(name: str) -> str:
@@ -50,15 +50,8 @@ class CompressConfig(Taught):
     ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     max_drop: float | None = Field(None, ge=0, le=100)  # points of val top-1; then the ladder is climbed
-    time: str | None = None  # when climbing ends; None: when no rung is left
+    time: Time | None = None  # when climbing ends; None: when no rung is left
     trials: int | None = Field(None, ge=1, le=100)  # its rungs
-
-    @field_validator("time")
-    @classmethod
-    def _a_time(cls, value: str | None) -> str | None:
-        if value is not None:
-            seconds_of(value)
-        return value
 
     @field_validator("schemes")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.registry import losses
@@ -34,6 +34,14 @@ def seconds_of(time: str) -> int:
     if seconds == 0:
         raise ValueError("no time; write 20m, 1h30m or 90s")
     return seconds
+
+
+def _a_time(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_a_time)]
 
 
 class AugmentConfig(Strict):
@@ -91,7 +99,7 @@ class TrainConfig(Taught):
     """
 
     epochs: int = Field(20, ge=1, le=10_000)
-    time: str | None = None  # as 20m, 1h30m, 90s: bounds training, and the schedule fits what the epochs leave of it
+    time: Time | None = None  # as 20m, 1h30m, 90s: bounds training, and the schedule fits what the epochs leave of it
     batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
     optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
     momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one
@@ -135,13 +143,6 @@ class TrainConfig(Taught):
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ValueError(f'{reason[0].lower()}{reason[1:]}, or "auto"') from None
-
-    @field_validator("time")
-    @classmethod
-    def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None:
-            seconds_of(value)
-        return value
 
     @field_validator("loss")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,62 @@ def test_a_users_mistake_is_a_line_and_its_fix_never_a_traceback(
     assert list(tmp_path.iterdir()) == []
     if code == 1:
         assert "fix: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("-x.png", ["predict"]),
+        ("-x.png", ["predict", "--top", "3", "a.png"]),
+        ("-q.png", ["predict"]),  # click takes the q for --quiet and stumbles over the dot
+        ("--x.png", ["predict"]),
+        ("--x=1 of 2.png", ["predict"]),
+        ("-photos", ["finetune"]),
+        ("-photos", ["check"]),
+        ("-photos", ["tune"]),
+        ("-edgeopt.toml", ["run"]),
+        ("-report.json", ["compare", "other.json"]),
+    ],
+)
+def test_a_file_that_is_taken_for_an_option_is_said_how_to_type(
+    tmp_path: Path,
+    name: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused([*arguments, name], capsys)
+    assert "No such option" in said
+    assert "fix:" not in said, "there is no such file"
+    (tmp_path / name).write_bytes(b"")
+    quoted = shlex.quote(name)
+    way = f"there is a {quoted} here: type ./{quoted}, or -- before it: edgeopt {arguments[0]} -- {quoted}"
+    assert refused([*arguments, name], capsys) == f"{said}  fix: {way}\n"
+
+
+def test_an_unknown_option_is_no_file_where_the_verb_takes_none_or_the_file_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("-x.png", "--bogus"):
+        (tmp_path / name).write_bytes(b"")
+    for typed in (["rm", "-x.png"], ["show", "--bogus"], ["predict", "-y", "--", "-x.png"], ["predict", "--bogus2"]):
+        assert "fix:" not in refused(typed, capsys), typed
+    for way in (["--", "-x.png"], ["./-x.png"]):
+        assert "no run under runs/" in edgeopt("predict", *way, cwd=tmp_path).stderr, (
+            "it is past the reading of options"
+        )
+
+
+def refused(typed: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said on stderr of a command line that cannot be read."""
+    from edgeopt import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(typed)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_a_bug_is_shown_whole_and_says_how_to_report_it(

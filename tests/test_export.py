@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 
 from edgeopt.compress.quantize import named_quantizers, quantize
 from edgeopt.errors import LoweringError
+from edgeopt.export import qdq
 from edgeopt.export.check import check_qdq
 from edgeopt.export.float_onnx import export_float
 from edgeopt.export.folding import CLEAN, FOLD_PADS
+from edgeopt.export.noise import bias_noise, float_noise
 from edgeopt.export.passes import GraphPass, absent, run_passes
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import QDQSummary, export_qdq
+from edgeopt.preprocess import PreprocessSpec
 from edgeopt.schemes import SCHEMES, get_scheme
+from edgeopt.stages.export import _plain_runner, noise_floor
 from tests.tiny_torch import TinyNet, calibration, tiny_net
 
 SHAPE = (3, 32, 32)
@@ -109,6 +114,33 @@ def test_qdq_file_equals_the_simulation_up_to_ties(exported: Any, name: str) -> 
     for size in (1, 24):
         x = torch.cat(calibration())[:size]
         assert difference(run(path, x, plain=True), answers(model, x)) < TIES
+
+
+def test_the_noise_floor_knows_what_rounding_the_biases_makes(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training never saw biases in int32 codes; the file differs by them from what was trained."""
+    x = torch.cat(calibration())
+    noise = {name: bias_noise(path, x.numpy(), _plain_runner) for name, (_, path, _) in exported.items()}
+    assert [name for name, value in noise.items() if value == 0] == ["s8a8w"], "its biases stay float"
+    model, path, _ = exported["u8a8w"]
+    with monkeypatch.context() as patched:
+        patched.setattr(qdq, "QUANTIZE_BIASES", GraphPass("nothing", lambda graph: None))
+        export_qdq(model, tmp_path / "float-biases.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+    rounded = difference(run(path, x, plain=True), run(tmp_path / "float-biases.onnx", x, plain=True))
+    assert rounded / 3 < noise["u8a8w"] < 3 * rounded
+    assert noise["u8a8w"] > 3 * float_noise(model, x.numpy())
+    assert noise_floor(model, path, _Pictures(x), PreprocessSpec(size=(32, 32))) == noise["u8a8w"]
+
+
+class _Pictures:
+    """A set of one batch."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+
+    def batches(self, spec: PreprocessSpec, size: int) -> Iterator[np.ndarray]:
+        yield self._x.numpy()
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from edgeopt import AugmentConfig, DataConfig, ModelConfig, Recipe, TrainConfig, api
 from edgeopt.config import validate
 from edgeopt.console import Silent
+from edgeopt.data.dataset import Item
 from edgeopt.data.ingest import ingest
 from edgeopt.data.loader import TrainLoader, by_weight
 from edgeopt.errors import ConfigError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import LOSSES
+from edgeopt.stages.objective import class_counts
+from edgeopt.stages.variants import Variant
 from edgeopt.stages.workspace import open_workspace
 from edgeopt.train.evaluate_torch import logits
 from edgeopt.train.losses import make_loss, takes_soft_targets
@@ -185,12 +188,16 @@ def paint_imbalanced(root: Path) -> Path:
     return root
 
 
-def recalls(data: DataConfig, run: Path, **values: Any) -> tuple[float, float]:
-    """Recall of the majority and of the minority on test after training."""
+def finetuned(data: DataConfig, run: Path, **values: Any) -> Variant:
+    """A small network trained on what is painted here."""
     fixed = {"epochs": 12, "batch_size": 17, "lr": 0.01, "layer_decay": 1.0, "augment": "none"}
     train = TrainConfig.model_validate({**fixed, "precision": "fp32", "memory_format": "contiguous", **values})
-    torch.manual_seed(0)
-    made = api.finetune(data, ModelConfig(name="small:Net", pretrained=False), train, run=run)
+    return api.finetune(data, ModelConfig(name="small:Net", pretrained=False), train, run=run)
+
+
+def recalls(data: DataConfig, run: Path, **values: Any) -> tuple[float, float]:
+    """Recall of the majority and of the minority on test after training."""
+    made = finetuned(data, run, **values)
     workspace = open_workspace(made.run, data=data.path, console=Silent())
     held = workspace.prepared("test", made.preprocess)
     right = logits(made.load(), held, made.preprocess).argmax(1) == held.labels
@@ -243,6 +250,36 @@ def test_weights_of_a_manifest_raise_the_minoritys_recall_too(tmp_path: Path, mo
     majority, minority = recalls(write_weights(root, dark=1, bright=50), tmp_path / "weighted", select="recall")
     assert minority > even + 0.2
     assert majority > 0.5
+
+
+def test_classes_that_a_manifest_shows_equally_often_are_not_weighted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    data = write_weights(paint_imbalanced(tmp_path / "pictures"), dark=0.02, bright=1)  # 8 of each in weights
+    states = {}
+    for loss, arguments in (("cross_entropy", {}), ("weighted", {}), ("focal", {"gamma": 0.0})):
+        values = {"loss": loss, "loss_arguments": arguments, "label_smoothing": 0.0, "select": "recall", "epochs": 2}
+        made = finetuned(data, tmp_path / loss, **values)
+        states[loss] = made.load().state_dict()
+    for loss in ("weighted", "focal"):
+        for name, expected in states["cross_entropy"].items():
+            torch.testing.assert_close(states[loss][name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_counts_of_classes_are_of_what_an_epoch_shows() -> None:
+    def counts(*weights: float) -> list[int] | list[float]:
+        items = [Item(str(place), min(place, 1), "", "train", weight) for place, weight in enumerate(weights)]
+        return class_counts(items, 3)
+
+    assert counts(1, 1, 1, 1) == counts(7, 7, 7, 7) == [1, 3, 0]
+    assert all(isinstance(count, int) for count in counts(7, 7, 7, 7)), "a loss of one's own may index with them"
+    assert counts(6, 1, 1, 2) == pytest.approx([2.4, 1.6, 0])
+    # Smaller than one they are shares like any: only their ratios count.
+    few, many = ([factor * count for count in (3.0, 1.0, 2.0)] for factor in (1e-3, 10))
+    losses = [make_loss("weighted", class_counts=each)(LOGITS, TARGETS) for each in (few, many)]
+    torch.testing.assert_close(*losses)
 
 
 def test_an_epoch_shows_each_picture_as_often_as_its_weight_says(tmp_path: Path) -> None:

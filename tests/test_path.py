@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PATH_MODEL, PATH_TRAIN, paint
+from test_losses import SMALL
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api, environment
 from edgeopt.errors import BackendError, ConfigError, MissingStageError, RunError
@@ -232,6 +233,27 @@ def test_an_engine_that_failed_its_parity_check_is_not_used(path_run: Run, tmp_p
 
 def test_nothing_is_left_of_checkpoints_once_a_variant_is_committed(path_run: Run) -> None:
     assert not list(path_run.path.glob("host/*/checkpoints/*.safetensors"))
+
+
+def test_random_weights_come_of_the_seed_and_not_of_what_was_drawn_before(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    data, model = DataConfig(path=str(pictures), image_size=32), ModelConfig(name="small:Net", pretrained=False)
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)  # as if a program had drawn something else each time
+        state = torch.get_rng_state()
+        train = PATH_TRAIN.model_copy(update={"seed": seed, "epochs": 1})
+        made = api.finetune(data, model, train, run=tmp_path / str(number))
+        assert torch.equal(torch.get_rng_state(), state), "the program's own draws go on as without edgeopt"
+        found.append(made.load().state_dict())
+    first, same, other = found
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first)
 
 
 def test_adopt_takes_a_tutorials_checkpoint(pictures: Path, tmp_path: Path) -> None:

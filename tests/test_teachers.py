@@ -107,7 +107,6 @@ def test_mixed_batches_and_matched_features_teach_from_the_command_line(
 def test_another_run_teaches_the_pruned_and_the_int8_model_its_features(
     big: Run, pictures: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)  # of the random weights: which cuts come near the fraction depends on them
     run = api.finetune(DataConfig(path=str(pictures), image_size=32), STUDENT, TRAIN, run=tmp_path / "run").run
     config = CompressConfig(
         prune=0.3, epochs=1, recovery_epochs=1, schemes=("u8a7w",), calibration="fast", distill="features",
@@ -124,7 +123,6 @@ def test_another_run_teaches_the_pruned_and_the_int8_model_its_features(
 
 @pytest.mark.slow
 def test_ignored_modules_keep_their_channels_and_stay_in_float(pictures: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)  # of the random weights: which cuts come near the fraction depends on them
     run = api.finetune(DataConfig(path=str(pictures), image_size=32), STUDENT, TRAIN, run=tmp_path / "run").run
     call = ["compress", "--int8", "--prune", "0.27", "--scheme", "u8a7w", "--calibration", "fast", "--quiet", "--json"]
     call += ["--run", str(run.path), "--epochs", "0", "--recovery-epochs", "0"]

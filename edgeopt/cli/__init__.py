@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -111,6 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _interrupted()
     except click.ClickException as error:
         error.show()
+        if isinstance(error, click.NoSuchOption):
+            _say_file_taken_for_option(error, sys.argv[1:] if arguments is None else arguments)
         code = error.exit_code
     except KeyboardInterrupt:
         code = _interrupted()
@@ -133,6 +136,22 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last place that can turn it into words
         code = _unexpected(error)
     sys.exit(code)
+
+
+def _say_file_taken_for_option(error: click.NoSuchOption, typed: list[str]) -> None:
+    """How to type a file's name that begins with a dash, where the unknown option is one and the verb takes paths."""
+    verb = error.ctx
+    arguments = [] if verb is None else [one for one in verb.command.params if isinstance(one, click.Argument)]
+    if verb is None or not any(isinstance(one.type, click.Path) for one in arguments):
+        return
+    for word in typed[: typed.index("--")] if "--" in typed else typed:
+        # Of -x.png click names -x, or another of its letters; of --x.png, or what stands before = there, all of it.
+        letters = word[:1] == "-" and word[:2] != "--" and error.option_name[1:] in word[1:]
+        if (letters or word.partition("=")[0] == error.option_name) and os.path.lexists(word):
+            name = shlex.quote(word)
+            line = f"there is a {name} here: type ./{name}, or -- before it: {verb.command_path} -- {name}"
+            click.echo(printable(f"  fix: {line}"), err=True)
+            return
 
 
 def _require_one_process(verb: str | None) -> None:

@@ -10,15 +10,17 @@ import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
 
-
-@click.command("build")
-@click.option(
+targets_option = click.option(
     "--target",
     "targets",
     multiple=True,
     required=True,
     help="A name from `edgeopt targets` or a TOML file; may be repeated.",
 )
+
+
+@click.command("build")
+@targets_option
 @click.option(
     "--variant", "variants", multiple=True, help="Build this int8 variant; may be repeated. [default: all that fit]"
 )

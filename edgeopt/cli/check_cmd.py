@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, given, max_pixels_option, output_options, table
+from edgeopt.cli.common import Terminal, emit, given, max_pixels_option, output_options, path_or_name, table
 from edgeopt.config import DataConfig, validate
 
 
 @click.command("check")
-@click.argument("data")
+@click.argument("data", type=path_or_name)
 @click.option("--exclude", type=click.Path(path_type=Path), help="Write the pictures one would leave out to this file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the page. [default: runs/checks/NAME OF DATA]")
 @click.option(

@@ -30,6 +30,9 @@ def output_options(function: Function) -> Function:
     )
 
 
+#: The type of an argument that is a path, a pattern of them, or a name such as torchvision:CIFAR10, kept as it is.
+path_or_name = click.Path(readable=False)
+
 run_option = click.option(
     "--run",
     "run_path",

@@ -18,6 +18,7 @@ from edgeopt.cli.common import (
     new_run_option,
     no_pretrained_option,
     output_options,
+    path_or_name,
     picture_options,
     settings,
 )
@@ -44,7 +45,7 @@ _KEYS = {
 
 
 @click.command("finetune")
-@click.argument("path", metavar="DATA")
+@click.argument("path", metavar="DATA", type=path_or_name)
 @click.option("--model", "name", help="Model name, as in `edgeopt models`. [default: tf_efficientnet_lite0]")
 @model_argument_option
 @click.option(

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import click
 
+from edgeopt.cli.build_cmd import targets_option
 from edgeopt.cli.common import Terminal, emit, output_options, pick_run, run_option
 
 
 @click.command("package")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    required=True,
-    help="A name from `edgeopt targets` or a TOML file; may be repeated.",
-)
+@targets_option
 @click.option("--variant", help="The engine of this variant. [default: the int8 engine built last for the target]")
 @click.option(
     "--out",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, output_options, pick_run, run_option, trust_option
+from edgeopt.cli.common import Terminal, emit, output_options, path_or_name, pick_run, run_option, trust_option
 from edgeopt.files import printable
 
 
 @click.command("predict")
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", nargs=-1, required=True, type=path_or_name)
 @click.option("--engine", help="TARGET/VARIANT, as `edgeopt show` lists them. [default: the int8 engine built last]")
 @click.option("--variant", help="Ask a variant in PyTorch, or an ensemble, instead of an engine.")
 @click.option("--top", type=click.IntRange(1), help="Labels listed for each picture. [default: 1, with --json 5]")

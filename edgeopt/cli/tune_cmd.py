@@ -16,6 +16,7 @@ from edgeopt.cli.common import (
     new_run_option,
     no_pretrained_option,
     output_options,
+    path_or_name,
     picture_options,
     settings,
     table,
@@ -35,7 +36,7 @@ _ENDS: tuple[State, ...] = ("complete", "pruned", "failed")
 
 
 @click.command("tune")
-@click.argument("path", metavar="DATA")
+@click.argument("path", metavar="DATA", type=path_or_name)
 @click.option(
     "--space", type=click.Path(path_type=Path), help="A TOML file of what varies. [default: the recipe's, or ours]"
 )

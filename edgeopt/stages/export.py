@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
 from edgeopt.errors import ParityError
 from edgeopt.export.float_onnx import export_float
+from edgeopt.export.noise import bias_noise, float_noise
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import export_qdq
-from edgeopt.metrics import Parity, float_parity, int8_parity
-from edgeopt.models.modes import hooked
-from edgeopt.preprocess import PreprocessSpec
+from edgeopt.metrics import Float, Parity, float_parity, int8_parity
+from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import PictureSet
@@ -94,7 +94,7 @@ def _write(
     else:
         lowering = asdict(export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme)))
     reference = _answers(model, calibration, spec)
-    floor = noise_floor(model, calibration, spec) if scheme else None
+    floor = noise_floor(model, onnx, calibration, spec) if scheme else None
     parity = check_file(onnx, reference, calibration, spec, floor=floor)
     if not parity.ok:
         raise ParityError(
@@ -139,8 +139,8 @@ def check_file(
     ONNX Runtime with optimizations off runs QuantizeLinear and DequantizeLinear one by one in float, so this judges
     what was written and not how a CPU multiplies; onnx's reference evaluator stands in where it is not installed.
     """
-    answers: list[npt.NDArray[np.float32]] = []
-    run = _plain_runner(path)
+    answers: list[Float] = []
+    run = _plain_runner(path.read_bytes())
     for batch in pictures.batches(spec, _BATCH):
         answers.append(run(batch))
         if len(answers) * _BATCH >= len(reference):
@@ -149,36 +149,22 @@ def check_file(
     return float_parity(reference, logits) if floor is None else int8_parity(reference, logits, noise_floor=floor)
 
 
-def noise_floor(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> float:
-    """Mean |difference| over the logits' spread when every layer's output is off by 1e-6 of itself, as by rounding.
-
-    Int8 networks round activations to codes, so that the least noise moves some to the next code, layer after layer.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return output * (1 + 1e-6 * torch.randn(output.shape, generator=generator))
-
-    batch = torch.from_numpy(next(iter(pictures.batches(spec, 4 * _BATCH))))
-    with torch.inference_mode():
-        expected = model(batch)
-        layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
-        handles = [module.register_forward_hook(disturb) for module in layers]
-        with hooked(handles):
-            disturbed = model(batch)
-    return float((disturbed - expected).abs().mean() / expected.std().clamp(min=1e-12))
+def noise_floor(model: nn.Module, path: Path, pictures: PictureSet, spec: PreprocessSpec) -> float:
+    """What rounding alone makes of the int8 ``model`` and its file: mean |difference| over the logits' spread."""
+    batch = next(iter(pictures.batches(spec, 4 * _BATCH)))
+    return max(float_noise(model, batch), bias_noise(path, batch, _plain_runner))
 
 
-def _plain_runner(path: Path) -> Any:
+def _plain_runner(file: bytes) -> Callable[[Float32], Float]:
     try:
         import onnxruntime
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        evaluator = ReferenceEvaluator(str(path))
-        return lambda batch: evaluator.run(None, {"input": batch})[0]
+        evaluator = ReferenceEvaluator(file)
+        return lambda batch: np.asarray(evaluator.run(None, {"input": batch})[0], np.float32)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(None, {"input": batch})[0]
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda batch: np.asarray(session.run(None, {"input": batch})[0], np.float32)

@@ -92,8 +92,8 @@ def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec |
     stage = order.run.stage("host", name, record="stage.json", key=key, force=order.force, resumes=True)
     if stage.done:
         return Variant(order.run, stage.name, stage.skipped(order.console), skipped=True)
-    # All folds start alike, or their weights could not be averaged.
-    created, spec = order.create(seeded=True, preprocess=preprocess)
+    # All folds start alike, from the one seed, or their weights could not be averaged.
+    created, spec = order.create(preprocess=preprocess)
     if fold == 1:
         say_weights(created, spec, order.console)
     workspace = replace(order.workspace, dataset=folds.without(order.workspace.dataset, fold))

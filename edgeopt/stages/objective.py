@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeopt.data.dataset import Item
 from edgeopt.data.loader import TrainLoader
 from edgeopt.errors import RunError
 from edgeopt.files import make_folder, read_npy, write_npy
@@ -77,11 +79,25 @@ def objective_of(
 
 
 def _loss(plan: TrainingPlan, workspace: Workspace) -> Loss:
-    found = Counter(item.label for item in workspace.dataset.of("train"))
-    counts = [found[label] for label in range(len(workspace.dataset.classes))]
+    counts = class_counts(workspace.dataset.of("train"), len(workspace.dataset.classes))
     return make_loss(
         plan.loss, class_counts=counts, label_smoothing=plan.label_smoothing, arguments=plan.loss_arguments
     )
+
+
+def class_counts(items: Sequence[Item], classes: int) -> list[int] | list[float]:
+    """How many pictures of each class an epoch shows: all of them, or the share of their weights where those differ.
+
+    A class that its manifest shows as often as another is then no rare one, which a loss would have to make up for.
+    """
+    found = Counter(item.label for item in items)
+    if len({item.weight for item in items}) < 2:  # equal ones choose nothing
+        return [found[label] for label in range(classes)]
+    weights = [0.0] * classes
+    for item in items:
+        weights[item.label] += item.weight
+    scale = len(items) / sum(weights)
+    return [scale * weight for weight in weights]
 
 
 def _divergence(plan: TrainingPlan) -> Divergence:

@@ -76,18 +76,14 @@ class Order:
         """What the record states of the teacher, if there is one."""
         return {"teacher": self.teacher.name} if self.teacher else {}
 
-    def create(
-        self, *, seeded: bool = False, preprocess: PreprocessSpec | None = None
-    ) -> tuple[Created, PreprocessSpec]:
+    def create(self, *, preprocess: PreprocessSpec | None = None) -> tuple[Created, PreprocessSpec]:
         """The untrained model and its preprocessing, or ``preprocess`` where that is known already.
 
-        ``seeded`` draws random weights from ``train.seed``. Raises ModelError, ConfigError, DataError.
+        Random weights are drawn from ``train.seed``. Raises ModelError, ConfigError, DataError.
         """
         dataset = self.workspace.dataset
-        with torch.random.fork_rng(devices=[], enabled=seeded):
-            if seeded:
-                torch.manual_seed(self.train.seed)
-            created = create(dataset, self.data, self.model, regularization(self.model, self.train))
+        stated = regularization(self.model, self.train)
+        created = create(dataset, self.data, self.model, stated, seed=self.train.seed)
         return created, preprocess or preprocessing(created, self.data, dataset, self.console)
 
 
@@ -204,18 +200,29 @@ def regularization(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
 
 
 def create(
-    dataset: Dataset, data: DataConfig, model: ModelConfig, regularization: Mapping[str, float] | None = None
+    dataset: Dataset,
+    data: DataConfig,
+    model: ModelConfig,
+    regularization: Mapping[str, float] | None = None,
+    *,
+    seed: int = 0,
 ) -> Created:
-    """The untrained model with a classifier for the classes of ``dataset``; raises ModelError."""
+    """The untrained model with a classifier for the classes of ``dataset``; raises ModelError.
+
+    Random weights depend on ``seed``, not on what was drawn before; torch's generators are left as they were found.
+    """
     try:
-        return models.create(
-            model.name,
-            num_classes=len(dataset.classes),
-            arguments={**model.arguments, **(regularization or {})},
-            pretrained=model.pretrained,
-            weights=Path(model.weights) if model.weights else None,
-            image_size=data.image_size,
-        )
+        with torch.random.fork_rng(devices=[]):
+            # The CPU's generator alone, since models are made there: torch.manual_seed would reset the GPU's too.
+            torch.default_generator.manual_seed(seed)
+            return models.create(
+                model.name,
+                num_classes=len(dataset.classes),
+                arguments={**model.arguments, **(regularization or {})},
+                pretrained=model.pretrained,
+                weights=Path(model.weights) if model.weights else None,
+                image_size=data.image_size,
+            )
     except ModelError as error:
         refused = [name for name in regularization or {} if f" takes no argument {name}" in error.message]
         if not refused:

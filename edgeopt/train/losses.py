@@ -46,12 +46,12 @@ class WeightedCrossEntropyLoss:
 
     soft_targets = True
 
-    def __init__(self, class_counts: Sequence[int], label_smoothing: float = 0.0, power: float = 1.0) -> None:
+    def __init__(self, class_counts: Sequence[float], label_smoothing: float = 0.0, power: float = 1.0) -> None:
         if not 0 <= power <= 2:
             raise ValueError(f"power must be between 0 and 2, got {power:g}")
         counts = torch.tensor(class_counts, dtype=torch.float64)
         # A class without pictures in train has no weight: nothing can be learned of it.
-        weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, torch.zeros_like(counts))
+        weights = torch.where(counts > 0, counts**-power, torch.zeros_like(counts))
         self._weights = (weights * counts.sum() / (weights * counts).sum()).float()
         self._label_smoothing = label_smoothing
 
@@ -72,7 +72,7 @@ class FocalLoss:
     :class:`WeightedCrossEntropyLoss`, else it is 1.
     """
 
-    def __init__(self, class_counts: Sequence[int], gamma: float = 2.0, balanced: bool = True) -> None:
+    def __init__(self, class_counts: Sequence[float], gamma: float = 2.0, balanced: bool = True) -> None:
         if not 0 <= gamma <= 10:
             raise ValueError(f"gamma must be between 0 and 10, got {gamma:g}")
         self._gamma = gamma
@@ -91,14 +91,15 @@ def takes_soft_targets(name: str) -> bool:
 def make_loss(
     name: str,
     *,
-    class_counts: Sequence[int],
+    class_counts: Sequence[float],
     label_smoothing: float = 0.0,
     arguments: Mapping[str, Any] | None = None,
 ) -> Loss:
     """The loss of a name in the table (or of an entry point in ``edgeopt.losses``), or of ``module:attr``.
 
-    A class is made with ``arguments`` and those of ``class_counts`` (of train) and ``label_smoothing`` that it takes;
-    a function ``(logits, targets, **arguments)`` is the loss itself. Raises ConfigError.
+    A class is made with ``arguments`` and those of ``class_counts`` and ``label_smoothing`` that it takes; the counts
+    are of the pictures of train an epoch shows, fractions where a manifest weighs them. A function
+    ``(logits, targets, **arguments)`` is the loss itself. Raises ConfigError.
     """
     made: Any = _load(name)
     given = dict(arguments or {})
