@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.compress.prune import Importance, PruneResult, prune, replay
+from edgeopt.compress.prune import Importance, PruneResult, plans, prunable, prune, replay
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.models import create, load, rebuild, save
 from edgeopt.models.macs import count_macs, count_parameters
@@ -206,6 +206,29 @@ def test_taylor_looks_at_the_data_and_not_at_the_size_of_weights() -> None:
     norms = prune(model, fraction=0.5, example=example, importance="l2")
     assert taylor.history == [["0", True, list(range(8))]]
     assert norms.history == [["0", True, list(range(8, 16))]]
+
+
+def test_cuts_are_made_where_they_cost_the_least_importance_for_their_macs() -> None:
+    """Channels of a large map and of a small one that matter alike: those of the large one save 64 times as much."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(8)]
+    layers += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    found = prunable(model, example=torch.zeros(1, 3, SIZE, SIZE), importance="l2", round_to=4)
+    for group in found.groups:
+        group.scores.fill_(1.0)
+        object.__setattr__(group, "mean", 1.0)
+    ways = plans(found, fraction=0.4, round_to=4, comparable=True)
+    assert list(ways) == ["one ratio", "importance per MAC"]
+    lost = {way: {group.name: units / len(group.scores) for group, units in plan} for way, plan in ways.items()}
+    assert lost["one ratio"]["0"] == pytest.approx(lost["one ratio"]["5"], abs=0.15)
+    assert set(lost["importance per MAC"]) <= {"0", "2"}
+    for plan in ways.values():  # the one Prunable makes both
+        result = found.cut(plan)
+        assert result.removed == pytest.approx(0.4, abs=0.02)
+        assert result.macs_after == count_macs(result.model, (1, 3, SIZE, SIZE))
+    # Norms of different layers say nothing about each other.
+    assert list(plans(found, fraction=0.4, round_to=4, comparable=False)) == ["one ratio"]
 
 
 def test_pruning_twice_adds_to_the_history() -> None:
