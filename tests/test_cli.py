@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgeopt import resources
-from edgeopt.cli import VERBS
+from edgeopt.cli import VERBS, _of_the_run
+from edgeopt.errors import EdgeoptError
 
 GOLDEN = Path(__file__).parent / "golden" / "help"
 
@@ -61,6 +62,7 @@ def test_the_one_line_help_of_a_verb_opens_its_own_help(verb: str) -> None:
         (["finetune", "x", "--model-arg", "depths=[[1]]"], 1, "must be a number, a word, true, false or a list"),
         (["show"], 1, "no run under runs/"),
         (["show", "--run", "nowhere"], 1, "is not a run folder"),
+        (["show", "--run", "nowhere"], 1, "edgeopt finetune DATA (with --run nowhere)"),
         (["run", "nothing.toml"], 1, "nothing.toml does not exist"),
         (["build"], 2, "--target"),
     ],
@@ -132,6 +134,21 @@ def refused(typed: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         cli.main(typed)
     assert ended.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix", "told"),
+    [
+        (["predict", "a.png", "--run", "my runs/x"], "edgeopt build --target onnxruntime", " (with --run 'my runs/x')"),
+        (["build", "--run=x", "--target", "tensorrt"], "edgeopt compress --int8 --scheme s8a8w", " (with --run x)"),
+        (["predict", "a.png"], "edgeopt build --target onnxruntime", ""),
+        (["build", "--run", "x"], "see edgeopt targets", ""),
+        (["eval", "--run", "x"], "edgeopt export --run x", ""),
+        (["finetune", "data", "--run", "x"], "add more pictures of that class", ""),
+    ],
+)
+def test_a_command_that_a_fix_names_is_for_the_run_that_was_typed(arguments: list[str], fix: str, told: str) -> None:
+    assert _of_the_run(EdgeoptError("no", fix=fix), arguments) == told
 
 
 def test_a_bug_is_shown_whole_and_says_how_to_report_it(

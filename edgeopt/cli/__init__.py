@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -121,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("EDGEOPT_DEBUG"):
             raise
         if _speaks_of(error):
-            click.echo(printable(f"edgeopt: {error}", keep="\n"), err=True)
+            told = f"edgeopt: {error}{_of_the_run(error, sys.argv[1:] if arguments is None else arguments)}"
+            click.echo(printable(told, keep="\n"), err=True)
         code = error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -172,6 +176,22 @@ def _speaks_of(error: EdgeoptError) -> bool:
     if process_rank() == 0:
         return True
     return isinstance(error, ProcessError) and error.own
+
+
+def _of_the_run(error: EdgeoptError, arguments: Sequence[str]) -> str:
+    """The ``--run`` that was typed, for a command that the fix names: without, it would be for the newest run."""
+    fix = error.fix or ""
+    typed = [value for flag, value in pairwise(arguments) if flag == "--run"]
+    typed += [argument.removeprefix("--run=") for argument in arguments if argument.startswith("--run=")]
+    named = [verb for verb in re.findall(r"\bedgeopt (\w+)", fix) if verb in VERBS]
+    if not typed or "--run" in fix or not any(_takes_run(verb) for verb in named):
+        return ""
+    return f" (with --run {shlex.quote(typed[0])})"
+
+
+def _takes_run(verb: str) -> bool:
+    command = group.get_command(click.Context(group), verb)
+    return command is not None and any("--run" in option.opts for option in command.params)
 
 
 def _unexpected(error: Exception) -> int:
