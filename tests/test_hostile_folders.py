@@ -584,8 +584,24 @@ def test_a_run_lists_what_was_set_aside_also_when_it_is_started_again(root: Path
     heard = _Heard()
     start(config(root), tmp_path / "run", heard)
     assert set(issues()) == {"class 0/x.png", "class 1/y.png"}
-    assert any(line.startswith("set aside: 2 files") for line in heard.lines)
-    assert "passed over: 1 files whose names are not of pictures" in heard.lines
+    assert (
+        "set aside: 2 files (2 as class 0/x.png: cannot be read as a picture); all are named in the run's "
+        "data/issues.json"
+    ) in heard.lines
+    assert "passed over: 1 file not named as pictures are" in heard.lines
+
+
+@linux_only
+def test_every_kind_of_what_was_set_aside_is_said_and_counted(root: Path, tmp_path: Path) -> None:
+    """The first file alone hid that others were left out for other reasons."""
+    for name in ("x.png", "y.png"):
+        (root / "class 0" / name).write_bytes(b"")
+    shutil.copy(next((root / "class 1").glob("*.png")), root / "class 0" / "other.png")
+    heard = _Heard()
+    start(config(root), tmp_path / "run", heard)
+    [line] = [line for line in heard.lines if line.startswith("set aside: 4 files")]
+    assert "(2 as class 0/other.png: the same picture has another label; " in line
+    assert "2 as class 0/x.png: cannot be read as a picture)" in line
 
 
 # --- prediction ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from edgeopt.tables import Taught
 
 VERSION = 1
 NAME = "float"
+_KINDS = 5  # reasons for setting pictures aside that are said
 #: What of the pictures' configuration is in the dataset's fingerprint, and may be called otherwise the next time.
 _ELSEWHERE = {"path", "exclude", "group_near"}
 
@@ -238,10 +240,16 @@ def _say_dataset(dataset: Dataset, console: Console) -> None:
         f"{counts['train']} train, {counts['val']} val, {counts['test']} test"
     )
     if dataset.set_aside:
-        path, reason = dataset.set_aside[0]
-        console.say(f"set aside: {len(dataset.set_aside)} files (first: {path}: {reason}); all are in data/issues.json")
+        by_kind: dict[str, list[str]] = {}
+        for path, reason in dataset.set_aside:
+            by_kind.setdefault(re.split(r"[:(]", reason)[0].strip(), []).append(path)
+        kinds = sorted(by_kind.items(), key=lambda item: -len(item[1]))
+        listed = [f"{len(paths)} as {paths[0]}: {kind}" for kind, paths in kinds[:_KINDS]]
+        listed += [f"{sum(len(paths) for _, paths in kinds[_KINDS:])} for other reasons"] * (len(kinds) > _KINDS)
+        files = f"{len(dataset.set_aside)} {'file' if len(dataset.set_aside) == 1 else 'files'}"
+        console.say(f"set aside: {files} ({'; '.join(listed)}); all are named in the run's data/issues.json")
     if others := dict(dataset.ignored).get("not a picture"):
-        console.say(f"passed over: {others} files whose names are not of pictures")
+        console.say(f"passed over: {others} {'file' if others == 1 else 'files'} not named as pictures are")
     for note in dataset.notes:
         console.say(f"note: {note}")
 
