@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import paint_folder
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt import run as run_module
-from edgeopt.errors import RunError
+from edgeopt.cli.build_cmd import command as build_command
+from edgeopt.errors import ConfigError, EdgeoptError, ParityError, RunError
 from edgeopt.files import sha256
+from edgeopt.metrics import Parity
+from edgeopt.stages import export as export_stage
 from edgeopt.stages.engines import left_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,3 +306,51 @@ def test_kills_in_every_stage_lose_nothing(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+# -- one that does not work among several ------------------------------------------------------------------------------
+
+
+def test_a_variant_that_cannot_be_exported_does_not_keep_the_others_from_being_built(
+    own: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What answers otherwise is planted: no model here really does."""
+    host = own.path / "host"
+    shutil.rmtree(host / "int8-u8a7w/export")
+    shutil.copytree(host / "int8-u8a7w", host / "int8-u8a7w-other")
+    record = host / "int8-u8a7w-other/stage.json"
+    record.write_text(record.read_text().replace('"int8-u8a7w"', '"int8-u8a7w-other"'))
+    shutil.rmtree(own.path / "device")
+
+    def check(path: Path, *args: object, **kwargs: object) -> Parity:
+        ok = path.parent.parent.name != "int8-u8a7w"
+        return Parity("int8", ok, 1.0, 1.0, 9, 0.0, 0.0, 9, "planted")
+
+    monkeypatch.setattr(export_stage, "check_file", check)
+    with pytest.raises(ParityError, match="ONNX of int8-u8a7w does not answer") as caught:
+        api.export(own)
+    assert "edgeopt rm int8-u8a7w" in str(caught.value.fix)
+    assert set(own.exports()) == {"float", "int8-u8a7w-other"}, "the others are exported all the same"
+    done = CliRunner().invoke(build_command, ["--target", "onnxruntime", "--run", str(own.path)])
+    assert done.exit_code == 0, done.output
+    assert "left out: int8-u8a7w: the ONNX of int8-u8a7w does not answer" in done.stderr
+    assert set(own.engines()) == {"onnxruntime/float", "onnxruntime/int8-u8a7w-other"}
+    for named in ({"variants": ["int8-u8a7w"]}, {"strict": True}):
+        with pytest.raises(ParityError):
+            api.build(own, "onnxruntime", **named)
+    own.remove("int8-u8a7w-other")
+    with pytest.raises(ParityError):
+        api.build(own, "onnxruntime")
+
+
+def test_a_target_that_cannot_be_built_does_not_keep_the_next_from_being_built(own: Run) -> None:
+    shutil.rmtree(own.path / "device")
+    targets = ["--target", "rtx-desktop", "--target", "onnxruntime"]  # the first takes s8a8w, which is not made
+    done = CliRunner().invoke(build_command, [*targets, "--run", str(own.path), "--json"])
+    assert isinstance(done.exception, EdgeoptError)
+    assert {record["target"] for record in json.loads(done.stdout)} == {"onnxruntime"}
+    shutil.rmtree(own.path / "device")
+    misspelt = ["--target", "onnxruntime", "--target", "openvinno"]
+    done = CliRunner().invoke(build_command, [*misspelt, "--run", str(own.path)])
+    assert isinstance(done.exception, ConfigError)
+    assert not own.engines(), "a misspelt target is said before anything is built"

@@ -73,6 +73,31 @@ def test_only_what_was_cut_learns(images: Tensor) -> None:
     assert not any(module._forward_hooks for module in (*cut.modules(), *original.modules()))
 
 
+def test_linear_layers_on_maps_and_layers_that_run_twice_are_compared_with_themselves(images: Tensor) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.last = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            rows = self.mix(self.stem(pictures).permute(0, 2, 3, 1))  # channels last, as in ConvNeXt
+            answer: Tensor = self.last(self.mix(rows[:, ::2]).mean((1, 2)))
+            return answer
+
+    torch.manual_seed(0)
+    original = Twice().eval()
+    names = {name: torch.arange(6) for name in ("stem", "mix")}
+    objective = LayerMatching(CrossEntropy(), Asked(original), names, weight=1.0)
+    targets = torch.zeros(8, dtype=torch.long)
+    assert objective(original, images, targets).item() == pytest.approx(
+        CrossEntropy()(original, images, targets).item()
+    )
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        other.mix.weight.mul_(2)
+    assert objective(other, images, targets) > CrossEntropy()(other, images, targets) + 0.1
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_teacher_that_is_the_whole_network_is_asked_once(images: Tensor, shared: bool) -> None:
     calls = []

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from edgeopt import Recipe, Run, api
+from edgeopt.backends.base import FusionReport
 from edgeopt.cli.build_cmd import command
 from edgeopt.compress.mixed import in_float, int8_layers
 from edgeopt.compress.quantize import named_quantizers, quantize, quantizer_config, rebuild_quantized
@@ -21,7 +22,7 @@ from edgeopt.console import Silent
 from edgeopt.errors import ModelError
 from edgeopt.pipeline import STEPS, Journey
 from edgeopt.schemes import get_scheme
-from edgeopt.stages.build import _share_where_asked
+from edgeopt.stages.build import Built, _share_where_asked
 from tests.tiny_torch import PlainNet, calibration, tiny_net
 
 SCHEME = get_scheme("u8a7w")
@@ -105,3 +106,28 @@ def test_an_engine_has_the_named_layers_in_float_and_all_others_in_int8(path_run
     pruned = [name for name in run.variants() if name.startswith("int8-u8a7w-prune")]
     assert {f"onnxruntime/{name}" for name in pruned if name.endswith("-mixed")} <= set(run.engines())
     assert any(name.endswith("-mixed") for name in pruned)
+
+
+@pytest.mark.parametrize(
+    ("left", "requested", "said"),
+    [
+        ((), (), "5 of 5 compute layers in int8"),
+        (("a",), (), "4 of 5 compute layers in int8 with 90.0% of the MACs (in float: a; see fusion.json)"),
+        (("a",), ("a",), "4 of 5 compute layers in int8, 1 in float by request"),
+        (
+            tuple("abcde"),
+            ("a",),
+            "0 of 5 compute layers in int8 with 50.0% of the MACs (in float: b, c, d and 1 more; see fusion.json), "
+            "1 in float by request",
+        ),
+    ],
+)
+def test_the_line_on_an_engine_names_what_is_float_unasked(
+    left: tuple[str, ...], requested: tuple[str, ...], said: str
+) -> None:
+    share = 1.0 - 0.1 * len(left)
+    fusion = FusionReport("onnxruntime", 5, 5 - len(left), left, "planted", share, float_by_request=requested)
+    record = {"engine": "engine.onnx", "precision": "int8", "fusion": fusion.to_json(), "parity": None}
+    assert Built("onnxruntime", "int8-u8a8w", record, skipped=False).summary() == (
+        f"onnxruntime/int8-u8a8w: built, {said}"
+    )

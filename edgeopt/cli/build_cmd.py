@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
+from edgeopt.config import load_target
+from edgeopt.errors import BackendError, EdgeoptError, LoweringError, MissingStageError, ParityError
 
 targets_option = click.option(
     "--target",
@@ -82,6 +84,8 @@ def command(
         console.say(f"run: {run.path}")
     else:
         run = pick_run(run_path, console)
+    for target in targets:
+        load_target(target)  # a misspelt name is said now, not after the first was built
     if on is not None:
         from edgeopt.remote import run_on
 
@@ -95,5 +99,16 @@ def command(
         emit(records, as_json=as_json, text="\n".join(lines))
         return
     how |= {"float_layers": float_layers}
-    built = [item for target in targets for item in build(run, target, variants=variants, **how, console=console)]
-    emit([item.record for item in built], as_json=as_json, text="\n".join(item.summary() for item in built))
+    built: list[Built] = []
+    failed: list[EdgeoptError] = []
+    for target in targets:
+        try:
+            built += build(run, target, variants=variants, **how, console=console)
+        except (BackendError, LoweringError, MissingStageError, ParityError) as error:  # of this target, not the others
+            failed.append(error)
+    for other in failed[1:]:
+        console.say(str(other))  # only one can be raised
+    if built or not failed:
+        emit([item.record for item in built], as_json=as_json, text="\n".join(item.summary() for item in built))
+    if failed:
+        raise failed[0]

@@ -124,7 +124,7 @@ def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) 
     estimates of the loss), the cuts that cost the least importance for each MAC: a knapsack as in HALP (arXiv
     2110.10811) with MACs in place of milliseconds. Raises ModelError when not even the first can be.
     """
-    ways = {"one ratio": plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
+    ways: dict[str, Plan] = {"one ratio": plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
     if comparable:
         space = WidthSpace(found.groups, tuple(found.costs))
         costs = np.array(list(found.costs.values()), np.float64)

@@ -197,7 +197,8 @@ class _Goal:
         weight = layer.weight.flatten(1).double()
         sums = [torch.zeros(size), torch.zeros(len(weight)), torch.zeros(size, size), torch.zeros(len(weight), size)]
         x, r, xx, rx = (one.double() for one in sums)
-        for chosen in torch.arange(len(self._places)).split(_CHUNK):
+        for first in range(0, len(self._places), _CHUNK):
+            chosen = slice(first, first + _CHUNK)
             given = self._rows(layer, inputs, self._places[chosen]).flatten(1).double()
             missing = self._outputs[chosen].double() - given @ weight.T
             if layer.bias is not None:

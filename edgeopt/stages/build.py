@@ -16,7 +16,7 @@ from edgeopt.backends.bisection import first_difference
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, ParityError
+from edgeopt.errors import REPORT, BackendError, ParityError
 from edgeopt.files import read_npy, write_json
 from edgeopt.metrics import Parity, float_parity, int8_parity
 from edgeopt.preprocess import PreprocessSpec
@@ -24,10 +24,11 @@ from edgeopt.registry import load_backend
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
-from edgeopt.stages.build_plan import Planned, ensure_exports, mixed_variants, plan, source_onnx, target_folder
+from edgeopt.stages.build_plan import Planned, exported, mixed_variants, plan, source_onnx, target_folder
 
 VERSION = 3  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
+_NAMED = 3  # layers in float that a line names
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class Built:
         fusion, parity = record.get("fusion"), record.get("parity")
         if fusion and record["precision"] == "int8":
             words.append(f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8")
-            if requested := fusion.get("float_by_request"):
+            requested = fusion.get("float_by_request") or ()
+            if left := [name for name in fusion["float_layers"] if name not in requested]:
+                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+                share = fusion.get("int8_share_macs")
+                words[-1] += f" with {share:.1%} of the MACs" if share is not None else ""
+                words[-1] += f" (in float: {', '.join(left[:_NAMED])}{more}; see fusion.json)"
+            if requested:
                 words.append(f"{len(requested)} in float by request")
         if parity:
             words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
@@ -93,7 +100,8 @@ def build(
     planned = plan(run, profile, backend, variants)
     if embed_preprocessing:
         planned = [replace(item, name=f"{item.name}-embedded", embed=True) for item in planned]
-    ensure_exports(run, {item.variant for item in planned}, console)
+    every = [item.variant for item in planned]
+    planned = exported(run, planned, needed=every if strict else (run.original(), *variants), console=console)
     built = []
     with run.lock():
         for item in planned:
@@ -247,9 +255,12 @@ def _judge(built: Sequence[Built], *, strict: bool) -> None:
     wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
     if wrong:
         worst = "; ".join(f"{item.target}/{item.name}: {_told(item.record['parity'])}" for item in wrong)
+        saturating = not environment.has_int8_dot() and any(item.record["scheme"] == "u8a8w" for item in wrong)
         raise ParityError(
             f"an engine does not answer as the model it was made from: {worst}",
-            fix="if this CPU lacks int8 dot-products (edgeopt doctor): edgeopt compress --int8 --scheme u8a7w",
+            fix="this CPU lacks int8 dot-products: edgeopt compress --int8 --scheme u8a7w"
+            if saturating
+            else f"name the model, and {REPORT}",
         )
     for item in built if strict else ():
         fusion = item.record.get("fusion") or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from edgeopt import environment
 from edgeopt.backends.base import Backend
 from edgeopt.config import Target
 from edgeopt.console import Console
-from edgeopt.errors import MissingStageError
+from edgeopt.errors import LoweringError, MissingStageError, ParityError
 from edgeopt.run import Run
 
 
@@ -120,6 +120,24 @@ def mixed_variants(
 
     plain = [name for name in chosen if not run.variant(name).get("float_layers")]
     return [one.name for one in mix(run, layers, variants=plain or chosen, console=console)]
+
+
+def exported(run: Run, planned: Sequence[Planned], *, needed: Collection[str], console: Console) -> list[Planned]:
+    """Those of ``planned`` whose variants are exported, or could be now.
+
+    One that cannot be exported does not keep the others from being built; it is said. Raises LoweringError and
+    ParityError for a variant in ``needed``, and where no int8 one would be left of some.
+    """
+    try:
+        ensure_exports(run, {item.variant for item in planned}, console)
+    except (LoweringError, ParityError) as error:
+        missing = {item.variant for item in planned} - set(run.exports())
+        left = [item for item in planned if item.variant not in missing]
+        if missing & set(needed) or not any(item.scheme for item in left):
+            raise
+        console.say(f"left out: {', '.join(sorted(missing))}: {error}")
+        return left
+    return list(planned)
 
 
 def ensure_exports(run: Run, variants: set[str], console: Console) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
-from edgeopt.errors import ParityError
+from edgeopt.errors import REPORT, EdgeoptError, LoweringError, ParityError
 from edgeopt.export.float_onnx import export_float
 from edgeopt.export.noise import bias_noise, float_noise
 from edgeopt.export.precision import to_fp16
@@ -43,7 +43,8 @@ def export(
 ) -> dict[str, dict[str, Any]]:
     """Export ``variants`` (default: the original and all int8 ones) and prepare calib, val and test pictures.
 
-    Returns the export records by variant. Raises LoweringError, ParityError, and DataError when the pictures are gone.
+    Returns the export records by variant. Raises LoweringError, ParityError (the others are exported all the same),
+    and DataError when the pictures are gone.
     """
     console = console or Silent()
     wanted = list(variants) or [
@@ -54,7 +55,18 @@ def export(
     workspace = open_workspace(run, data=data, console=console)
     with run.lock():
         workspace.samples()
-        return {name: _export_one(workspace, open_variant(run, name), force, console) for name in wanted}
+        written: dict[str, dict[str, Any]] = {}
+        failed: list[EdgeoptError] = []
+        for name in wanted:
+            try:
+                written[name] = _export_one(workspace, open_variant(run, name), force, console)
+            except (LoweringError, ParityError) as error:
+                failed.append(error)
+    for other in failed[1:]:
+        console.say(other.message)  # none is lost: an exception has one
+    if failed:
+        raise failed[0]
+    return written
 
 
 def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Console) -> dict[str, Any]:
@@ -99,7 +111,8 @@ def _write(
     if not parity.ok:
         raise ParityError(
             f"the ONNX of {variant.name} does not answer as the trained model: {parity.message}",
-            fix="please report this: edgeopt doctor --json, and the model's name",
+            fix=f"name the model, and {REPORT}"
+            + (f"; to go on without this variant: edgeopt rm {variant.name}" if scheme else ""),
         )
     np.save(stage.folder / "logits.npy", reference, allow_pickle=False)
     outputs = {"onnx": onnx, "logits": stage.folder / "logits.npy"}

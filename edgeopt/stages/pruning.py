@@ -30,6 +30,7 @@ from edgeopt.train.layer_matching import Matched
 from edgeopt.train.soup import refresh_batchnorm
 
 RECOVERY = {"recovery_epochs", "recovery_lr", "match_weight"}  # keys that say how a cut network is trained
+_NAMED = 4  # layers in a line of those that were not pruned for one reason
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
 
 
@@ -216,7 +217,9 @@ def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: 
         plain, better = loss_of(cut), loss_of(fitted)
     if better < plain:
         return fitted
-    job.console.say(f"layers left as they were: fitted anew, the loss is {better:.3f} before recovery, not {plain:.3f}")
+    job.console.say(
+        f"fitting layers anew did not help: loss {better:.3f} with it, {plain:.3f} without; left as they were"
+    )
     return cut
 
 
@@ -264,5 +267,11 @@ def _say(job: Job, record: Mapping[str, Any]) -> None:
         if reason != MOST_IMPORTANT:
             by_reason.setdefault(reason, []).append(layer)
     if by_reason:
-        listed = "; ".join(f"{', '.join(layers)} ({reason})" for reason, layers in by_reason.items())
+        listed = "; ".join(f"{_first(layers)} ({reason})" for reason, layers in by_reason.items())
         job.console.say(f"not pruned: {listed}")
+
+
+def _first(layers: Sequence[str]) -> str:
+    """The first few; all are in the record."""
+    more = len(layers) - _NAMED
+    return ", ".join(layers[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -54,7 +54,8 @@ class Forecast:
         how = f"at {self.pictures / self.step_seconds:.0f} pictures/s ({self.choice.precision}, "
         how += f"{self.choice.memory_format})"
         if limit is None or self.fitting(left) >= self.epochs:
-            return f"training will take about {duration(self.seconds)}: {self.epochs} epochs {how}"
+            epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+            return f"training will take about {duration(self.seconds)}: {epochs} {how}"
         fits = self.fitting(left)
         return (
             f"{duration(limit)} are enough for about {fits:.1f} of {self.epochs} epochs {how}; "

@@ -48,15 +48,17 @@ class LayerMatching:
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         whole = self._whole.like(images)
-        theirs: dict[str, Tensor] = {}
+        theirs: dict[str, list[Tensor]] = {name: [] for name in self._outputs}
         apart: list[Tensor] = []
 
-        def keep(name: str, output: Tensor) -> None:
-            """A copy: the next layer may change its input in place."""
-            theirs[name] = _chosen(output.detach(), self._outputs[name].to(output.device)).float()
+        def keep(name: str, layer: nn.Module, output: Tensor) -> None:
+            """A copy: the next layer may change its input in place. A layer may run more than once."""
+            channels = 1 if isinstance(layer, nn.Conv2d) else output.dim() - 1
+            chosen = self._outputs[name].to(output.device)
+            theirs[name].append(output.detach().index_select(channels, chosen).float())
 
-        def compare(name: str, output: Tensor) -> None:
-            wanted = theirs[name]
+        def compare(name: str, layer: nn.Module, output: Tensor) -> None:
+            wanted = theirs[name].pop(0)
             scale = wanted.var() + _OFFSET * wanted.square().mean()
             apart.append((output.float() - wanted).square().mean() / scale.clamp(min=1e-12))
 
@@ -69,14 +71,9 @@ class LayerMatching:
 
 
 def _after(model: nn.Module, names: Mapping[str, Any], act: Any) -> list[Any]:
-    """Hooks that call ``act(name, output)`` after each of the layers."""
+    """Hooks that call ``act(name, layer, output)`` after each of the layers."""
     layers = dict(model.named_modules())
     return [
-        layers[name].register_forward_hook(lambda _layer, _inputs, output, name=name: act(name, output))
+        layers[name].register_forward_hook(lambda layer, _inputs, output, name=name: act(name, layer, output))
         for name in names
     ]
-
-
-def _chosen(output: Tensor, channels: Tensor) -> Tensor:
-    """Those channels of maps (N, channels, height, width), or of rows (..., channels)."""
-    return output.index_select(1 if output.dim() == 4 else output.dim() - 1, channels)
