@@ -2,8 +2,8 @@
 
     python benchmarks/compression/reconstruct.py RUN [--prune 0.3 0.5 0.7]     # RUN: emoji.py's, WORK/lite0-0/run
 
-The float variant of the run is pruned as `edgeopt compress --prune F` does, and its layers are fitted anew or not;
-BatchNorm's statistics are gathered anew in both. Val and test tell what is left of the accuracy then.
+The float variant of the run is pruned in both ways that `edgeopt compress --prune F` compares, its layers are fitted
+anew or not, and BatchNorm's statistics gathered anew in all. Val and test tell what is left of the accuracy then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.compress.prune import prune
+from edgeopt.compress.prune import plans, prunable
 from edgeopt.compress.reconstruct import reconstruct
 from edgeopt.config import CompressConfig
 from edgeopt.console import Silent
@@ -40,6 +40,7 @@ def measure(run: Run, fractions: list[float]) -> dict[str, Any]:
     spec, whole = variant.preprocess, variant.load()
     plan = TrainingPlan.for_recovery(CompressConfig(prune=fractions[0]))
     batches = list(plan.gradient_batches(workspace, spec))
+    images = [pictures for pictures, _ in batches]
     judges = {name: evaluator(workspace.prepared(name, spec), spec) for name in ("val", "test")}
 
     def judged(model: nn.Module) -> dict[str, float]:
@@ -47,21 +48,19 @@ def measure(run: Run, fractions: list[float]) -> dict[str, Any]:
         return {f"{name}_{key}": round(row[key], 4) for name, row in found.items() for key in ("top1", "loss")}
 
     rows: dict[str, Any] = {"whole": judged(whole)}
+    found = prunable(whole, example=torch.zeros(1, *spec.input_shape), gradient_batches=batches)
     for fraction in fractions:
-        cut = prune(whole, fraction=fraction, example=torch.zeros(1, *spec.input_shape), gradient_batches=batches)
-        fitted = copy.deepcopy(cut.model)
-        begin = time.perf_counter()
-        layers = reconstruct(whole, fitted, cut.history, [images for images, _ in batches])
-        seconds = time.perf_counter() - begin
-        for model in (cut.model, fitted):
-            refresh_batchnorm(model.eval(), (images for images, _ in batches))
-        rows[f"{fraction:g}"] = {
-            "plain": judged(cut.model),
-            "fitted": judged(fitted),
-            "layers": layers,
-            "seconds": round(seconds, 1),
-        }
-        print(fraction, rows[f"{fraction:g}"], flush=True)
+        row = rows[f"{fraction:g}"] = {}
+        for way, plan_of_cuts in plans(found, fraction=fraction, round_to=8, comparable=True).items():
+            cut = found.cut(plan_of_cuts)
+            fitted = copy.deepcopy(cut.model)
+            refresh_batchnorm(cut.model.eval(), images)
+            begin = time.perf_counter()
+            layers = reconstruct(whole, fitted, cut.history, images)
+            seconds = round(time.perf_counter() - begin, 1)
+            refresh_batchnorm(fitted.eval(), images)
+            row[way] = {"plain": judged(cut.model), "fitted": judged(fitted), "layers": layers, "seconds": seconds}
+            print(fraction, way, row[way], flush=True)
     model = variant.architecture.full_name
     return {"model": model, "pictures": sum(len(labels) for _, labels in batches), "rows": rows}
 
