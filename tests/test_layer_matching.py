@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,9 +14,14 @@ from torch import Tensor, nn
 
 from edgeopt.compress.reconstruct import matching_outputs
 from edgeopt.compress.replay import replay
-from edgeopt.train.distillation import Asked, Distillation
-from edgeopt.train.layer_matching import LayerMatching
+from edgeopt.config import CompressConfig
+from edgeopt.stages.objective import objective_of
+from edgeopt.stages.teachers import Teacher
+from edgeopt.stages.training import TrainingPlan
+from edgeopt.train.distillation import Asked, Distillation, Hinton
+from edgeopt.train.layer_matching import LayerMatching, Matched
 from edgeopt.train.objectives import CrossEntropy
+from edgeopt.train.processes import ALONE
 
 HISTORY = [["0", True, [1, 4]]]
 
@@ -56,9 +65,10 @@ def test_the_error_is_that_of_the_formula(images: Tensor) -> None:
 
 
 def test_only_what_was_cut_learns(images: Tensor) -> None:
-    original = whole()
-    cut = replay(copy.deepcopy(original), HISTORY, example=images[:1]).train()
-    objective = LayerMatching(CrossEntropy(), Asked(original), outputs(), weight=1000.0)
+    asked = Asked(whole())
+    original = asked.like(images)
+    cut = replay(whole(), HISTORY, example=images[:1]).train()
+    objective = LayerMatching(CrossEntropy(), asked, outputs(), weight=1000.0)
     optimizer = torch.optim.SGD(cut.parameters(), lr=1e-4)
     before = copy.deepcopy(original.state_dict())
     losses = []
@@ -96,6 +106,52 @@ def test_linear_layers_on_maps_and_layers_that_run_twice_are_compared_with_thems
     with torch.no_grad():
         other.mix.weight.mul_(2)
     assert objective(other, images, targets) > CrossEntropy()(other, images, targets) + 0.1
+
+
+def test_what_runs_otherwise_in_training_is_not_compared(images: Tensor) -> None:
+    class Fewer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.aside, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            maps = self.stem(pictures[:, :, ::2] if self.training else pictures)
+            if self.training:
+                self.aside(maps)
+            answer: Tensor = self.last(maps.mean((2, 3)))
+            return answer
+
+    names = {name: torch.arange(6) for name in ("stem", "aside")}
+    model, targets = Fewer().train(), torch.zeros(8, dtype=torch.long)
+    found = LayerMatching(CrossEntropy(), Asked(Fewer()), names, weight=5.0)(model, images, targets)
+    assert found.item() == pytest.approx(CrossEntropy()(model, images, targets).item())
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_recovery_matches_layers_and_shares_a_teacher_that_is_the_whole_network(images: Tensor, same: bool) -> None:
+    original, targets = whole(), torch.zeros(8, dtype=torch.long)
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        other[-1].weight.mul_(3)
+    cut = replay(copy.deepcopy(original), HISTORY, example=images[:1])
+    items = [SimpleNamespace(label=label, weight=1.0) for label in range(4)]
+    workspace: Any = SimpleNamespace(dataset=SimpleNamespace(classes=list("abcd"), of=lambda split: items))
+    teacher = Teacher("it", "whole" if same else "other", lambda spec: copy.deepcopy(original if same else other))
+    plan = TrainingPlan.for_recovery(CompressConfig(match_weight=2.0))
+    asked = objective_of(
+        plan, cut, workspace, cast(Any, None), teacher=teacher, loader=cast(Any, SimpleNamespace(repeats=False)),
+        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", outputs()),
+    )  # fmt: skip
+    assert isinstance(asked, LayerMatching)
+    wanted = Distillation(original if same else other, Hinton(3.0))
+    expected = LayerMatching(wanted, Asked(original), outputs(), weight=2.0)
+    assert asked(cut, images, targets).item() == pytest.approx(expected(cut, images, targets).item(), rel=1e-5)
+    without = replace(plan, match_weight=0.0)
+    plain = objective_of(
+        without, cut, workspace, cast(Any, None), teacher=teacher, loader=cast(Any, SimpleNamespace(repeats=False)),
+        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", outputs()),
+    )  # fmt: skip
+    assert isinstance(plain, Distillation)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.compress.prune import Importance, PruneResult, plans, prunable, prune, replay
+from edgeopt.compress.prune import Importance, PruneResult, cuts, plans, prunable, prune, replay
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.models import create, load, rebuild, save
 from edgeopt.models.macs import count_macs, count_parameters
@@ -229,6 +229,21 @@ def test_cuts_are_made_where_they_cost_the_least_importance_for_their_macs() -> 
         assert result.macs_after == count_macs(result.model, (1, 3, SIZE, SIZE))
     # Norms of different layers say nothing about each other.
     assert list(plans(found, fraction=0.4, round_to=4, comparable=False)) == ["one ratio"]
+
+
+def test_cuts_that_do_not_remove_what_was_asked_are_refused(plain: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans go by a model of shares; what they come to is counted."""
+    from edgeopt.compress import prune as module
+
+    found = prunable(plain, example=torch.zeros(1, 3, SIZE, SIZE), gradient_batches=batches())
+    assert len(cuts(found, fraction=0.4, round_to=8, comparable=True)) == 2
+    planned = plans(found, fraction=0.4, round_to=8, comparable=True)
+    others = {"one ratio": planned["one ratio"], "importance per MAC": planned["one ratio"][:1]}
+    monkeypatch.setattr(module, "plans", lambda *_, **__: others)
+    assert list(cuts(found, fraction=0.4, round_to=8, comparable=True)) == ["one ratio"]
+    others["one ratio"] = others["importance per MAC"]
+    with pytest.raises(ModelError, match=r"asked for 40\.0% of the MACs, got \d+\.\d%"):
+        cuts(found, fraction=0.4, round_to=8, comparable=True)
 
 
 def test_pruning_twice_adds_to_the_history() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from edgeopt.compress import reconstruct as module
+from edgeopt.compress.depth import dropped
 from edgeopt.compress.prune import prune, replay
 from edgeopt.compress.reconstruct import Kept, kept_channels, reconstruct
 from edgeopt.train.soup import refresh_batchnorm
@@ -120,7 +121,8 @@ def test_a_pruned_network_answers_more_like_the_whole_one_on_pictures_that_it_wa
         plain, better = ((one(unseen[0]) - expected).pow(2).mean() for one in (result.model, fitted))
     assert better < 0.7 * plain
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
-    assert not any(one._forward_pre_hooks for one in whole.modules())
+    assert not any(one._forward_hooks for one in whole.modules())
+    assert not any(one._forward_pre_hooks for one in fitted.modules())
 
 
 def test_a_layer_mends_what_those_before_it_could_not(pictures: list[Tensor]) -> None:
@@ -138,15 +140,16 @@ def test_a_layer_mends_what_those_before_it_could_not(pictures: list[Tensor]) ->
         assert (cut(pictures[0]) - expected).pow(2).mean() < 0.6 * (alone(pictures[0]) - expected).pow(2).mean()
 
 
-def test_a_depthwise_layer_is_fitted_channel_by_channel(pictures: list[Tensor]) -> None:
-    """Behind a fitted layer its kernels go on: here they undo that the layer before now gives half of what it gave."""
+def test_a_depthwise_layer_is_fitted_channel_by_channel(
+    pictures: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels are found again from what it gave, though they were halved."""
     torch.manual_seed(0)
-    whole = nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2), nn.Flatten(), nn.Linear(150, 4))
-    history = [["0", True, [1]]]
-    before = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), *whole).eval()
-    before = nn.Sequential(*before)
+    layers = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2)]
+    before = nn.Sequential(*layers, nn.Flatten(), nn.Linear(150, 4)).eval()
     history = [["0", True, [7]], ["2", True, [1]]]
     cut = replay(copy.deepcopy(before), history, example=pictures[0][:1])
+    monkeypatch.setattr(module, "_CHANNELS", 2)
     with torch.no_grad():
         cut[3].weight.mul_(0.5)
         expected = before[:4](pictures[0])[:, [0, 2, 3, 4, 5]]
@@ -156,14 +159,64 @@ def test_a_depthwise_layer_is_fitted_channel_by_channel(pictures: list[Tensor]) 
 
 
 def test_only_so_many_pictures_go_through_at_once(monkeypatch: pytest.MonkeyPatch, pictures: list[Tensor]) -> None:
-    monkeypatch.setattr(module, "MOST_VALUES", 20 * 12 * 12 + 1)
-    shown = module._at_once(iter(pictures))
+    whole = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1))
+    monkeypatch.setattr(module, "MOST_VALUES", 20 * 8 * 12 * 12 + 1)
+    shown = module._at_once(whole, iter(pictures))
     assert shown is not None
     assert torch.equal(shown, torch.cat(pictures)[:20])
     monkeypatch.setattr(module, "MOST_VALUES", 1)
-    shown = module._at_once(iter(pictures))
+    shown = module._at_once(whole, iter(pictures))
     assert shown is not None
     assert len(shown) == 1
+
+
+def test_what_is_kept_of_all_layers_is_bounded(monkeypatch: pytest.MonkeyPatch, pictures: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    whole = Twins(READERS["pointwise"]).eval()
+    history, kept = [["first", True, [4, 5, 6, 7]]], []
+    cut = replay(copy.deepcopy(whole), history, example=pictures[0][:1])
+    fit = module._Goal.fit
+
+    def noted(self: Any, *args: Any, **more: Any) -> bool:
+        kept.append(self._outputs.numel())
+        return fit(self, *args, **more)
+
+    monkeypatch.setattr(module._Goal, "fit", noted)
+    monkeypatch.setattr(module, "MOST_KEPT", 3000)
+    assert reconstruct(whole, cut, history, pictures) == 2
+    assert sum(kept) <= 3000
+
+
+def test_after_a_dropped_block_all_layers_are_fitted(pictures: list[Tensor]) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x).relu()
+
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Conv2d(3, 8, 3), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    history = dropped(["1"])
+    cut = replay(copy.deepcopy(whole.eval()), history)
+    with torch.no_grad():
+        expected = whole(pictures[0])
+        plain = (cut(pictures[0]) - expected).pow(2).mean()
+        assert reconstruct(whole, cut, history, pictures) == 3
+        assert (cut(pictures[0]) - expected).pow(2).mean() < 0.2 * plain
+
+
+def test_without_batchnorm_a_layer_without_a_bias_makes_up_for_the_mean_too(pictures: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 6, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    whole = nn.Sequential(*layers, nn.Linear(6, 4)).eval()
+    history = [["0", True, [5, 6, 7]]]
+    cut = replay(copy.deepcopy(whole), history, example=pictures[0][:1])
+    with torch.no_grad():
+        assert reconstruct(whole, cut, history, pictures) == 2
+        apart = (cut[:3](pictures[0]) - whole[:3](pictures[0])).mean((0, 2, 3))
+        assert apart.abs().max() < 0.01
 
 
 def test_layers_that_are_more_than_their_weight_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

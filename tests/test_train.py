@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -263,7 +264,13 @@ def test_good_initial_weights_can_win(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("losses", "winner"),
-    [([1.0, 0.9, 0.8, 0.85], 3), ([1.0, 0.9, 1.1, 1.04], 3), ([1.0, 0.9, 1.1, 1.2], 1), ([1.0, 1.2, 1.2, 1.2], 0)],
+    [
+        ([1.0, 0.9, 0.8, 0.85], 3),
+        ([1.0, 0.9, 1.1, 1.04], 3),
+        ([1.0, 0.9, 1.1, 1.2], 1),
+        ([1.0, 1.2, 1.2, 1.2], 0),
+        ([1.0, 0.9, math.nan, math.nan], 1),
+    ],
 )
 def test_the_last_epoch_counts_unless_it_is_clearly_worse_than_the_start(
     tmp_path: Path, losses: list[float], winner: int

@@ -241,6 +241,7 @@ def test_logits_are_the_models_own_on_every_picture_in_order(layout: torch.memor
     likelihood = torch.log_softmax(torch.from_numpy(expected), dim=1)[torch.arange(21), torch.from_numpy(labels)]
     assert found["loss"] == pytest.approx(-likelihood.mean().item(), rel=1e-4)
     assert math.isfinite(found["loss"])
+    assert found["loss_error"] == pytest.approx(likelihood.std(correction=0).item() / 21**0.5, rel=1e-3)
 
 
 def test_importing_the_loop_starts_nothing(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from edgeopt.models.modes import hooked
 
 #: How many units each group loses.
 Plan: TypeAlias = Sequence[tuple[Group, int]]
+#: The way to spread cuts that every network knows.
+ONE_RATIO = "one ratio"
 #: Why a layer that could have been cut was not.
 MOST_IMPORTANT = "among the most important of its kind"
 
@@ -74,7 +76,6 @@ def prune(
     (N, C, H, W) and labels (N,)). Raises ConfigError for values that cannot be meant and ModelError for a model that
     cannot be traced or a fraction that cannot be reached, saying what can.
     """
-    _check_fraction(fraction)
     found = prunable(
         model,
         example=example,
@@ -84,13 +85,7 @@ def prune(
         max_layer_fraction=max_layer_fraction,
         ignored=ignored,
     )
-    result = found.cut(plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to))
-    if abs(result.removed - fraction) > TOLERANCE:
-        raise ModelError(
-            f"prune: asked for {fraction:.1%} of the MACs, got {result.removed:.1%}",
-            fix=f"ask for {result.removed:.2f}",
-        )
-    return result
+    return cuts(found, fraction=fraction, round_to=round_to, comparable=False)[ONE_RATIO]
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,8 @@ class Prunable:
         try:
             pruned = replay(copy.deepcopy(self.model), history, example=self.example)
         except ModelError as error:
-            raise ModelError(f"prune: {error.message}", fix="ask for less, or name that part with --ignore") from error
+            message = f"prune: {error.message.removeprefix('prune: ').removeprefix('pruning history: ')}"
+            raise ModelError(message, fix="ask for less, or name that part with --ignore") from error
         _require_runs(pruned, self.model, self.example)
         return _result(self.model, pruned, history, self.example, sum(self.costs.values()), self.reasons)
 
@@ -124,7 +120,7 @@ def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) 
     estimates of the loss), the cuts that cost the least importance for each MAC: a knapsack as in HALP (arXiv
     2110.10811) with MACs in place of milliseconds. Raises ModelError when not even the first can be.
     """
-    ways: dict[str, Plan] = {"one ratio": plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
+    ways: dict[str, Plan] = {ONE_RATIO: plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
     if comparable:
         space = WidthSpace(found.groups, tuple(found.costs))
         costs = np.array(list(found.costs.values()), np.float64)
@@ -137,6 +133,20 @@ def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) 
         if cuts is not None and limit - macs(space.shares(cuts)) <= TOLERANCE * float(costs.sum()):
             ways["importance per MAC"] = space.plan(cuts)
     return ways
+
+
+def cuts(found: Prunable, *, fraction: float, round_to: int, comparable: bool) -> dict[str, PruneResult]:
+    """What each of :func:`plans` comes to, counted; raises ModelError when none removes what was asked for."""
+    _check_fraction(fraction)
+    made = {
+        name: found.cut(plan)
+        for name, plan in plans(found, fraction=fraction, round_to=round_to, comparable=comparable).items()
+    }
+    right = {name: result for name, result in made.items() if abs(result.removed - fraction) <= TOLERANCE}
+    if not right:
+        got = made[ONE_RATIO].removed
+        raise ModelError(f"prune: asked for {fraction:.1%} of the MACs, got {got:.1%}", fix=f"ask for {got:.2f}")
+    return right
 
 
 def prunable(

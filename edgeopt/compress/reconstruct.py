@@ -32,10 +32,13 @@ ROWS_AN_INPUT, LEAST_ROWS = 8, 16_384
 DEPTHWISE_ROWS = 4096
 #: Inputs of a layer, places of its kernel included, beyond which solving would take minutes and gigabytes.
 MOST_INPUTS = 4608
-#: Values (pictures times height times width) that go through the networks at once: a wide layer's maps of 512 pictures
-#: of 128 x 128 pixels take 1 or 2 GB.
-MOST_VALUES = 512 * 128 * 128
+#: Values of the largest map of all pictures that go through the networks at once: 1 GB, and up to three such maps are
+#: held together.
+MOST_VALUES = 2**28
+#: Values that are kept of what layers gave, all together: 1 GB.
+MOST_KEPT = 2**28
 _CHUNK = 4096  # rows that are held in float64 at once
+_CHANNELS = 64  # of a depthwise layer that are solved at once
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,23 @@ class Kept:
 def reconstruct(whole: nn.Module, cut: nn.Module, history: Sequence[Any], pictures: Iterable[Tensor]) -> int:
     """Fit in place the layers of ``cut``, which is ``whole`` after ``history``; returns how many were.
 
-    ``pictures`` are batches (N, C, H, W) as the network takes them; of very many or very large ones the first are
+    ``pictures`` are batches (N, C, H, W) as the network takes them; where memory would not do for all, the first are
     taken. BatchNorms of ``cut`` normalize by these pictures meanwhile; their statistics are for the caller to gather
     anew. Left as they are: layers before anything was cut, grouped convolutions that are not depthwise, layers that run
     more than once, and very wide ones.
     """
-    shown = _at_once(pictures)
+    shown = _at_once(whole, pictures)
     if shown is None:
         return 0
     kept = kept_channels(whole, history, example=shown[:1])
     layers: Mapping[str, Any] = dict(whole.named_modules())
     goals = {name: _Goal(layers[name], kept[name]) for name in kept if _may_be_fitted(layers[name], kept[name])}
+    fewer = max(1.0, sum(goal.values for goal in goals.values()) / MOST_KEPT)
+    for goal in goals.values():
+        goal.wanted = max(1, int(goal.wanted / fewer))
+    # What a block or head that is gone gave is missing in no layer's inputs by number: all after it are off.
+    begun = any(act[1] is not True for act in history)
+    centred = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers.values())
     handles = [layers[name].register_forward_hook(goal) for name, goal in goals.items()]
     with hooked(handles), evaluating(whole), torch.no_grad():
         whole(shown)
@@ -68,8 +77,7 @@ def reconstruct(whole: nn.Module, cut: nn.Module, history: Sequence[Any], pictur
 
     def fit(name: str, layer: Any, inputs: tuple[Any, ...]) -> None:
         """Before the layer runs in the cut network; nothing is to be mended until something that was cut has run."""
-        if fitted or goals[name].lost_inputs:
-            goals.pop(name).fit(layer, inputs[0])
+        if (begun or fitted or goals[name].lost_inputs) and goals.pop(name).fit(layer, inputs[0], centred=centred):
             fitted.append(name)
 
     layers = dict(cut.named_modules())
@@ -116,17 +124,31 @@ def matching_outputs(model: nn.Module, history: Sequence[Any], *, example: Tenso
     return {name: kept[name].outputs for name in layers[:-1]}
 
 
-def _at_once(pictures: Iterable[Tensor]) -> Tensor | None:
-    """As many of the pictures, in one batch, as go through a network together."""
+def _at_once(whole: nn.Module, pictures: Iterable[Tensor]) -> Tensor | None:
+    """As many of the pictures, in one batch, as go through the network together."""
     batches: list[Tensor] = []
-    left = MOST_VALUES
+    left = 1
     for batch in pictures:
-        one = batch[0, 0].numel() if len(batch) else 1
-        batches.append(batch[: max(1 if not batches else 0, left // one)])
-        left -= len(batches[-1]) * one
+        if not batches:
+            left = max(1, MOST_VALUES // _largest_map(whole, batch[:1]))
+        batches.append(batch[:left])
+        left -= len(batches[-1])
         if left <= 0:
             break
     return torch.cat(batches) if batches else None
+
+
+def _largest_map(whole: nn.Module, picture: Tensor) -> int:
+    """Values of the largest output of a layer, or input to one, for one picture."""
+    sizes = [picture.numel()]
+
+    def note(_layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        sizes.extend(value.numel() for value in (*inputs, output) if isinstance(value, Tensor))
+
+    layers = [module for module in whole.modules() if not any(module.children())]
+    with hooked([layer.register_forward_hook(note) for layer in layers]), evaluating(whole), torch.no_grad():
+        whole(picture)
+    return max(sizes)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -176,65 +198,97 @@ class _Goal:
         self._depthwise = _is_depthwise(module)
         self.lost_inputs = not self._depthwise and len(kept.inputs) < int(module.weight.shape[1])
         size = len(kept.inputs) * int(module.weight[0, 0].numel())
-        self._wanted = DEPTHWISE_ROWS if self._depthwise else max(LEAST_ROWS, ROWS_AN_INPUT * size)
+        self.wanted = DEPTHWISE_ROWS if self._depthwise else max(LEAST_ROWS, ROWS_AN_INPUT * size)
+
+    @property
+    def values(self) -> int:
+        """How many are kept, at most."""
+        return self.wanted * len(self._kept.outputs)
 
     def __call__(self, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """As a hook after the layer of the whole network."""
         self.calls += 1
-        # Places of the outputs, in the order of the first dimensions and then of height and width.
-        rows = output.flatten(2).transpose(1, 2) if isinstance(module, nn.Conv2d) else output
-        rows = rows.reshape(-1, rows.shape[-1])
-        self._places = torch.linspace(0, len(rows) - 1, min(self._wanted, len(rows))).long()
-        self._outputs = rows[self._places][:, self._kept.outputs]
-        self._map = output.shape[2:] if isinstance(module, nn.Conv2d) else None
+        if isinstance(module, nn.Conv2d):
+            self._map = (int(output.shape[2]), int(output.shape[3]))
+            self._all = len(output) * self._map[0] * self._map[1]
+            self._places = self._spread()
+            picture, place = self._divided(self._places)
+            found = output.flatten(2)[picture, :, place]
+        else:
+            rows = output.reshape(-1, output.shape[-1])
+            self._map, self._all = None, len(rows)
+            self._places = self._spread()
+            found = rows[self._places]
+        self._outputs = found[:, self._kept.outputs]
 
-    def fit(self, layer: Any, inputs: Tensor) -> None:
-        """Give ``layer``, which is this one after the cut, weights that make of ``inputs`` what it gave before."""
+    def _spread(self) -> Tensor:
+        """Evenly over all places: those of the first picture, then of the next."""
+        return torch.linspace(0, self._all - 1, min(self.wanted, self._all)).long()
+
+    def _divided(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Which picture, and which place of its map."""
+        assert self._map is not None
+        size = self._map[0] * self._map[1]
+        return places // size, places % size
+
+    def fit(self, layer: Any, inputs: Tensor, *, centred: bool) -> bool:
+        """Give ``layer``, which is this one after the cut, weights that make of ``inputs`` what it gave before.
+
+        Whether that can be told: a linear layer over rows that the cut made fewer has others. ``centred``: what a layer
+        without a bias gives is off by a constant that a BatchNorm takes out again.
+        """
+        if self._map is None and inputs.numel() // inputs.shape[-1] != self._all:
+            return False
+        centred = centred or layer.bias is not None
+        padded = inputs if self._map is None else _padded(layer, inputs)
         if self._depthwise:
-            self._fit_channels(layer, inputs)
-            return
+            for first in range(0, len(layer.weight), _CHANNELS):
+                self._fit_channels(layer, padded, slice(first, first + _CHANNELS), centred=centred)
+            return True
         size = layer.weight[0].numel()
         weight = layer.weight.flatten(1).double()
         sums = [torch.zeros(size), torch.zeros(len(weight)), torch.zeros(size, size), torch.zeros(len(weight), size)]
         x, r, xx, rx = (one.double() for one in sums)
         for first in range(0, len(self._places), _CHUNK):
             chosen = slice(first, first + _CHUNK)
-            given = self._rows(layer, inputs, self._places[chosen]).flatten(1).double()
+            given = self._rows(layer, padded, self._places[chosen]).flatten(1).double()
             missing = self._outputs[chosen].double() - given @ weight.T
             if layer.bias is not None:
                 missing -= layer.bias.double()
             x, r, xx, rx = x + given.sum(0), r + missing.sum(0), xx + given.T @ given, rx + missing.T @ given
         count = len(self._places)
-        x, r = x / count, r / count
+        x, r = (x / count, r / count) if centred else (torch.zeros_like(x), torch.zeros_like(r))
         variance, covariance = xx / count - torch.outer(x, x), rx / count - torch.outer(r, x)
         change = torch.linalg.solve(variance + _ridge(variance, count), covariance.T).T
         layer.weight += change.reshape(layer.weight.shape).to(layer.weight.dtype)
         if layer.bias is not None:
             layer.bias += (r - change @ x).to(layer.bias.dtype)
+        return True
 
-    def _fit_channels(self, layer: Any, inputs: Tensor) -> None:
+    def _fit_channels(self, layer: Any, padded: Tensor, channels: slice, *, centred: bool) -> None:
         """The same for every channel by itself, whose inputs are the places of its kernel."""
-        given = self._rows(layer, inputs, self._places).flatten(2).transpose(0, 1)  # channels, rows, kernel's places
-        weight = layer.weight.flatten(1)
-        missing = self._outputs.T - torch.einsum("crk,ck->cr", given, weight)
+        given = self._rows(layer, padded[:, channels], self._places).flatten(2).transpose(0, 1)
+        weight = layer.weight[channels].flatten(1)  # given: channels, rows, kernel's places
+        missing = self._outputs[:, channels].T - torch.einsum("crk,ck->cr", given, weight)
         if layer.bias is not None:
-            missing -= layer.bias[:, None]
-        x, r = given.mean(1), missing.mean(1)
-        given, missing = given - x[:, None], missing - r[:, None]
+            missing -= layer.bias[channels, None]
+        if centred:
+            x, r = given.mean(1), missing.mean(1)
+            given, missing = given - x[:, None], missing - r[:, None]
         count = len(self._places)
         variance = (given.transpose(1, 2) @ given / count).double()
         covariance = (torch.einsum("crk,cr->ck", given, missing) / count).double()
         change = torch.linalg.solve(variance + _ridge(variance, count), covariance).to(weight.dtype)
-        layer.weight += change.reshape(layer.weight.shape)
+        layer.weight[channels] += change.reshape(len(change), *layer.weight.shape[1:])
         if layer.bias is not None:
-            layer.bias += r - (change * x).sum(1)
+            layer.bias[channels] += r - (change * x).sum(1)
 
-    def _rows(self, layer: Any, inputs: Tensor, places: Tensor) -> Tensor:
+    def _rows(self, layer: Any, padded: Tensor, places: Tensor) -> Tensor:
         """What the layer multiplies at the places: (rows, inputs), or (rows, inputs, kernel's height and width)."""
         if self._map is None:
-            return inputs.reshape(-1, inputs.shape[-1])[places]
-        (height, width), padded = self._map, _padded(layer, inputs)
-        picture, place = places // (height * width), places % (height * width)
+            return padded.reshape(-1, padded.shape[-1])[places]
+        picture, place = self._divided(places)
+        width = self._map[1]
         down = (place // width * layer.stride[0])[:, None] + torch.arange(layer.kernel_size[0]) * layer.dilation[0]
         across = (place % width * layer.stride[1])[:, None] + torch.arange(layer.kernel_size[1]) * layer.dilation[1]
         found = padded[picture[:, None, None], :, down[:, :, None], across[:, None, :]]

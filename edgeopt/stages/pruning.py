@@ -15,7 +15,7 @@ from torch import nn
 from edgeopt import models, records
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
-from edgeopt.compress.prune import MOST_IMPORTANT, History, Prunable, PruneResult, layer_widths, plans, prunable, replay
+from edgeopt.compress.prune import MOST_IMPORTANT, History, Prunable, PruneResult, cuts, layer_widths, prunable, replay
 from edgeopt.compress.reconstruct import matching_outputs, reconstruct
 from edgeopt.errors import ModelError
 from edgeopt.files import write_json
@@ -71,7 +71,7 @@ def _in_steps(
     Every step removes the same share of the MACs that are left, fits layers and gathers BatchNorm's statistics anew and
     recovers for its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
     """
-    spec, steps = job.start.preprocess, job.config.prune_steps
+    steps = job.config.prune_steps
     done: dict[str, Any] = {"schema": 1, "steps": 0, "history": [], "reasons": {}, "metrics": {}}
     if (folder / _STEP).is_file():
         done = records.read(PruneStepRecord, folder / _STEP)
@@ -80,10 +80,11 @@ def _in_steps(
         model, done["history"] = _without_parts(job, start, plan)
     for step in range(int(done["steps"]) + 1, steps + 1):
         if job.config.prune is not None:
-            model, result = _fewer_channels(job, model, plan, 1 - (1 - job.config.prune) ** (1 / steps))
+            fraction = 1 - (1 - job.config.prune) ** (1 / steps)
+            model, result = _fewer_channels(job, start, model, done["history"], plan, fraction)
             done["reasons"], done["history"] = dict(result.untouched), [*done["history"], *result.history]
         else:
-            gather_statistics(job, model, plan, spec)
+            model = settled(job, start, model, done["history"], plan, what="the rest")
         part, own = plan, folder
         if steps > 1:
             part, own = (
@@ -102,8 +103,10 @@ def recover(
     job: Job, plan: TrainingPlan, start: nn.Module, model: nn.Module, history: History, *, folder: Path
 ) -> dict[str, Any]:
     """Train ``model``, which is ``start`` after ``history``, and give its figures on val."""
-    example = torch.zeros(1, *job.start.preprocess.input_shape)
-    matched = Matched(start, model_hash(job.start), matching_outputs(start, history, example=example))
+    matched = None
+    if plan.loop.epochs and plan.match_weight:
+        example = torch.zeros(1, *job.start.preprocess.input_shape)
+        matched = Matched(start, model_hash(job.start), matching_outputs(start, history, example=example))
     return fit(
         plan,
         model,
@@ -116,25 +119,29 @@ def recover(
     )
 
 
-def _fewer_channels(job: Job, model: nn.Module, plan: TrainingPlan, fraction: float) -> tuple[nn.Module, PruneResult]:
-    """The model without ``fraction`` of its MACs, settled, and what was cut.
+def _fewer_channels(
+    job: Job, start: nn.Module, model: nn.Module, before: History, plan: TrainingPlan, fraction: float
+) -> tuple[nn.Module, PruneResult]:
+    """``model``, which is ``start`` after ``before``, without ``fraction`` of its MACs, settled, and what was cut.
 
     Of the ways to spread the cuts the one with the lowest loss on val is taken: what such a network gives untrained
     tells what it will recover to (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491).
     """
     with job.console.task(f"pruning {fraction:.0%} of the MACs"):
         found = channels_of(job, model, plan)
-        ways = plans(found, fraction=fraction, round_to=job.round_to, comparable=job.config.importance == "taylor")
-        cuts = {name: found.cut(way) for name, way in ways.items()}
-    ready = {name: settled(job, model, cut.model, cut.history, plan) for name, cut in cuts.items()}
-    name = next(iter(cuts))
-    if len(cuts) > 1:
+        comparable = job.config.importance == "taylor"
+        ways = cuts(found, fraction=fraction, round_to=job.round_to, comparable=comparable)
+    ready = {
+        name: settled(job, start, way.model, [*before, *way.history], plan, what=name) for name, way in ways.items()
+    }
+    name = next(iter(ways))
+    if len(ways) > 1:
         validate = evaluator(job.workspace.prepared("val", job.start.preprocess), job.start.preprocess)
         losses = {name: validate(model)["loss"] for name, model in ready.items()}
         name = min(losses, key=lambda one: losses[one])
         told = ", ".join(f"{loss:.3f} by {way}" for way, loss in losses.items())
         job.console.say(f"cut by {name}: val loss before recovery {told}")
-    return ready[name], cuts[name]
+    return ready[name], ways[name]
 
 
 def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
@@ -198,7 +205,9 @@ def _loss(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[nn.
     return loss_of
 
 
-def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: TrainingPlan) -> nn.Module:
+def settled(
+    job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: TrainingPlan, *, what: str = "this way"
+) -> nn.Module:
     """``cut`` ready to recover: its layers fitted to what they gave in ``whole``, unless that is off, and BatchNorm's
     statistics gathered anew, both on train pictures.
 
@@ -211,21 +220,17 @@ def settled(job: Job, whole: nn.Module, cut: nn.Module, history: History, plan: 
         return cut
     with job.console.task("fitting layers anew"):
         fitted = copy.deepcopy(cut)
-        reconstruct(whole, fitted, history, pictures)
+        if not reconstruct(whole, fitted, history, pictures):
+            return cut
         refresh_batchnorm(fitted, pictures)
         loss_of = _loss(batches)
         plain, better = loss_of(cut), loss_of(fitted)
     if better < plain:
         return fitted
     job.console.say(
-        f"fitting layers anew did not help: loss {better:.3f} with it, {plain:.3f} without; left as they were"
+        f"fitting layers anew did not help {what}: loss {better:.3f} with it, {plain:.3f} without; left as they were"
     )
     return cut
-
-
-def gather_statistics(job: Job, model: nn.Module, plan: TrainingPlan, spec: PreprocessSpec) -> None:
-    """BatchNorm's statistics of a network that was just cut, from train pictures: those it has are the whole one's."""
-    refresh_batchnorm(model.eval(), (images for images, _ in plan.gradient_batches(job.workspace, spec)))
 
 
 def pruning_record(start: nn.Module, pruned: nn.Module, example: torch.Tensor, reasons: Mapping[str, str]) -> Any:

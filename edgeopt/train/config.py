@@ -19,8 +19,9 @@ class LoopConfig:
     have by then, and those stay. ``keep_initial`` lets the weights training starts from win (for models that are good
     already). ``time_seconds`` bounds the training: the schedule and the phases of freezing then go by the clock where
     that is ahead of the steps, and ``epochs`` are the most there are. ``select`` names the figure of val that picks the
-    best epoch, or "last" takes the last one that is not clearly worse than the start: among epochs of a rate that falls
-    to nothing a few hundred pictures of val pick by chance. A checkpoint is due ``checkpoint_seconds`` after the last.
+    best epoch, or "last" takes the last one that, with ``keep_initial``, is not clearly worse than the start: among
+    epochs of a rate that falls to nothing a few hundred pictures of val pick by chance. A checkpoint is due
+    ``checkpoint_seconds`` after the last.
     """
 
     epochs: int

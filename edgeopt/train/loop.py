@@ -182,7 +182,8 @@ class _Loop:
         self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
             self.state.best = Best(0, _score(config, initial, 0), initial["top1"], initial["loss"], _copy(self.model))
-            self.state.worst_loss = initial["loss"] + initial.get("loss_error", 0.0)
+            worst = initial["loss"] + initial.get("loss_error", 0.0)
+            self.state.worst_loss = worst if math.isfinite(worst) else None
         if not config.epochs:
             return self.state
         if self.processes.leads:
@@ -287,9 +288,15 @@ class _Loop:
         left = min(self.clock.left, (self.config.epochs - state.epoch) * seconds)
         self.say(
             f"epoch {state.epoch}/{self.config.epochs}: loss {mean_loss:.3f}, "
-            f"val top-1 {100 * found['top1']:.2f} % (best {100 * state.best.top1:.2f} %, epoch {state.best.epoch})"
+            f"val top-1 {100 * found['top1']:.2f} % ({self._kept()})"
             + (f", about {duration(left)} left" if left > 0 and self._goes_on() else "")
         )
+
+    def _kept(self) -> str:
+        best = self.state.best
+        if self.config.select == "last":
+            return f"kept: {f'epoch {best.epoch}' if best.epoch else 'the start'}"
+        return f"best {100 * best.top1:.2f} %, epoch {best.epoch}"
 
     def _curves(self) -> dict[str, float]:
         """For TensorBoard alone: the learning rate by layers, 0 the head's, and how many layers are trained."""
@@ -380,10 +387,11 @@ class _Loop:
 
 
 def _score(config: LoopConfig, figures: Mapping[str, float], epoch: int, *, worst_loss: float | None = None) -> float:
-    """What epochs are ranked by, 0-1: a figure of val, or how late an epoch is unless it is clearly worse."""
+    """What epochs are ranked by, 0-1: a figure of val, or how late an epoch is; -1 for one that is clearly worse."""
     if config.select != "last":
         return figures[config.select]
-    return -1.0 if worst_loss is not None and figures["loss"] > worst_loss else epoch / max(1, config.epochs)
+    holds = figures["loss"] <= (math.inf if worst_loss is None else worst_loss)  # no number is no epoch to keep
+    return epoch / max(1, config.epochs) if holds else -1.0
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,68 @@
+"""The pruning pass takes, of the ways to spread the cuts, the one that val prefers once its layers were fitted."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from edgeopt.errors import ModelError
+from edgeopt.stages import pruning
+
+LOSSES = {"one ratio": 0.9, "importance per MAC": 0.7}
+
+
+def job(said: list[str]) -> Any:
+    @contextmanager
+    def task(title: str) -> Any:
+        yield lambda *_: None
+
+    start = SimpleNamespace(preprocess=None)
+    workspace = SimpleNamespace(prepared=lambda name, spec: name)
+    config = SimpleNamespace(importance="taylor")
+    console = SimpleNamespace(task=task, say=said.append)
+    return SimpleNamespace(start=start, workspace=workspace, config=config, console=console, round_to=8)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two cuts, each a model of its own, and figures on val that are planted."""
+    made = {name: SimpleNamespace(model=nn.Identity(), history=[[name, True, [0]]]) for name in LOSSES}
+    losses = {id(way.model): LOSSES[name] for name, way in made.items()}
+    monkeypatch.setattr(pruning, "channels_of", lambda *_: None)
+    monkeypatch.setattr(pruning, "cuts", lambda *_, **__: dict(made))
+    monkeypatch.setattr(pruning, "settled", lambda job, start, cut, history, plan, **_: cut)
+    monkeypatch.setattr(pruning, "evaluator", lambda name, spec: lambda model: {"loss": losses[id(model)]})
+    return made
+
+
+def fewer(said: list[str]) -> tuple[nn.Module, Any]:
+    whole: Any = nn.Identity()
+    return pruning._fewer_channels(job(said), whole, whole, [], SimpleNamespace(), 0.5)  # type: ignore[arg-type]
+
+
+def test_the_way_with_the_lower_loss_on_val_is_taken_and_both_are_said(ways: dict[str, Any]) -> None:
+    said: list[str] = []
+    model, way = fewer(said)
+    assert way is ways["importance per MAC"]
+    assert model is way.model
+    assert said == [
+        "cut by importance per MAC: val loss before recovery 0.900 by one ratio, 0.700 by importance per MAC"
+    ]
+
+
+def test_one_way_is_taken_as_it_is(ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    only = {"one ratio": ways["one ratio"]}
+    monkeypatch.setattr(pruning, "cuts", lambda *_, **__: only)
+    said: list[str] = []
+    assert fewer(said)[1] is ways["one ratio"]
+    assert said == []
+
+
+def test_a_step_that_takes_nothing_away_is_refused() -> None:
+    record = {"macs_before": 10, "macs_after": 5, "parameters_before": 7, "parameters_after": 7}
+    with pytest.raises(ModelError, match="did not lower the parameters"):
+        pruning._require_smaller(record)
