@@ -195,6 +195,7 @@ class _Goal:
 
     def __init__(self, module: Any, kept: Kept) -> None:
         self._kept, self.calls = kept, 0
+        self._map: tuple[int, int] | None = None  # of a convolution's output
         self._depthwise = _is_depthwise(module)
         self.lost_inputs = not self._depthwise and len(kept.inputs) < int(module.weight.shape[1])
         size = len(kept.inputs) * int(module.weight[0, 0].numel())
@@ -216,7 +217,7 @@ class _Goal:
             found = output.flatten(2)[picture, :, place]
         else:
             rows = output.reshape(-1, output.shape[-1])
-            self._map, self._all = None, len(rows)
+            self._all = len(rows)
             self._places = self._spread()
             found = rows[self._places]
         self._outputs = found[:, self._kept.outputs]
