@@ -49,7 +49,8 @@ def test_a_file_from_elsewhere_is_built_compared_and_asked(desk: Path, tmp_path:
     done = CliRunner().invoke(command, typed, catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     records = json.loads(done.stdout)
-    assert [(one["target"], one["precision"]) for one in records] == [
+    plain = [one for one in records if one["precision"] not in ("bf16", "fp16")]  # where OpenVINO has those here too
+    assert [(one["target"], one["precision"]) for one in plain] == [
         ("onnxruntime", "int8" if name == "int8" else "fp32"), ("openvino", "int8" if name == "int8" else "fp32"),
     ]  # fmt: skip
     for one in records:
