@@ -24,6 +24,7 @@ from edgeopt.train.objectives import CrossEntropy
 from edgeopt.train.processes import ALONE
 
 HISTORY = [["0", True, [1, 4]]]
+MATCHED = {"0": torch.tensor([0, 2, 3, 5]), "2": torch.arange(5)}
 
 
 def whole() -> nn.Module:
@@ -37,22 +38,19 @@ def images() -> Tensor:
     return torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1))
 
 
-def outputs() -> dict[str, Tensor]:
-    return matching_outputs(whole(), HISTORY, example=torch.zeros(1, 3, 10, 10))
-
-
-def test_the_layers_that_are_left_are_matched_but_the_classifier() -> None:
-    assert {name: channels.tolist() for name, channels in outputs().items()} == {
-        "0": [0, 2, 3, 5],
-        "2": [0, 1, 2, 3, 4],
-    }
+def test_layers_that_narrow_are_matched_but_the_classifier() -> None:
+    """The stem widens from 3 channels to 6: what it gives, the next layer takes up."""
+    found = matching_outputs(whole(), HISTORY, example=torch.zeros(1, 3, 10, 10))
+    assert {name: channels.tolist() for name, channels in found.items()} == {"2": [0, 1, 2, 3, 4]}
+    cut_at_the_end = matching_outputs(whole(), [["2", True, [0, 3]]], example=torch.zeros(1, 3, 10, 10))
+    assert {name: channels.tolist() for name, channels in cut_at_the_end.items()} == {"2": [1, 2, 4]}
 
 
 def test_the_error_is_that_of_the_formula(images: Tensor) -> None:
     original, targets = whole(), torch.zeros(8, dtype=torch.long)
     cut = replay(copy.deepcopy(original), HISTORY, example=images[:1])
     plain = CrossEntropy()(cut, images, targets)
-    found = LayerMatching(CrossEntropy(), Asked(original), outputs(), weight=2.0)(cut, images, targets)
+    found = LayerMatching(CrossEntropy(), Asked(original), MATCHED, weight=2.0)(cut, images, targets)
     with torch.no_grad():
         first, first_cut = original[0](images)[:, [0, 2, 3, 5]], cut[0](images)
         second, second_cut = original[:3](images), cut[:3](images)
@@ -68,7 +66,7 @@ def test_only_what_was_cut_learns(images: Tensor) -> None:
     asked = Asked(whole())
     original = asked.like(images)
     cut = replay(whole(), HISTORY, example=images[:1]).train()
-    objective = LayerMatching(CrossEntropy(), asked, outputs(), weight=1000.0)
+    objective = LayerMatching(CrossEntropy(), asked, MATCHED, weight=1000.0)
     optimizer = torch.optim.SGD(cut.parameters(), lr=1e-4)
     before = copy.deepcopy(original.state_dict())
     losses = []
@@ -140,16 +138,16 @@ def test_recovery_matches_layers_and_shares_a_teacher_that_is_the_whole_network(
     plan = TrainingPlan.for_recovery(CompressConfig(match_weight=2.0))
     asked = objective_of(
         plan, cut, workspace, cast(Any, None), teacher=teacher, loader=cast(Any, SimpleNamespace(repeats=False)),
-        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", outputs()),
+        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", MATCHED),
     )  # fmt: skip
     assert isinstance(asked, LayerMatching)
     wanted = Distillation(original if same else other, Hinton(3.0))
-    expected = LayerMatching(wanted, Asked(original), outputs(), weight=2.0)
+    expected = LayerMatching(wanted, Asked(original), MATCHED, weight=2.0)
     assert asked(cut, images, targets).item() == pytest.approx(expected(cut, images, targets).item(), rel=1e-5)
     without = replace(plan, match_weight=0.0)
     plain = objective_of(
         without, cut, workspace, cast(Any, None), teacher=teacher, loader=cast(Any, SimpleNamespace(repeats=False)),
-        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", outputs()),
+        processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", MATCHED),
     )  # fmt: skip
     assert isinstance(plain, Distillation)
 
@@ -161,11 +159,9 @@ def test_a_teacher_that_is_the_whole_network_is_asked_once(images: Tensor, share
     asked.like(images).register_forward_hook(lambda *_: calls.append(1))
     inner = Distillation(asked if shared else whole())
     cut = replay(whole(), HISTORY, example=images[:1])
-    objective = LayerMatching(inner, asked, outputs(), weight=1.0, asks=shared)
+    objective = LayerMatching(inner, asked, MATCHED, weight=1.0, asks=shared)
     value = objective(cut, images, torch.zeros(8, dtype=torch.long))
     assert len(calls) == 1
     assert value.item() == pytest.approx(
-        LayerMatching(inner, Asked(whole()), outputs(), weight=1.0)(
-            cut, images, torch.zeros(8, dtype=torch.long)
-        ).item()
+        LayerMatching(inner, Asked(whole()), MATCHED, weight=1.0)(cut, images, torch.zeros(8, dtype=torch.long)).item()
     )

@@ -32,11 +32,11 @@ ROWS_AN_INPUT, LEAST_ROWS = 8, 16_384
 DEPTHWISE_ROWS = 4096
 #: Inputs of a layer, places of its kernel included, beyond which solving would take minutes and gigabytes.
 MOST_INPUTS = 4608
-#: Values of the largest map of all pictures that go through the networks at once: 1 GB, and up to three such maps are
+#: Values of the largest map of all pictures that go through the networks at once: 0.5 GB, and up to three such maps are
 #: held together.
-MOST_VALUES = 2**28
-#: Values that are kept of what layers gave, all together: 1 GB.
-MOST_KEPT = 2**28
+MOST_VALUES = 2**27
+#: Values that are kept of what layers gave, all together: 0.5 GB.
+MOST_KEPT = 2**27
 _CHUNK = 4096  # rows that are held in float64 at once
 _CHANNELS = 64  # of a depthwise layer that are solved at once
 
@@ -115,13 +115,16 @@ def kept_channels(model: nn.Module, history: Sequence[Any], *, example: Tensor) 
 
 
 def matching_outputs(model: nn.Module, history: Sequence[Any], *, example: Tensor) -> dict[str, Tensor]:
-    """Of every plain layer that ``history`` leaves but the last and the depthwise ones: its outputs that are left.
+    """Of the plain layers that ``history`` leaves: which outputs are left of each that is worth comparing.
 
-    The last makes the logits, which a teacher is asked for; a depthwise one only goes on with another's channels.
+    Those are the ones that give no more channels than they take, as the ends of residual branches do: what widening
+    layers give, they take up, and its maps are several times as large to compare. The last makes the logits, which a
+    teacher is asked for; a depthwise one only goes on with another's channels.
     """
     kept = kept_channels(model, history, example=example)
-    layers = [name for name, module in model.named_modules() if name in kept and not _is_depthwise(module)]
-    return {name: kept[name].outputs for name in layers[:-1]}
+    layers = {name: module for name, module in model.named_modules() if name in kept and not _is_depthwise(module)}
+    narrowing = {name for name, module in layers.items() if module.weight.shape[0] <= module.weight.shape[1]}
+    return {name: kept[name].outputs for name in list(layers)[:-1] if name in narrowing}
 
 
 def _at_once(whole: nn.Module, pictures: Iterable[Tensor]) -> Tensor | None:
