@@ -342,9 +342,19 @@ class _Notes:
 
 @pytest.mark.slow
 def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: Run) -> None:
-    config = CompressConfig(latency="0.8x", timing_seconds=6, epochs=1, recovery_epochs=1)
-    notes = _Notes()
-    made = {item.name: item for item in api.compress(small_run, config, targets=("openvino",), console=notes)}  # type: ignore[arg-type]
+    # On a busy machine six seconds may not tell a plan at 75 % from one at 80: then the error's own fix is followed.
+    for seconds in (6, 30, 90):
+        config = CompressConfig(latency="0.8x", timing_seconds=seconds, epochs=1, recovery_epochs=1)
+        notes = _Notes()
+        try:
+            done = api.compress(small_run, config, targets=("openvino",), console=notes)  # type: ignore[arg-type]
+            break
+        except ModelError as error:
+            if "timing_seconds" not in str(error.fix):
+                raise
+    else:
+        pytest.fail("no plan held the latency, however long it was timed")
+    made = {item.name: item for item in done}
     pruned = made["float-under80pct"]
     counts = pruned.record["pruning"]
     assert counts["macs_after"] < counts["macs_before"]
