@@ -13,6 +13,7 @@ from edgeopt.errors import ModelError
 from edgeopt.stages import pruning
 
 LOSSES = {"one ratio": 0.9, "importance per MAC": 0.7}
+UNCUT = 0.5
 
 
 def job(said: list[str]) -> Any:
@@ -35,7 +36,11 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(pruning, "channels_of", lambda *_: None)
     monkeypatch.setattr(pruning, "cuts", lambda *_, **__: dict(made))
     monkeypatch.setattr(pruning, "settled", lambda job, start, cut, history, plan, **_: cut)
-    monkeypatch.setattr(pruning, "evaluator", lambda name, spec: lambda model: {"loss": losses[id(model)]})
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"loss": losses.get(id(model), UNCUT), "loss_error": 0.05}
+
+    monkeypatch.setattr(pruning, "evaluator", lambda name, spec: validate)
     return made
 
 
@@ -52,6 +57,25 @@ def test_the_way_with_the_lower_loss_on_val_is_taken_and_both_are_said(ways: dic
     assert said == [
         "cut by importance per MAC: val loss before recovery 0.900 by one ratio, 0.700 by importance per MAC"
     ]
+
+
+def test_where_the_first_way_costs_nothing_that_val_can_tell_the_others_are_not_fitted(
+    ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+
+    def settled(job: Any, start: Any, cut: nn.Module, history: Any, plan: Any, *, what: str) -> nn.Module:
+        fitted.append(what)
+        return cut
+
+    monkeypatch.setattr(pruning, "settled", settled)
+    for uncut, took in ((0.84, ["one ratio", "importance per MAC"]), (0.86, ["one ratio"])):
+        fitted.clear()
+        monkeypatch.setitem(globals(), "UNCUT", uncut)
+        said: list[str] = []
+        fewer(said)
+        assert fitted == took
+    assert said == ["cut by one ratio: val loss before recovery 0.900, within the error of 0.860 uncut"]
 
 
 def test_one_way_is_taken_as_it_is(ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,16 @@ def test_it_learns_logs_and_leaves_the_model_as_it_came(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize(("epochs", "measured"), [(99 // STEPS, 1), (100 // STEPS + 1, 3)])
+def test_what_is_nothing_to_choose_costs_a_short_training_one_step(
+    epochs: int, measured: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop._Loop, "_goes_on", lambda self: False)
+    run(tiny(), tmp_path, epochs=epochs, keep_initial=True)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [choice["steps"] for row in rows if row.get("event") == "probe" for choice in row["choices"]] == [measured]
+
+
 class Killed(BaseException):
     pass
 

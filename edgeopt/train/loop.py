@@ -27,7 +27,7 @@ from edgeopt.train.journal import Journal, NoJournal
 from edgeopt.train.memory import is_out_of_memory, out_of_memory
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
-from edgeopt.train.probe import LAYOUTS, Choice, ProbeResult, candidates, probe
+from edgeopt.train.probe import LAYOUTS, MOST_ROUNDS, Choice, ProbeResult, candidates, probe
 from edgeopt.train.processes import ALONE, Processes, training_device
 from edgeopt.train.state import Best, State, Store, Tensors, identity, parts_of, restore, shared
 
@@ -39,6 +39,7 @@ Draw = Callable[[Tensor], UInt8]
 #: Called after each epoch with its number, from 1, the best score (0-1) so far, and whether it was the last one; what
 #: it raises ends the training.
 EpochEnd = Callable[[int, float, bool], None]
+_SHORT = 100  # steps
 
 
 def train(
@@ -200,7 +201,9 @@ class _Loop:
         def timed(choices: Sequence[Choice]) -> ProbeResult:
             part = slice(0, -(-len(images) // state.parts))
             some, wanted = images[part].to(self.device), targets[part].to(self.device)
-            return probe(self.model, some, wanted, self.objective, choices)
+            # Where there is nothing to choose, three steps more would be a good part of a short training.
+            short = len(choices) == 1 and self.config.epochs * self.steps_per_epoch < _SHORT
+            return probe(self.model, some, wanted, self.objective, choices, rounds=1 if short else MOST_ROUNDS)
 
         found, step_seconds = self.gradients.within_memory(
             state, len(images), lambda: measure(timed, choices, self.freezing, steps=self.steps)

@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16"]
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 _GATHERED = 8  # floats of an AVX2 register
+MOST_ROUNDS = 6
 _LEAST_ROUNDS = 3  # among several choices: a first step or two may be slowed by fresh memory
 _FAR_BEHIND, _BEHIND = 1.6, 1.25  # times the fastest step, after one round and later: cold memory was seen to add 0.4
 
@@ -105,7 +106,7 @@ def probe(
     objective: Objective,
     choices: Sequence[Choice],
     *,
-    rounds: int = 6,
+    rounds: int = MOST_ROUNDS,
     budget_seconds: float = 8.0,
 ) -> ProbeResult:
     """Time whole training steps of every choice on copies of ``model``; the model and torch's generators are untouched.
