@@ -17,6 +17,7 @@ from edgeopt import environment
 from edgeopt.errors import TrainingError
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.sets import PictureSet
+from edgeopt.train.allocator import huge_pages_on_request
 from edgeopt.train.config import LoopConfig
 from edgeopt.train.distillation import memory_format_of
 from edgeopt.train.evaluate_torch import evaluator, logits
@@ -216,6 +217,44 @@ def test_freed_memory_is_not_faulted_in_again() -> None:
     }
     assert counts["leave"] > 1000
     assert counts["keep"] < counts["leave"] / 20
+
+
+HUGE = """
+import ctypes, sys
+from pathlib import Path
+from edgeopt.train import allocator
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def huge():
+    block = libc.malloc(80_000_000)
+    ctypes.memset(block, 1, 80_000_000)
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    libc.free(block)
+    return int(rows["AnonHugePages"].split()[0])
+before = huge()
+assert allocator.keep_memory()
+first = huge()
+grown = Path("/proc/self/statm").read_text().split()[0]
+assert allocator.keep_memory()
+assert Path("/proc/self/statm").read_text().split()[0] == grown, "asked again, it needs no more addresses"
+allocator.give_back_memory()
+assert allocator.keep_memory()
+print(before, first, huge())
+"""
+
+
+@pytest.mark.skipif(not huge_pages_on_request(), reason="huge pages are not on request here")
+def test_the_kept_heap_is_of_huge_pages_where_the_system_gives_them_on_request() -> None:
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True).stdout
+    before, first, again = map(int, done.split())
+    assert before < 20_000 < 60_000 < min(first, again), "KiB of a block of 78,125"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
+def test_a_limit_on_addresses_leaves_the_heap_in_small_pages() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n"
+    code += "from edgeopt.train.allocator import keep_memory; assert keep_memory(); bytearray(2**26)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- validation ---------------------------------------------------------------------------------------------------

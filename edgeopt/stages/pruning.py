@@ -25,6 +25,7 @@ from edgeopt.stages.half_made import PruneStepRecord
 from edgeopt.stages.passes import Job, Recovered, model_hash, recovered, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, is_own
+from edgeopt.train.allocator import keep_memory
 from edgeopt.train.evaluate_torch import evaluator
 from edgeopt.train.layer_matching import Matched
 from edgeopt.train.soup import refresh_batchnorm
@@ -42,6 +43,7 @@ def pruned(job: Job) -> Variant:
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
 
     def make(folder: Path) -> Recovered:
+        keep_memory()
         spec, start = job.start.preprocess, job.start.load()
         plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
         model, history, reasons, metrics = _in_steps(job, start, plan, folder)
