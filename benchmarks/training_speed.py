@@ -34,6 +34,7 @@ from typing import Any
 from PIL import Image
 
 OUT = Path(__file__).with_suffix(".json")
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SIDE, BATCH, PICTURES, EPOCHS, STORED_SIDE = 128, 32, 256, 3, 256
 CONTENDERS = ("edgeopt", "timm", "timm-bf16")
 CROP, JITTER, RATIO = 0.8, 0.2, (5 / 6, 6 / 5)
@@ -177,6 +178,7 @@ def measure(root: Path, models: list[str], rounds: int) -> dict[str, Any]:
             "batch": BATCH,
             "pictures": PICTURES,
             "epochs": EPOCHS,
+            "transparent_hugepage": THP.read_text().strip() if THP.is_file() else None,  # edgeopt asks where on request
             "models": {**_before(), **found},
             "environment": environment.record(),
         }

@@ -288,7 +288,7 @@ def test_the_range_test_finds_a_rate_that_trains_and_touches_nothing(tmp_path: P
         find_lr(model, endless(), lambda model, images, targets: 0 * CrossEntropy()(model, images, targets), config)
 
 
-def test_finetune_finds_both_keeps_the_curve_and_compression_takes_the_batch_size(
+def test_finetune_finds_both_keeps_the_curve_and_compression_takes_the_batch_size_and_the_way_to_compute(
     pictures: Path, tmp_path: Path
 ) -> None:
     train = TrainConfig(epochs=2, batch_size="auto", lr="auto", optimizer="sgd", layer_decay=1.0, augment="none")
@@ -303,6 +303,9 @@ def test_finetune_finds_both_keeps_the_curve_and_compression_takes_the_batch_siz
     assert variant.record["metrics"]["val_top1"] > 0.6
     again = TrainingPlan.for_recovery(CompressConfig(), **training_recipe(SimpleNamespace(start=variant)))  # type: ignore[arg-type]
     assert again.batch_size == 8
+    assert again.loop.known_way == (figures["precision"], figures["memory_format"])
+    elsewhere = SimpleNamespace(start=SimpleNamespace(record={**variant.record, "machine": "another"}))
+    assert TrainingPlan.for_qat(CompressConfig(), **training_recipe(elsewhere)).loop.known_way is None  # type: ignore[arg-type]
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------

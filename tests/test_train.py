@@ -121,6 +121,19 @@ def test_what_is_nothing_to_choose_costs_a_short_training_one_step(
     assert [choice["steps"] for row in rows if row.get("event") == "probe" for choice in row["choices"]] == [measured]
 
 
+def test_a_way_that_is_known_is_not_looked_for_and_one_that_cannot_be_is_no_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = (Choice("fp32", "channels_last"), Choice("fp32", "contiguous"))
+    monkeypatch.setattr(loop, "candidates", lambda *_, **__: ways)
+    for known, tried in ((("fp32", "contiguous"), ways[1:]), (("bf16", "contiguous"), ways), (None, ways)):
+        folder = tmp_path / str(known)
+        run(tiny(), folder, epochs=1, known_way=known)
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        (probed,) = [row["choices"] for row in rows if row.get("event") == "probe"]
+        assert {row["memory_format"] for row in probed} == {way.memory_format for way in tried}
+
+
 class Killed(BaseException):
     pass
 

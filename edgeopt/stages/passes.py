@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from edgeopt import environment
 from edgeopt.config import AugmentConfig, CompressConfig, origins, validate
 from edgeopt.console import Console
 from edgeopt.models.architecture import Architecture
@@ -100,13 +101,19 @@ def recovered(
 
 
 def training_recipe(job: Job) -> dict[str, Any]:
-    """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one."""
+    """How the original was trained, so that augmentation and batch size stay the same; defaults for an adopted one.
+
+    Of the ways to compute, the one that its training found the fastest on this machine is not looked for again.
+    """
     config = job.start.record.get("config", {})
     train = dict(config.get("train") or {})
     names = ("augment", "flip", "sampling", "batch_size", "seed", "precision", "memory_format")
     alike = {name: train[name] for name in names if name in train}
     if alike.get("batch_size") == "auto":
         alike["batch_size"] = job.start.record["metrics"]["training"]["batch_size"]
+    found = (job.start.record.get("metrics") or {}).get("training") or {}
+    if job.start.record.get("machine") == environment.machine_id() and "memory_format" in found:
+        alike["known_way"] = (found["precision"], found["memory_format"])
     where = "the original's record"
     return {**alike, "augmentation": validate(AugmentConfig, config.get("augment") or {}, where=where)}
 

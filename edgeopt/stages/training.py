@@ -159,6 +159,7 @@ class TrainingPlan:
         seed: int | None = None,
         precision: Literal["auto", "fp32", "bf16"] | None = None,
         memory_format: Literal["auto", "channels_last", "contiguous"] | None = None,
+        known_way: tuple[str, str] | None = None,
         **batches: Any,
     ) -> TrainingPlan:
         """This plan with augmentation, batches, seed and way of computing of another training."""
@@ -167,6 +168,7 @@ class TrainingPlan:
             seed=self.loop.seed if seed is None else seed,
             precision=precision or self.loop.precision,
             memory_format=memory_format or self.loop.memory_format,
+            known_way=known_way,
         )
         return replace(self, loop=loop, **batches)
 

@@ -20,8 +20,9 @@ class LoopConfig:
     already). ``time_seconds`` bounds the training: the schedule and the phases of freezing then go by the clock where
     that is ahead of the steps, and ``epochs`` are the most there are. ``select`` names the figure of val that picks the
     best epoch, or "last" takes the last one that, with ``keep_initial``, is not clearly worse than the start: among
-    epochs of a rate that falls to nothing a few hundred pictures of val pick by chance. A checkpoint is due
-    ``checkpoint_seconds`` after the last.
+    epochs of a rate that falls to nothing a few hundred pictures of val pick by chance. ``known_way`` is the
+    precision and memory format that were fastest for such a network on this machine: where they can be chosen, no
+    others are tried. A checkpoint is due ``checkpoint_seconds`` after the last.
     """
 
     epochs: int
@@ -37,6 +38,7 @@ class LoopConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    known_way: tuple[str, str] | None = None
     optimizer: str = "adamw"
     momentum: float | None = None
     schedule: Schedule = "cosine"

@@ -180,6 +180,8 @@ class _Loop:
         evaluated = time.perf_counter() - start
         journal.write({"event": "initial", **{f"val_{name}": value for name, value in initial.items()}})
         choices = candidates(config.precision, self.device, config.memory_format, model=self.model)
+        known = tuple(choice for choice in choices if (choice.precision, choice.memory_format) == config.known_way)
+        choices = known or choices
         self.state = State(choices[0], evaluation_seconds=evaluated)
         if config.keep_initial or not config.epochs:
             self.state.best = Best(0, _score(config, initial, 0), initial["top1"], initial["loss"], _copy(self.model))

@@ -156,7 +156,7 @@ def shared(
 def identity(model: nn.Module, config: LoopConfig, steps_per_epoch: int) -> dict[str, Any]:
     """Which training this is; see :class:`Store`."""
     stated = asdict(config)
-    del stated["checkpoint_seconds"]
+    del stated["checkpoint_seconds"], stated["known_way"]
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return {"config": stated, "steps_per_epoch": steps_per_epoch, "shapes": shapes}
 
