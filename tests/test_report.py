@@ -144,9 +144,17 @@ def test_the_fastest_other_precision_is_the_one_to_beat(own_run: Path) -> None:
     ratios = json.loads(latency.read_text())["ratios"]
     bf16 = {"baseline": "onnxruntime/float-bf16", "kind": "float", "precision": "bf16"}
     edit(latency, ratios=[*ratios, {**bf16, "speedup": 1.2, "speedup_ci": [1.1, 1.3]}])
-    row = assemble(own_run).row(INT8)
+    written = write_report(own_run)
+    row, plain = written.report.row(INT8), written.report.row("openvino/int8-u8a7w")
     assert row is not None
     assert (row.float_baseline, row.float_speedup) == ("onnxruntime/float-bf16", 1.2)
+    (fp32,) = (ratio for ratio in ratios if ratio["kind"] == "float")
+    assert (row.fp32_baseline, row.fp32_speedup) == ("onnxruntime/float", fp32["speedup"])  # and float32 is not lost
+    assert f"{INT8}: {times(fp32['speedup'])} onnxruntime/float (" in written.text
+    assert f"; fp32: {times(fp32['speedup'])} (" in written.markdown.read_text(encoding="utf-8")
+    assert f"fp32: {times(fp32['speedup'])} (" in written.html.read_text(encoding="utf-8")
+    assert plain is not None
+    assert plain.fp32_speedup is None, "where float32 is the one to beat it is said once"
 
 
 def test_an_engine_that_could_not_be_timed_says_why(own_run: Path) -> None:

@@ -53,10 +53,18 @@ def _cells(row: EngineRow, report: Report) -> list[str]:
         _with(form.ms(row.p50_ms), form.span(row.p50_ci_ms)),
         form.ms(row.p99_ms),
         "1×" if original else _with(form.times(against), form.times_range(row.speedup_ci) if against else ""),
-        _with(form.times(row.float_speedup), form.times_range(row.float_speedup_ci)),
+        _against_float(row),
         form.mib(row.size_bytes),
         f"{row.int8_layers} of {row.compute_layers}" if row.precision == "int8" and row.compute_layers else form.DASH,
     ]
+
+
+def _against_float(row: EngineRow) -> str:
+    """Against the fastest float of its target, and where that is not float32, against that too."""
+    fastest = _with(form.times(row.float_speedup), form.times_range(row.float_speedup_ci))
+    if row.fp32_speedup is None:
+        return fastest
+    return f"{fastest}; fp32: {_with(form.times(row.fp32_speedup), form.times_range(row.fp32_speedup_ci))}"
 
 
 def _with(value: str, interval: str) -> str:

@@ -62,7 +62,7 @@ class EngineRow:
 
     ``top1`` and its interval are fractions; ``*_points`` percentage points; ``speedup`` is how many times as fast as
     ``baseline`` (a key) it is, windows paired; ``float_speedup`` the same against ``float_baseline``, the fastest other
-    precision of the same target.
+    precision of the same target, and ``fp32_speedup`` against float32 of that target, where that is another.
     """
 
     key: str  # target/variant: its folder under device/
@@ -119,6 +119,10 @@ class EngineRow:
     float_speedup_ci: Pair | None = None
     float_speedup_quiet: bool | None = None
     float_baseline: str | None = None
+    fp32_speedup: float | None = None
+    fp32_speedup_ci: Pair | None = None
+    fp32_speedup_quiet: bool | None = None
+    fp32_baseline: str | None = None
     baseline_kind: str | None = None  # of ``baseline``: original or float
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None

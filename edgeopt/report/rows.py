@@ -108,9 +108,11 @@ def _timing(latency: Record) -> dict[str, Any]:
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
     # The fastest other precision of the same engine is the one that int8 must beat.
     floats = min((ratio for ratio in ratios if ratio["kind"] == "float"), key=lambda r: r["speedup"], default=None)
+    fp32 = next((one for one in ratios if one["kind"] == "float" and one.get("precision") == "fp32"), None)
+    fp32 = None if fp32 is floats else fp32
     headline = original or floats
     compiled = next((ratio for ratio in ratios if ratio["kind"] == "compiled"), None)
-    for prefix, ratio in (("", headline), ("float_", floats), ("compiled_", compiled)):
+    for prefix, ratio in (("", headline), ("float_", floats), ("fp32_", fp32), ("compiled_", compiled)):
         if ratio is not None:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])

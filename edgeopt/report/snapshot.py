@@ -54,6 +54,10 @@ class Row(_Part):
     float_speedup_ci: Pair | None = None
     float_speedup_quiet: bool | None = None
     float_baseline: Key | None = None
+    fp32_speedup: Positive | None = None
+    fp32_speedup_ci: Pair | None = None
+    fp32_speedup_quiet: bool | None = None
+    fp32_baseline: Key | None = None
     size_bytes: Count | None
     peak_memory_bytes: Count | None
     macs: Count | None
