@@ -69,13 +69,13 @@ def test_where_the_first_way_costs_nothing_that_val_can_tell_the_others_are_not_
         return cut
 
     monkeypatch.setattr(pruning, "settled", settled)
-    for uncut, took in ((0.84, ["one ratio", "importance per MAC"]), (0.86, ["one ratio"])):
+    for uncut, took in ((0.79, ["one ratio", "importance per MAC"]), (0.81, ["one ratio"])):
         fitted.clear()
         monkeypatch.setitem(globals(), "UNCUT", uncut)
         said: list[str] = []
         fewer(said)
         assert fitted == took
-    assert said == ["cut by one ratio: val loss before recovery 0.900, within the error of 0.860 uncut"]
+    assert said == ["cut by one ratio: val loss before recovery 0.900, within the error of 0.810 uncut"]
 
 
 def test_one_way_is_taken_as_it_is(ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def _fewer_channels(
 
     Of the ways to spread the cuts the one with the lowest loss on val is taken: what such a network gives untrained
     tells what it will recover to (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491). Where the first costs no
-    more than that loss's standard error, the others are not looked at.
+    more than twice that loss's standard error, the others are not looked at.
     """
     with job.console.task(f"pruning {fraction:.0%} of the MACs"):
         found = channels_of(job, model, plan)
@@ -139,7 +139,7 @@ def _fewer_channels(
     if others:
         validate = evaluator(job.workspace.prepared("val", job.start.preprocess), job.start.preprocess)
         uncut, losses = validate(start), {name: validate(ready[name])["loss"]}
-        if losses[name] <= uncut["loss"] + uncut["loss_error"]:
+        if losses[name] <= uncut["loss"] + 2 * uncut["loss_error"]:
             told = f"{losses[name]:.3f}, within the error of {uncut['loss']:.3f} uncut"
         else:
             for other in others:
