@@ -19,7 +19,8 @@ def render_text(report: Report) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     notes = [
-        f"{row.key}: {form.times(row.fp32_speedup)} as fast as {row.fp32_baseline} ({form.times_range(row.fp32_speedup_ci)})"
+        f"{row.key}: {form.times(row.fp32_speedup)} as fast as {row.fp32_baseline} "
+        f"({form.times_range(row.fp32_speedup_ci)})"
         for row in report.rows
         if row.precision == "int8" and row.fp32_speedup is not None
     ]
