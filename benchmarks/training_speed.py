@@ -34,7 +34,6 @@ from typing import Any
 from PIL import Image
 
 OUT = Path(__file__).with_suffix(".json")
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SIDE, BATCH, PICTURES, EPOCHS, STORED_SIDE = 128, 32, 256, 3, 256
 CONTENDERS = ("edgeopt", "timm", "timm-bf16")
 CROP, JITTER, RATIO = 0.8, 0.2, (5 / 6, 6 / 5)
@@ -158,6 +157,7 @@ def run_timm(root: Path, name: str, *, bf16: bool) -> dict[str, Any]:
 def measure(root: Path, models: list[str], rounds: int) -> dict[str, Any]:
     """Every contender in a fresh process, in turn, ``rounds`` times a model."""
     from edgeopt import environment
+    from edgeopt.train.allocator import huge_pages_on_request
 
     found: dict[str, Any] = {}
     for name in models:
@@ -178,7 +178,7 @@ def measure(root: Path, models: list[str], rounds: int) -> dict[str, Any]:
             "batch": BATCH,
             "pictures": PICTURES,
             "epochs": EPOCHS,
-            "transparent_hugepage": THP.read_text().strip() if THP.is_file() else None,  # edgeopt asks where on request
+            "huge_pages_on_request": huge_pages_on_request(),  # then edgeopt asks for them
             "models": {**_before(), **found},
             "environment": environment.record(),
         }

@@ -134,8 +134,12 @@ def _fewer_channels(
         found = channels_of(job, model, plan)
         comparable = job.config.importance == "taylor"
         ways = cuts(found, fraction=fraction, round_to=job.round_to, comparable=comparable)
+
+    def ready_by(name: str) -> nn.Module:
+        return settled(job, start, ways[name].model, [*before, *ways[name].history], plan, what=name)
+
     name, *others = ways
-    ready = {name: settled(job, start, ways[name].model, [*before, *ways[name].history], plan, what=name)}
+    ready = {name: ready_by(name)}
     if others:
         validate = evaluator(job.workspace.prepared("val", job.start.preprocess), job.start.preprocess)
         uncut, losses = validate(start), {name: validate(ready[name])["loss"]}
@@ -143,8 +147,7 @@ def _fewer_channels(
             told = f"{losses[name]:.3f}, within the error of {uncut['loss']:.3f} uncut"
         else:
             for other in others:
-                history = [*before, *ways[other].history]
-                ready[other] = settled(job, start, ways[other].model, history, plan, what=other)
+                ready[other] = ready_by(other)
                 losses[other] = validate(ready[other])["loss"]
             name = min(losses, key=lambda one: losses[one])
             told = ", ".join(f"{loss:.3f} by {way}" for way, loss in losses.items())

@@ -55,12 +55,18 @@ def _ask_for_huge_pages() -> None:
     libc = _glibc()
     if libc is None or not huge_pages_on_request():
         return
-    size = min(available_bytes() // 2, _MOST_ADVISED)
+    size = _bytes_to_advise()
     if size < _HUGE_PAGE or not (block := libc.malloc(size)):  # a limit on addresses, as of ulimit -v: then without
         return
     start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
     libc.madvise(start, block + size - start, _MADV_HUGEPAGE)
     libc.free(block)
+
+
+@lru_cache(maxsize=1)
+def _bytes_to_advise() -> int:
+    """Once a process: what is free goes up and down, and the heap need not grow whenever it goes up."""
+    return min(available_bytes() // 2, _MOST_ADVISED)
 
 
 def huge_pages_on_request() -> bool:
