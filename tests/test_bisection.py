@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
 from edgeopt.config import Target
 from edgeopt.errors import ParityError
+from edgeopt.stages.build import _noise_floor
 
 BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
 PICTURES = np.random.default_rng(0).normal(size=(8, *tiny_onnx.SHAPE)).astype(np.float32)
@@ -88,3 +90,17 @@ def test_a_build_that_answers_otherwise_says_whether_a_layer_or_the_onnx_differs
         ParityError, match="every layer computes what the ONNX says, so that it is the ONNX that differs"
     ):
         api.build(run, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("record", "floors"),
+    [
+        ({"noise_floor": 0.1, "half_noise": None}, {"int8": 0.1, "fp16": 0.0}),
+        ({"noise_floor": None, "half_noise": {"bf16": 0.05, "fp16": 0.01}}, {"int8": 0.0, "bf16": 0.05, "fp16": 0.01}),
+        ({}, {"int8": 0.0, "bf16": 0.0}),  # of a run made by an earlier version
+    ],
+)
+def test_an_engine_is_judged_by_the_noise_of_its_own_precision(
+    record: dict[str, Any], floors: dict[str, float]
+) -> None:
+    assert {name: _noise_floor(record, name) for name in floors} == floors

@@ -22,7 +22,7 @@ from edgeopt.export import qdq
 from edgeopt.export.check import check_qdq
 from edgeopt.export.float_onnx import export_float
 from edgeopt.export.folding import CLEAN, FOLD_PADS
-from edgeopt.export.noise import bias_noise, float_noise
+from edgeopt.export.noise import bias_noise, float_noise, half_noise
 from edgeopt.export.passes import GraphPass, absent, run_passes
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import QDQSummary, export_qdq
@@ -131,6 +131,18 @@ def test_the_noise_floor_knows_what_rounding_the_biases_makes(
     assert rounded / 3 < noise["u8a8w"] < 3 * rounded
     assert noise["u8a8w"] > 3 * float_noise(model, x.numpy())
     assert noise_floor(model, path, _Pictures(x), PreprocessSpec(size=(32, 32))) == noise["u8a8w"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_noise_is_what_half_precision_makes_of_the_answers(net: TinyNet, dtype: torch.dtype) -> None:
+    x = torch.cat(calibration())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    noise = half_noise(net, x.numpy(), dtype)
+    expected = answers(net, x)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        cast = difference(net(x).float().numpy(), expected)
+    assert cast / 3 < noise < 3 * cast
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 class _Pictures:

@@ -1,7 +1,8 @@
-"""How far rounding alone moves the answers of an int8 network: what no file and no engine can be closer than."""
+"""How far rounding alone moves a network's answers: what no file and no engine can be closer than."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,17 +24,41 @@ def float_noise(model: nn.Module, batch: Float32) -> float:
     """
     generator = torch.Generator().manual_seed(0)
 
-    def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def disturb(output: Tensor) -> Tensor:
         return output * (1 + 1e-6 * torch.randn(output.shape, generator=generator))
 
     pictures = torch.from_numpy(batch)
-    with torch.inference_mode():
-        expected = model(pictures)
-        layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
-        handles = [module.register_forward_hook(disturb) for module in layers]
-        with hooked(handles):
-            disturbed = model(pictures)
-    return _apart(expected.numpy(), disturbed.numpy())
+    return _apart(_answers(model, pictures), _answers(model, pictures, disturb))
+
+
+def half_noise(model: nn.Module, batch: Float32, dtype: torch.dtype) -> float:
+    """Mean |difference| over the logits' spread when weights and every layer's output are rounded to ``dtype``.
+
+    bfloat16 keeps 8 bits of a number: in a tf_efficientnet_lite0 trained for four epochs it moves the logits by 5 % of
+    their spread, float16 by 0.4 to 0.9 %.
+    """
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.to(dtype).float()
+
+    half = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in half.parameters():
+            parameter.copy_(rounded(parameter))
+    pictures = torch.from_numpy(batch)
+    return _apart(_answers(model, pictures), _answers(half, rounded(pictures), rounded))
+
+
+def _answers(model: nn.Module, pictures: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Float:
+    """Logits of ``model`` with what comes out of its norms and linear layers changed."""
+
+    def changed(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+        return None if change is None else change(output)
+
+    layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
+    with torch.inference_mode(), hooked([module.register_forward_hook(changed) for module in layers]):
+        answers: Float = model(pictures).numpy()
+    return answers
 
 
 def bias_noise(path: Path, batch: Float32, open_file: Callable[[bytes], Callable[[Float32], Float]]) -> float:

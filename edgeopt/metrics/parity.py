@@ -57,8 +57,9 @@ def int8_parity(reference: Float, other: Float, *, noise_floor: float = 0.0) -> 
     One picture may differ however few there are: of 48, 99 % would mean all, which an engine that is right on 99 % of
     all pictures would fail in 38 of 100 builds.
 
-    ``noise_floor`` is the mean |difference| over the spread that float noise alone makes in this network; three times
-    it is allowed where that is more (a barely trained network can be so sensitive that no two runtimes agree).
+    ``noise_floor`` is the mean |difference| over the spread that rounding alone makes in this network; three times it
+    is allowed where that is more (a barely trained network can be so sensitive that no two runtimes agree, and bfloat16
+    can move a trained one further). Engines in half precision are judged alike.
     """
     return _parity("int8", reference, other, max(INT8_MAX_MEAN_OVER_STD, 3 * noise_floor))
 

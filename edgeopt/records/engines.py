@@ -31,6 +31,10 @@ def _what_a_build_needs(outputs: dict[str, Output]) -> dict[str, Output]:
     return outputs
 
 
+#: Mean |difference| of logits over their spread.
+Noise = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class ExportRecord(CommitRecord):
     """``host/<variant>/export/parity.json``."""
 
@@ -40,7 +44,8 @@ class ExportRecord(CommitRecord):
     outputs: Annotated[dict[Text, Output], AfterValidator(_what_a_build_needs)]
     calibration_folder: Inside
     calibration_set: Name
-    noise_floor: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    noise_floor: Noise | None = None
+    half_noise: dict[Text, Noise] | None = None
 
 
 class FusionRecord(Part):

@@ -187,7 +187,13 @@ def _parity(
     logits = np.concatenate(answers)[: len(reference)]
     if item.precision == "fp32":
         return float_parity(reference, logits)
-    return int8_parity(reference, logits, noise_floor=float(export.get("noise_floor") or 0.0))
+    return int8_parity(reference, logits, noise_floor=_noise_floor(export, item.precision))
+
+
+def _noise_floor(export: dict[str, Any], precision: str) -> float:
+    """What ``precision`` alone makes of the answers, as the export measured it; 0 where it did not."""
+    floors = {"int8": export.get("noise_floor"), **(export.get("half_noise") or {})}
+    return float(floors.get(precision) or 0.0)
 
 
 def _parted(

@@ -16,7 +16,7 @@ from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
 from edgeopt.errors import REPORT, EdgeoptError, LoweringError, ParityError
 from edgeopt.export.float_onnx import export_float
-from edgeopt.export.noise import bias_noise, float_noise
+from edgeopt.export.noise import bias_noise, float_noise, half_noise
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Float, Parity, float_parity, int8_parity
@@ -31,6 +31,7 @@ from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
 VERSION = 2
 _REFERENCE_PICTURES = 256  # answers kept beside the ONNX, for every device to compare its engine with
 _BATCH = 16
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(
@@ -128,6 +129,7 @@ def _write(
         lowering=lowering,
         parity=asdict(parity),
         noise_floor=floor,
+        half_noise=half_noises(model, calibration, spec) if scheme is None else None,
         calibration_folder=f"data/sets/{spec.key}",
         calibration_set=set_name,
     )
@@ -166,6 +168,12 @@ def noise_floor(model: nn.Module, path: Path, pictures: PictureSet, spec: Prepro
     """What rounding alone makes of the int8 ``model`` and its file: mean |difference| over the logits' spread."""
     batch = next(iter(pictures.batches(spec, 4 * _BATCH)))
     return max(float_noise(model, batch), bias_noise(path, batch, _plain_runner))
+
+
+def half_noises(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> dict[str, float]:
+    """By precision of an engine: what that precision alone makes of the float ``model``'s logits, over their spread."""
+    batch = next(iter(pictures.batches(spec, 4 * _BATCH)))
+    return {name: half_noise(model, batch, dtype) for name, dtype in _HALF.items()}
 
 
 def _plain_runner(file: bytes) -> Callable[[Float32], Float]:

@@ -46,7 +46,9 @@ def make_optimizer(
     for group in every:
         group["initial_lr"] = group.get("lr", lr)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(every, lr=lr, weight_decay=config.weight_decay)
+        # On a CPU one fused pass over a tensor takes a third of the time of AdamW's eight; GPUs have their own default.
+        fused = all(parameter.device.type == "cpu" for group in every for parameter in group["params"])
+        return torch.optim.AdamW(every, lr=lr, weight_decay=config.weight_decay, fused=fused or None)
     from timm.optim import create_optimizer_v2
 
     require_known_optimizer(config.optimizer)

@@ -23,7 +23,8 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 _GATHERED = 8  # floats of an AVX2 register
 MOST_ROUNDS = 6
 _LEAST_ROUNDS = 3  # among several choices: a first step or two may be slowed by fresh memory
-_FAR_BEHIND, _BEHIND = 1.6, 1.25  # times the fastest step, after one round and later: cold memory was seen to add 0.4
+# Times the fastest step, after one round and later: memory touched for the first time made one take 2.6 times as long.
+_FAR_BEHIND, _BEHIND = 4.0, 1.25
 
 
 @dataclass(frozen=True)
