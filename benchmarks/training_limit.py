@@ -3,10 +3,11 @@
     python benchmarks/training_limit.py [--rounds 10]                             # writes training_limit.json
 
 A step is forward, cross-entropy, backward and plain SGD on a batch that lies in memory, at the size and batch of
-training_speed.py, in float32 and channels_last with freed memory kept: no picture is decoded, no weight averaged. What
-a loop can gain over another is bounded by the bare step over that other. Beside it stands what PyTorch's matrix
-multiplication reaches (2048 x 2048, float32), as a measure of the machine's arithmetic; a step counts three times the
-multiply-accumulates of a forward pass, two operations each. Medians over rounds in which all take turns.
+training_speed.py, in channels_last with freed memory kept, in float32 and where the CPU has it in bfloat16 (a model's
+figures are those of the faster): no picture is decoded, no weight averaged. What a loop can gain over another is
+bounded by the bare step over that other. Beside it stands what PyTorch's matrix multiplication reaches (2048 x 2048),
+as a measure of the machine's arithmetic; a step counts three times the multiply-accumulates of a forward pass, two
+operations each. Medians over rounds in which all take turns.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from training_speed import BATCH, SIDE
 
+from edgeopt.environment import has_bf16
 from edgeopt.models import create
 from edgeopt.models.macs import count_macs
 from edgeopt.train.allocator import keep_memory
@@ -30,13 +32,15 @@ from edgeopt.train.allocator import keep_memory
 OUT = Path(__file__).with_suffix(".json")
 SPEED = Path(__file__).with_name("training_speed.json")
 MODELS = ("tf_efficientnet_lite0", "resnet18")
+PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16() else {})}
 STEPS, MULTIPLICATIONS, ORDER = 4, 8, 2048
 
 
 class Step:
-    """One model's bare step."""
+    """One model's bare step in one precision."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, precision: str) -> None:
+        self.precision = precision
         self.model = create(name, num_classes=9, pretrained=False, image_size=SIDE).model
         self.macs = count_macs(self.model, (3, SIDE, SIDE))
         self.model = self.model.to(memory_format=torch.channels_last).train()
@@ -46,7 +50,9 @@ class Step:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        nn.functional.cross_entropy(self.model(self.pictures), self.labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = nn.functional.cross_entropy(self.model(self.pictures), self.labels)
+        loss.backward()
         self.optimizer.step()
 
     def pictures_a_second(self) -> float:
@@ -76,6 +82,7 @@ def figures(step: Step, rates: list[float], arithmetic: float, measured: dict[st
         for name, rows in measured.get("rounds", {}).items()
     }
     return {
+        "precision": step.precision,
         "macs": step.macs,
         "images_per_second": round(rate, 2),
         "rounds": [round(one, 2) for one in rates],
@@ -91,16 +98,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     asked = parser.parse_args()
     keep_memory()
-    steps = {name: Step(name) for name in MODELS}
-    rates: dict[str, list[float]] = {name: [] for name in MODELS}
-    left, right = torch.randn(2, ORDER, ORDER).unbind()
-    products = []
+    steps = {(name, precision): Step(name, precision) for name in MODELS for precision in PRECISIONS}
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    factors = {precision: torch.randn(2, ORDER, ORDER).to(dtype) for precision, dtype in PRECISIONS.items()}
+    products: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     for number in range(asked.rounds):
-        products.append(multiplication_gflops(left, right))
-        for name, step in steps.items():
-            rates[name].append(step.pictures_a_second())
-        print(f"round {number + 1}: {products[-1]:.0f} GFLOP/s", {name: round(rates[name][-1], 1) for name in MODELS})
-    arithmetic = statistics.median(products)
+        for precision, pair in factors.items():
+            products[precision].append(multiplication_gflops(*pair.unbind()))
+        for key, step in steps.items():
+            rates[key].append(step.pictures_a_second())
+        print(f"round {number + 1}:", {" ".join(key): round(rates[key][-1], 1) for key in steps})
+    arithmetic = {precision: statistics.median(rounds) for precision, rounds in products.items()}
+    fastest = {name: max(PRECISIONS, key=lambda one: statistics.median(rates[name, one])) for name in MODELS}
     measured = json.loads(SPEED.read_text())["models"] if SPEED.is_file() else {}
     found = {
         "schema": 1,
@@ -109,8 +118,11 @@ def main() -> None:
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "multiplication_gflops": round(arithmetic, 1),
-        "models": {name: figures(steps[name], rates[name], arithmetic, measured.get(name, {})) for name in MODELS},
+        "multiplication_gflops": {precision: round(value, 1) for precision, value in arithmetic.items()},
+        "models": {
+            name: figures(steps[name, one], rates[name, one], arithmetic[one], measured.get(name, {}))
+            for name, one in fastest.items()
+        },
     }
     OUT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -84,12 +84,14 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
 
 
 def _build(journey: Journey) -> None:
-    from edgeopt.stages.build import build
+    from edgeopt.stages.build import build_each, raise_first
 
-    config = journey.recipe.build.model_dump()
-    for target in journey.recipe.targets:
-        for item in build(journey.opened, target, **config, force=journey.force, console=journey.console):
-            journey.console.say(item.summary())
+    recipe, console = journey.recipe, journey.console
+    config = recipe.build.model_dump()
+    built, failed = build_each(journey.opened, recipe.targets, **config, force=journey.force, console=console)
+    for item in built:
+        console.say(item.summary())
+    raise_first(failed, console)
 
 
 def _bench(journey: Journey) -> None:

@@ -18,6 +18,9 @@ class Scheme:
     activation_symmetric: bool  # zero point 0 (signed) when true
     weight_bits: int  # 7 keeps u8*s8 pair sums inside int16 on x86 without VNNI
     title: str
+    # Zero is the middle code of ranges that reach about as far to both sides. OpenVINO makes int8 with zero point 0 of
+    # it, which spares its kernels a correction; without VNNI they would halve the weights' codes instead.
+    activation_centred: bool = False
 
     @property
     def weight_max(self) -> int:
@@ -35,6 +38,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 False,
                 8,
                 "uint8 asymmetric activations, int8 weights: CPUs with VNNI, AMX or NEON dot-product",
+                activation_centred=True,
             ),
             Scheme("u8a7w", False, False, 7, "uint8 asymmetric activations, 7-bit weights: x86 CPUs without VNNI"),
             Scheme("s8a8w", True, True, 8, "int8 symmetric activations, int8 weights: TensorRT"),

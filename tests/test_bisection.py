@@ -20,6 +20,8 @@ from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
 from edgeopt.config import Target
 from edgeopt.errors import ParityError
+from edgeopt.files import read_json, sha256, write_json
+from edgeopt.run import Run
 from edgeopt.stages.build import _noise_floor
 
 BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
@@ -73,23 +75,32 @@ def test_an_exposed_tensor_is_an_output_to_the_onnx_package_too(tmp_path: Path) 
     assert after.output[1].type.tensor_type.elem_type == 2
 
 
-def test_a_build_that_answers_otherwise_says_whether_a_layer_or_the_onnx_differs(tmp_path: Path) -> None:
-    """The answers recorded at export are another model's, so that no layer of the engine is to blame."""
-    run = write_small_run(tmp_path / "run")
-    export = run.path / "host/int8-u8a7w/export"
+def _answers_of_another(run: Run, variant: str) -> None:
+    """The answers recorded at export become another model's, so that no layer of the engine is to blame."""
+    export = run.path / "host" / variant / "export"
     other = np.load(export / "logits.npy")[:, ::-1]
-    shutil.rmtree(run.path / "device")
-    record = export / "parity.json"
     np.save(export / "logits.npy", other)
-    from edgeopt.files import read_json, sha256, write_json
-
-    stated = read_json(record)
+    stated = read_json(export / "parity.json")
     stated["outputs"]["logits"]["sha256"] = sha256(export / "logits.npy")
-    write_json(record, stated)
+    write_json(export / "parity.json", stated)
+    shutil.rmtree(run.path / "device")
+
+
+def test_a_build_that_answers_otherwise_says_whether_a_layer_or_the_onnx_differs(tmp_path: Path) -> None:
+    run = write_small_run(tmp_path / "run")
+    _answers_of_another(run, "int8-u8a7w")
     with pytest.raises(
         ParityError, match="every layer computes what the ONNX says, so that it is the ONNX that differs"
     ):
         api.build(run, "onnxruntime")
+
+
+def test_an_engine_that_answers_otherwise_does_not_keep_the_next_from_being_built(tmp_path: Path) -> None:
+    run = write_small_run(tmp_path / "run")
+    _answers_of_another(run, "float")
+    with pytest.raises(ParityError, match="onnxruntime/float"):
+        api.build(run, "onnxruntime")
+    assert run.engines()["onnxruntime/int8-u8a7w"]["parity"]["ok"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeopt.compress.quantizers import (
+    SMALLEST_SCALE,
     Quantizer,
     activation_quantizer,
     quantizer_from_config,
@@ -31,6 +32,27 @@ def test_activations_equal_torchs_own_fake_quantization(x: Tensor, signed: bool,
     torch.testing.assert_close(quantizer(x), expected, rtol=0, atol=1e-6)
     assert quantizer(x).unique().numel() > 50
     assert quantizer(torch.zeros(1)).item() == 0.0, "zero must be exact: padding is made of it"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "zero_point", "scale"),
+    [
+        (-3.0, 3.6, 128, 3.6 / 127),  # 9 % wider steps
+        (-3.2, 2.5, 128, 3.2 / 128),
+        (-3.0, 6.0, 85, 9.0 / 255),  # they would be a third wider
+        (-0.375, 4.0, 22, 4.375 / 255),  # hard-swish
+        (0.0, 4.0, 0, 4.0 / 255),
+        (0.0, 0.0, 0, SMALLEST_SCALE),
+    ],
+)
+def test_ranges_that_reach_about_as_far_to_both_sides_are_centred(
+    low: float, high: float, zero_point: int, scale: float
+) -> None:
+    quantizer = activation_quantizer(low, high, signed=False, symmetric=False, centred=True)
+    assert quantizer.zero_point == zero_point
+    assert quantizer.scale.item() == pytest.approx(scale)
+    ends = quantizer(torch.tensor([low, high]))
+    torch.testing.assert_close(ends, torch.tensor([low, high]), rtol=0, atol=0.51 * quantizer.scale.item())
 
 
 @pytest.mark.parametrize("largest", [127, 63])

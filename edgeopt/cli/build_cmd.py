@@ -10,7 +10,6 @@ import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
 from edgeopt.config import load_target
-from edgeopt.errors import BackendError, EdgeoptError, LoweringError, MissingStageError, ParityError
 
 targets_option = click.option(
     "--target",
@@ -72,7 +71,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Build engines for a target, with the float ones they are compared with."""
-    from edgeopt.stages.build import Built, build
+    from edgeopt.stages.build import Built, build_each, raise_first
     from edgeopt.stages.foreign import import_onnx
 
     console = Terminal(quiet=quiet)
@@ -99,16 +98,7 @@ def command(
         emit(records, as_json=as_json, text="\n".join(lines))
         return
     how |= {"float_layers": float_layers}
-    built: list[Built] = []
-    failed: list[EdgeoptError] = []
-    for target in targets:
-        try:
-            built += build(run, target, variants=variants, **how, console=console)
-        except (BackendError, LoweringError, MissingStageError, ParityError) as error:  # of this target, not the others
-            failed.append(error)
-    for other in failed[1:]:
-        console.say(str(other))  # only one can be raised
+    built, failed = build_each(run, targets, variants=variants, **how, console=console)
     if built or not failed:
         emit([item.record for item in built], as_json=as_json, text="\n".join(item.summary() for item in built))
-    if failed:
-        raise failed[0]
+    raise_first(failed, console)

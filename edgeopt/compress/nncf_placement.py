@@ -202,6 +202,7 @@ def _activation_quantizer(model: nn.Module, name: str, theirs: Any, scheme: Sche
         high.item(),
         signed=scheme.activation_signed,
         symmetric=scheme.activation_symmetric,
+        centred=scheme.activation_centred,
         upper_end=upper_end,
     )
 

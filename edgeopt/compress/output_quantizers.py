@@ -57,6 +57,7 @@ class _Recorder(nn.Module):
             self.high,
             signed=scheme.activation_signed,
             symmetric=scheme.activation_symmetric,
+            centred=scheme.activation_centred,
         )
 
 

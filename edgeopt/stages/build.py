@@ -16,7 +16,7 @@ from edgeopt.backends.bisection import first_difference
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import REPORT, BackendError, ParityError
+from edgeopt.errors import REPORT, BackendError, EdgeoptError, LoweringError, MissingStageError, ParityError
 from edgeopt.files import read_npy, write_json
 from edgeopt.metrics import Parity, float_parity, int8_parity
 from edgeopt.preprocess import PreprocessSpec
@@ -84,7 +84,7 @@ def build(
     built are variants made for it without training (``...-mixed``). ``embed_preprocessing`` builds
     engines of another name (``...-embedded``) that take uint8 pictures (N, height, width, 3), resized, and normalize
     these themselves. Raises MissingStageError when no variant has a scheme the target runs, MissingBackendError,
-    BackendError, ParityError.
+    BackendError, and, when the other engines are built, ParityError.
     """
     console = console or Silent()
     profile = load_target(target)
@@ -102,12 +102,39 @@ def build(
         planned = [replace(item, name=f"{item.name}-embedded", embed=True) for item in planned]
     every = [item.variant for item in planned]
     planned = exported(run, planned, needed=every if strict else (run.original(), *variants), console=console)
-    built = []
+    built: list[Built] = []
+    failed: list[ParityError] = []
     with run.lock():
         for item in planned:
-            built.append(_build_one(run, profile, backend, item, force=force, console=console))
+            try:
+                built.append(_build_one(run, profile, backend, item, force=force, console=console))
+            except ParityError as error:  # of this engine, not the others
+                failed.append(error)
+    raise_first(failed, console)
     _judge(built, strict=strict)
     return built
+
+
+def build_each(
+    run: Run, targets: Sequence[str], *, console: Console | None = None, **how: Any
+) -> tuple[list[Built], list[EdgeoptError]]:
+    """:func:`build` for every one of ``targets``; what was built, and the errors of targets that were not."""
+    built: list[Built] = []
+    failed: list[EdgeoptError] = []
+    for target in targets:
+        try:
+            built += build(run, target, **how, console=console)
+        except (BackendError, LoweringError, MissingStageError, ParityError) as error:  # of this target, not the others
+            failed.append(error)
+    return built, failed
+
+
+def raise_first(failed: Sequence[EdgeoptError], console: Console) -> None:
+    """Raise the first of ``failed``, if any, after the others were said: only one can be raised."""
+    for other in failed[1:]:
+        console.say(str(other))
+    if failed:
+        raise failed[0]
 
 
 def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, force: bool, console: Console) -> Built:
