@@ -125,18 +125,15 @@ def activation_quantizer(
     """
     low_value, high_value = min(low_value, 0.0), max(high_value, 0.0)
     low, high = (-128, 127) if signed else (0, 255)
+    step = (high_value - low_value) / (high - low)
+    centred_step = max(low_value / -128, high_value / 127)
     if symmetric:
         scale = max(-low_value, high_value) / high
         zero_point = 0
-    elif (
-        centred
-        and low_value < 0
-        and (centred_scale := max(low_value / -128, high_value / 127))
-        <= _WIDER * ((high_value - low_value) / (high - low))
-    ):
-        scale, zero_point = centred_scale, low + 128
+    elif centred and low_value < 0 and centred_step <= _WIDER * step:
+        scale, zero_point = centred_step, low + 128
     else:
-        scale = max((high_value - low_value) / (high - low), SMALLEST_SCALE)
+        scale = max(step, SMALLEST_SCALE)
         zero_point = min(max(low + round(-low_value / scale), low), high)
     max_scale = None if upper_end is None else upper_end / (high - zero_point)
     return Quantizer(torch.tensor(scale), low=low, high=high, zero_point=zero_point, max_scale=max_scale)

@@ -128,7 +128,7 @@ def probe(
         seconds: dict[Choice, list[float]] = {choice: [] for choice in choices}
         for turn in range(rounds):
             over, alone = time.perf_counter() - start > budget_seconds, len(steppers) == 1
-            if turn and (over or turn >= _LEAST_ROUNDS) and (alone or (turn >= _LEAST_ROUNDS and over)):
+            if turn >= (1 if alone else _LEAST_ROUNDS) and (over or (alone and turn >= _LEAST_ROUNDS)):
                 break
             for choice, stepper in steppers.items():
                 if not alone or turn == 0:
