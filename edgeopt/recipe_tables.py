@@ -56,12 +56,14 @@ class BuildConfig(Strict):
 
 
 class BenchConfig(Strict):
-    """Measuring: seconds at most for all engines together, threads of each (0: every core).
+    """Measuring: seconds at most for all engines together, divided among ``starts`` of new processes; threads of each
+    (0: every core).
 
     It ends early when the interval of every engine's ratio to the original is narrower than ``width`` of the ratio.
     """
 
     seconds: float = Field(20.0, gt=0, le=36_000)
+    starts: int = Field(2, ge=1, le=100)
     width: float = Field(0.03, gt=0, le=1)
     threads: int = Field(0, ge=0, le=1024)
     compiled: bool = False  # the original through torch.compile as well, as another baseline

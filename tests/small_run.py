@@ -126,7 +126,7 @@ def _measure(run: Run) -> None:
         windows = tuple(tuple((ms * rng.uniform(0.9, 1.1, 40)).round(5).tolist()) for _ in range(8))
         spec = EngineSpec(key, "onnxruntime", Path("x"), load_target("onnxruntime"), engine.precision, threads=1)
         results[key] = EngineResult(spec, windows, 0.1, 50 * 2**20, {}, 0.0, True)
-    write_records(run.path, BenchResult("planted", results, {}, 8, 1.0, machine, machine), original=FLOAT)
+    write_records(run.path, BenchResult("planted", results, {}, 1, 8, 1.0, machine, machine), original=FLOAT)
 
 
 def sha_of(text: str) -> str:

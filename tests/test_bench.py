@@ -77,6 +77,11 @@ class TinyBackend(Backend):
     def _open(self, engine, target, precision, threads):
         print("a runtime that prints to stdout, as some do")
         settings = json.loads(engine.read_text())
+        if "by_start" in settings:  # what another process of it does otherwise
+            starts = engine.with_suffix(".starts")
+            with starts.open("a") as file:
+                file.write(f"{time.monotonic()}\\n")
+            settings |= settings["by_start"][len(starts.read_text().split()) - 1]
         if settings.get("refuse"):
             raise BackendError("this engine is of another version", fix="build it again")
         if settings.get("allocate"):
@@ -233,10 +238,27 @@ def test_benchmark_app_times_an_openvino_engine(path_run: Run) -> None:
     assert found.p50_ms > 0
 
 
+def test_engines_are_started_anew_and_what_differs_between_processes_is_in_the_interval(lab: Path) -> None:
+    steady = engine(lab, "here/steady", by_start=[{"ms": 8.0}, {"ms": 8.0}])
+    moody = engine(lab, "here/moody", by_start=[{"ms": 8.0}, {"ms": 12.0}])
+    failing = engine(lab, "here/failing", by_start=[{"ms": 8.0}, {"refuse": True}])
+    result = run(lab, steady, moody, failing, seconds=6.0)
+    ratio = result.ratio("here/moody", "here/steady")  # 1 in the first half, two thirds in the second
+    assert ratio.low == pytest.approx(2 / 3, rel=0.15)
+    assert ratio.high == pytest.approx(1.0, rel=0.15)
+    assert list(result.failures) == ["here/failing"]
+    assert result.starts == 2
+    assert {len(one.windows) for one in result.engines.values()} == {result.rounds}
+    opened = {key: lab / f"here-{key}.starts" for key in ("steady", "moody", "failing")}
+    first, second = ([float(path.read_text().split()[n]) for path in opened.values()] for n in (0, 1))
+    assert max(first) < min(second)  # all of them, not one after its rounds
+    assert np.argsort(first).tolist() != np.argsort(second).tolist()  # and in another order
+
+
 def test_measuring_stops_early_when_the_ratios_are_known(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LONGEST_WINDOW", 0.02)
     result = run(lab, engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0), seconds=60.0, width=5.0)
-    assert result.rounds == protocol.ROUNDS_BEFORE_STOPPING
+    assert result.rounds == 2 * protocol.ROUNDS_BEFORE_STOPPING  # of each start
     assert result.seconds < 30.0
 
 

@@ -394,7 +394,7 @@ def _verdict(windows: dict[str, float], asked: str, *, noise: float, count: int 
         )
         for name, ms in windows.items()
     }
-    result = BenchResult("planted", engines, {}, count, 20.0, {}, {})
+    result = BenchResult("planted", engines, {}, 1, count, 20.0, {}, {})
     item = Variant(Run(Path("x"), {}), "mine", {"metrics": {"val_top1": 0.9}}, skipped=False)
     return latency_verdict._row(item, result, latency_goal(asked))
 

@@ -5,13 +5,11 @@
     python benchmarks/engines/engines.py --table          # only the tables, from the JSON files
 
 For each backend and batch (1 and 8), all engines in interleaved windows by the protocol of `edgeopt bench`, each in a
-process of its own, with the same threads and pictures; a ratio is the median over rounds of paired windows, with its
-95 % interval. A process keeps the memory it was given, well or badly placed, and with it a time that was seen to be up
-to 15 % off: three times all are opened anew, in another order, and the rounds are taken together. Of a rival's several
-settings the fastest at batch 1 is measured. The overhead of a session is our `infer` over the runtime's own call in the
-same process, by windows that take turns; so is what it saves to normalize pictures in the graph
-(`build --embed-preprocessing`). Resumable: files and groups of engines that are there are not made or measured again
-(`--force` measures again).
+process of its own, started anew three times, with the same threads and pictures; a ratio is the median over rounds of
+paired windows, with its 95 % interval. Of a rival's several settings the fastest at batch 1 is measured. The overhead
+of a session is our `infer` over the runtime's own call in the same process, by windows that take turns; so is what it
+saves to normalize pictures in the graph (`build --embed-preprocessing`). Resumable: files and groups of engines that
+are there are not made or measured again (`--force` measures again).
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from networks import NETWORKS, Network
 from edgeopt import environment
 from edgeopt.backends.base import Backend, BuildRequest
 from edgeopt.bench import EngineSpec, bench
-from edgeopt.bench.result import BenchResult, bounds
+from edgeopt.bench.result import bounds
 from edgeopt.bench.worker import window
 from edgeopt.config import SessionOptions, Target
 from edgeopt.files import write_json
@@ -44,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE / "README.md"
 BEGIN, END = "<!-- engines.py writes from here -->", "<!-- to here -->"
 BACKENDS, BATCHES = ("onnxruntime", "openvino"), (1, 8)
-SESSIONS = 3
+STARTS = 3
 OURS, FLOAT, STATIC, NATIVE = "edgeopt int8", "fp32", "quantize_static", "NNCF native"
 OVERHEAD_ROUNDS, OVERHEAD_WINDOW = 40, 0.1  # rounds; seconds of each window
 
@@ -107,30 +105,15 @@ def _target(backend: str, batch: int) -> Target:
 def _measured(
     network: Network, backend: Backend, built: Mapping[str, dict[str, Any]], folder: Path, batch: int, seconds: float
 ) -> Any:
-    """All of ``built``, interleaved, in several sessions of new processes."""
+    """All of ``built``, interleaved."""
     target = _target(backend.name, batch)
     specs = [
         EngineSpec(name, backend.name, Path(one["engine"]), target, one["precision"]) for name, one in built.items()
     ]
     place = _pictures(network, folder)
-    results = []
-    for session in range(SESSIONS):
-        turned = [*specs[session % len(specs) :], *specs[: session % len(specs)]]
-        whole = seconds / SESSIONS  # no session ends early, so that all count alike
-        results.append(bench(turned, pictures=place, preprocess=place / "preprocess.json", seconds=whole, width=0.0))
-    return _together(results)
-
-
-def _together(results: Sequence[BenchResult]) -> BenchResult:
-    """One result of all sessions' rounds; an engine that failed in one of them is left out."""
-    failures = {name: reason for result in results for name, reason in result.failures.items()}
-    engines = {
-        name: replace(one, windows=tuple(window for result in results for window in result.engines[name].windows))
-        for name, one in results[0].engines.items()
-        if name not in failures
-    }
-    rounds, spent = sum(result.rounds for result in results), sum(result.seconds for result in results)
-    return replace(results[0], engines=engines, failures=failures, rounds=rounds, seconds=spent)
+    preprocess = place / "preprocess.json"
+    # A width of nought: no start ends early, all count alike.
+    return bench(specs, pictures=place, preprocess=preprocess, seconds=seconds, starts=STARTS, width=0.0)
 
 
 def _pictures(network: Network, folder: Path) -> Path:

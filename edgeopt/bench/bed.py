@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeopt.backends.audit import layer_of
 from edgeopt.backends.base import Backend, BuildRequest
-from edgeopt.bench.protocol import bench
+from edgeopt.bench.protocol import STARTS, bench
 from edgeopt.bench.result import BenchResult, bounds
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.config import Target
@@ -104,7 +104,13 @@ class Bed:
         )
 
     def measure(
-        self, engines: Sequence[EngineSpec], seconds: float, *, width: float, progress: NotedProgress | None = None
+        self,
+        engines: Sequence[EngineSpec],
+        seconds: float,
+        *,
+        width: float,
+        starts: int = STARTS,
+        progress: NotedProgress | None = None,
     ) -> BenchResult:
         """All of them, interleaved. Stops before ``seconds`` once their ratios to the first are known to ``width``."""
         assert engines[0].pictures is not None
@@ -115,6 +121,7 @@ class Bed:
             preprocess=engines[0].preprocess,
             seconds=seconds,
             width=width,
+            starts=starts,
             threads=self.target.session.threads,
             progress=progress,
         )
@@ -129,7 +136,8 @@ class Bed:
         progress: NotedProgress | None = None,
     ) -> dict[str, Timing]:
         """Of all, interleaved, against the one called ``UNPRUNED``, and of the layers of those in ``profiled``."""
-        result = self.measure(list(engines.values()), seconds, width=0.01, progress=progress)
+        # Dozens, of which some thousandths of a second decide nothing: the plan that wins is measured again, alone.
+        result = self.measure(list(engines.values()), seconds, width=0.01, starts=1, progress=progress)
         some, names = set(profiled), list(layers)
         return {
             name: Timing(Share.of(result, name), self.layer_times(engine, names) if name in some else {})

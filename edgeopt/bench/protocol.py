@@ -1,6 +1,8 @@
 """The protocol: every engine in its own process, warmed up, then rounds of one window each until the ratios are known.
 
 Every round goes through the engines in a new order: what always came after the same other was seen 4 % slower for it.
+A process keeps the memory it was given, well or badly placed, and with it a time that was seen to be up to 15 % off: so
+all are started anew at half-time, and all rounds are taken together.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from edgeopt.metrics import ratio_interval
 
 #: Window length, s: long against a scheduler's tick, short against drifts of the machine.
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.05, 0.4
-#: Rounds a budget of seconds is divided into; fewer before stopping early would make the interval a guess.
+#: Rounds a budget of seconds is divided into; fewer, from a start on, before stopping early would make a guess of it.
 ROUNDS_WANTED, ROUNDS_BEFORE_STOPPING, ROUNDS_BETWEEN_LOOKS = 24, 12, 12
+#: How often all engines are started anew, unless stated otherwise.
+STARTS = 2
 WARM_UP_SECONDS = 0.5
 #: A window may take this much longer, s, and twenty times as long as expected, before its engine counts as hanging.
 GRACE_SECONDS = 30.0
@@ -35,12 +39,11 @@ ITERATIONS, SLOW_ITERATIONS, SLOW_MS = 10, 3, 500.0
 
 
 class _Runner:
-    """One child with what it has measured so far."""
+    """One engine with what was measured so far, and its present process."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.started = monotonic()
-        self.child = Child(spec)
+        self.child: Child | None = None
         self.opened: dict[str, Any] = {}
         self.memory_bytes = 0
         self.windows: list[tuple[float, ...]] = []
@@ -53,17 +56,30 @@ class _Runner:
         self.load = OtherLoad()
 
     def open(self, timeout: float) -> None:
-        self.opened = self.child.open(timeout)
-        self.cold_start_s = monotonic() - self.started  # it answered a picture before it said so
+        """In a new process. How long that takes is kept of the first, before which nothing was read from the disk."""
+        started = monotonic()
+        self.child = Child(self.spec)
+        opened = self.child.open(timeout)
+        self.opened = self.opened or opened
+        if self.cold_start_s is None:
+            self.cold_start_s = monotonic() - started  # it answered a picture before it said so
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+            self.child = None
 
     def look_at(self, pictures: Path, timeout: float) -> None:
+        assert self.child is not None
         self.end_to_end = self.child.end_to_end(pictures, timeout)
 
     def warm_up(self, timeout: float) -> None:
+        assert self.child is not None
         samples = self.child.window(WARM_UP_SECONDS, 1, timeout)["samples_ms"]
         self.typical_ms = float(np.median(samples))
 
     def measure(self, seconds: float, timeout: float) -> None:
+        assert self.child is not None
         least = ITERATIONS if self.typical_ms < SLOW_MS else SLOW_ITERATIONS
         expected = seconds + (least + 3) * self.typical_ms / 1000
         with self.load.watch(self.child.cpu_seconds):
@@ -73,7 +89,7 @@ class _Runner:
         if answer["device_ms"]:
             self.device_ms.append(float(np.median(answer["device_ms"])))
         self.cpu_ms.append(float(answer["cpu_ms"]))
-        self.memory_bytes = int(answer["memory_bytes"])
+        self.memory_bytes = max(self.memory_bytes, int(answer["memory_bytes"]))
 
     def result(self) -> EngineResult:
         return EngineResult(
@@ -93,29 +109,30 @@ class _Runner:
 
 
 class _Group:
-    """The children that are still in the race; one that fails is named, ended and left behind."""
+    """The engines that are still in the race; one that fails is named, ended and left behind."""
 
     def __init__(self, specs: Sequence[EngineSpec], timeout: float) -> None:
         self.timeout = timeout
         self.errors: dict[str, BackendError] = {}
         self.lost_seconds = 0.0  # waiting for engines that failed; the others shall not pay for it
-        self.runners: dict[str, _Runner] = {}
-        self._specs = specs
+        self.runners = {spec.key: _Runner(spec) for spec in specs}
         self._order = np.random.default_rng(0)
 
-    def start(self, tick: Callable[[], None]) -> None:
-        """Open and warm up one after another, so that none disturbs the loading of the next."""
-        for spec in self._specs:
-            self.runners[spec.key] = runner = _Runner(spec)
+    def start(self) -> Iterator[str]:
+        """New processes for all, opened and warmed up one after another, so that none disturbs the next one's loading.
+
+        Each time in an order of its own: what is opened first has its pick of the memory.
+        """
+        self.close()
+        for runner in self._shuffled():
             if self._try(runner, lambda one: one.open(self.timeout)):
                 self._try(runner, lambda one: one.warm_up(self.timeout))
-            tick()
+            yield runner.spec.key
 
     def round(self, seconds: float) -> None:
         """One window of each, in an order of its own."""
-        runners = list(self.runners.values())
-        for place in self._order.permutation(len(runners)):
-            self._try(runners[place], lambda one: one.measure(seconds, self.timeout))
+        for runner in self._shuffled():
+            self._try(runner, lambda one: one.measure(seconds, self.timeout))
 
     def look_at(self, pictures: Path) -> None:
         """From the encoded picture to the answer, one engine at a time."""
@@ -125,7 +142,11 @@ class _Group:
 
     def close(self) -> None:
         for runner in self.runners.values():
-            runner.child.close()
+            runner.close()
+
+    def _shuffled(self) -> list[_Runner]:
+        runners = list(self.runners.values())
+        return [runners[place] for place in self._order.permutation(len(runners))]
 
     def _try(self, runner: _Runner, act: Callable[[_Runner], None]) -> bool:
         begin = monotonic()
@@ -135,7 +156,7 @@ class _Group:
             self.lost_seconds += monotonic() - begin
             self.errors[runner.spec.key] = error
             del self.runners[runner.spec.key]
-            runner.child.close()
+            runner.close()
             return False
         return True
 
@@ -146,6 +167,7 @@ def bench(
     pictures: Path,
     preprocess: Path,
     seconds: float,
+    starts: int = STARTS,
     threads: int = 0,
     width: float = 0.03,
     timeout: float = 300.0,
@@ -170,13 +192,10 @@ def bench(
     complete = [spec.completed(pictures=pictures, preprocess=preprocess, threads=threads) for spec in specs]
     tell = progress or (lambda done, total: None)
     total = max(1, round(seconds))
+    before, measured = environment.record(), 0.0
     with _group(complete, timeout) as group:
-        group.start(lambda: tell(0, total))
-        before = environment.record()
-        begin = monotonic()
-        for _ in _rounds(group, seconds, width):
-            tell(min(total, int(monotonic() - begin)), total)
-        seconds_spent = monotonic() - begin
+        for measured in _measured(group, seconds, width, starts):
+            tell(min(total, int(measured)), total)
         if samples is not None:
             group.look_at(samples.absolute())
         if not group.runners:
@@ -188,8 +207,9 @@ def bench(
             id=uuid4().hex,
             engines={key: runner.result() for key, runner in group.runners.items()},
             failures={key: str(error) for key, error in group.errors.items()},
+            starts=starts,
             rounds=max(len(runner.windows) for runner in group.runners.values()),
-            seconds=seconds_spent,
+            seconds=measured,
             machine_before=before,
             machine_after=environment.record(),
         )
@@ -204,8 +224,20 @@ def _group(specs: Sequence[EngineSpec], timeout: float) -> Iterator[_Group]:
         group.close()
 
 
-def _rounds(group: _Group, seconds: float, width: float) -> Iterator[int]:
-    """Run whole rounds, because windows pair, until the time is up or the ratios are known."""
+def _measured(group: _Group, seconds: float, width: float, starts: int) -> Iterator[float]:
+    """Start all and run their rounds, so often; gives the seconds measured so far after every opening and round."""
+    measured = 0.0
+    for _ in range(starts):
+        for _ in group.start():
+            yield measured
+        begin, earlier = monotonic(), measured
+        for _ in _rounds(group, seconds, width, starts):
+            measured = earlier + monotonic() - begin
+            yield measured
+
+
+def _rounds(group: _Group, seconds: float, width: float, starts: int = 1) -> Iterator[int]:
+    """Run whole rounds from one start on, because windows pair, until its time is up or the ratios are known."""
     window = min(max(seconds / (max(1, len(group.runners)) * ROUNDS_WANTED), SHORTEST_WINDOW), LONGEST_WINDOW)
     begin, number, spent = monotonic() - group.lost_seconds, 0, 0.0
     while group.runners:
@@ -214,12 +246,15 @@ def _rounds(group: _Group, seconds: float, width: float) -> Iterator[int]:
         yield number
         before, spent = spent, monotonic() - begin - group.lost_seconds
         # Stop before a round that would end further past the budget than this one ended short of it.
-        if spent + (spent - before) / 2 >= seconds or _known(group.runners, number, width):
+        if spent + (spent - before) / 2 >= seconds / starts or _known(group.runners, number, width):
             return
 
 
 def _known(runners: Mapping[str, _Runner], number: int, width: float) -> bool:
-    """Whether every ratio to the first engine is narrow; looked at now and then, as each look is a chance to err."""
+    """Whether every ratio to the first engine is narrow; looked at now and then, as each look is a chance to err.
+
+    ``number`` counts the rounds of this start; those before take part in the ratios.
+    """
     if len(runners) < 2 or number < ROUNDS_BEFORE_STOPPING or number % ROUNDS_BETWEEN_LOOKS:
         return False
     first, *rest = (runner.medians for runner in runners.values())

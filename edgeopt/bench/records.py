@@ -18,8 +18,8 @@
   ``ratios``: ``[{"baseline": key, "kind": "original" | "compiled" | "float", "precision", "speedup", "speedup_ci",
   "quiet"}]``, how many times as fast this engine is as the original, and as the same target's engines of other
   precisions, windows paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
-  ``bench``: ``{"id", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all measured
-  together;
+  ``bench``: ``{"id", "starts", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all
+  measured together, in ``starts`` times new processes;
   ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
   ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
   ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
@@ -82,7 +82,13 @@ def write_records(
     ``throughput`` is what a search for the best setting found, ``cross_checks`` what other tools measured, by key.
     """
     baselines = {key: kind for key, kind in ((original, "original"), (compiled, "compiled")) if key in result.engines}
-    shared = {"id": result.id, "rounds": result.rounds, "seconds": result.seconds, "created": now()}
+    shared = {
+        "id": result.id,
+        "starts": result.starts,
+        "rounds": result.rounds,
+        "seconds": result.seconds,
+        "created": now(),
+    }
     shared["command"] = command_line()
     written = []
     for key in result.engines:

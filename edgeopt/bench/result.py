@@ -126,6 +126,7 @@ class BenchResult:
     id: str  # engines with the same id were interleaved, so their windows pair
     engines: Mapping[str, EngineResult]
     failures: Mapping[str, str]
+    starts: int  # of new processes for all, among which the rounds were divided
     rounds: int
     seconds: float
     machine_before: Mapping[str, Any]

@@ -43,6 +43,13 @@ from edgeopt.run import Run
     help="Measuring time for all engines together, at most. [default: 20; of latency candidates 60]",
 )
 @click.option(
+    "--starts",
+    type=int,
+    default=2,
+    show_default=True,
+    help="Start all engines anew so often, each time for its share of the seconds: a process can be fast or slow.",
+)
+@click.option(
     "--width",
     type=float,
     default=0.03,
@@ -71,6 +78,7 @@ def command(
     targets: tuple[str, ...],
     latency_candidates: bool,
     seconds: float | None,
+    starts: int,
     width: float,
     threads: int,
     on: str | None,
@@ -95,6 +103,7 @@ def command(
 
     asked: dict[str, Any] = {
         **given(seconds=seconds),
+        "starts": starts,
         "width": width,
         "threads": threads,
         "compiled": compiled,

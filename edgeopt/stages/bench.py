@@ -46,6 +46,7 @@ def bench(
     *,
     targets: Sequence[str] = (),
     seconds: float = 20.0,
+    starts: int = 2,
     width: float = 0.03,
     threads: int = 0,
     compiled: bool = False,
@@ -58,14 +59,22 @@ def bench(
     """Measure the engines of ``targets`` (default: all) and the PyTorch original; writes accuracy and latency records.
 
     ``seconds`` is for the timing of all engines together, less when every ratio to the original is known to ``width``
-    of itself; accuracy comes on top and is kept while an engine is unchanged. ``trust_engine`` measures engines that
-    were built on another machine as well. ``compiled`` times the original through torch.compile too; ``throughput``
-    searches batches and processes for the most pictures a second with calls of at most ``max_latency_ms`` (p90);
-    ``cross_check`` times each engine by its runtime's own tool as well.
+    of itself, and divided among ``starts`` of new processes for all; accuracy comes on top and is kept while an engine
+    is unchanged. ``trust_engine`` measures engines that were built on another machine as well. ``compiled`` times the
+    original through torch.compile too; ``throughput`` searches batches and processes for the most pictures a second
+    with calls of at most ``max_latency_ms`` (p90); ``cross_check`` times each engine by its runtime's own tool as well.
     Raises MissingStageError when nothing was built for this machine.
     """
-    stated: dict[str, Any] = {"seconds": seconds, "width": width, "threads": threads, "compiled": compiled}
-    stated |= {"throughput": throughput, "max_latency_ms": max_latency_ms, "cross_check": cross_check}
+    stated: dict[str, Any] = {
+        "seconds": seconds,
+        "starts": starts,
+        "width": width,
+        "threads": threads,
+        "compiled": compiled,
+        "throughput": throughput,
+        "max_latency_ms": max_latency_ms,
+        "cross_check": cross_check,
+    }
     config, console = validate(BenchConfig, stated, where="bench options"), console or Silent()
     with run.lock():
         _list_pytorch(run)
@@ -284,6 +293,7 @@ def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Co
             pictures=_pictures(first),
             preprocess=first.preprocess_path,
             seconds=config.seconds,
+            starts=config.starts,
             width=config.width,
             samples=samples if (samples := run.data / "samples").is_dir() else None,
             threads=threads,
