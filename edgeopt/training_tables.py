@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from edgeopt.errors import did_you_mean
 from edgeopt.registry import losses
@@ -92,6 +92,17 @@ def augmentation(preset: Preset, changes: AugmentConfig | None = None, *, flip: 
     return AugmentConfig(**{**_NOTHING, "horizontal_flip": flip and preset != "none", **_PRESETS[preset], **stated})
 
 
+#: Learning rate and weight decay of optimizers that are not stated any. AdamW's 0.05 is taken off the weights; here
+#: the decay joins the gradient (L2), and as much of it would be all that is learned.
+RATES: dict[str, tuple[float, float]] = {
+    "adam": (1e-3, 1e-5),
+    "sgd": (0.03, 1e-4),
+    "nesterov": (0.03, 1e-4),
+    "momentum": (0.03, 1e-4),
+    "rmsprop": (1e-4, 1e-5),
+}
+
+
 class TrainConfig(Taught):
     """Fine-tuning. ``lr`` is the head's; the backbone's layers decay from it by ``layer_decay``.
 
@@ -103,12 +114,12 @@ class TrainConfig(Taught):
     batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
     optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
     momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one
-    lr: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = 1e-3
+    lr: Annotated[float, Field(gt=0, le=10)] | Literal["auto"] = 1e-3  # of other optimizers than AdamW: see RATES
     schedule: Schedule = "cosine"
     lr_decay: float | None = Field(None, gt=0, lt=1)  # of step and plateau (0.1), and of exponential, an epoch
     lr_step_epochs: float | None = Field(None, gt=0)  # between two drops of step; None: a third of the epochs
     lr_patience: int | None = Field(None, ge=1, le=10_000)  # epochs without a better one before plateau drops; 3
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0)  # as lr
     layer_decay: float = Field(0.9, gt=0, le=1)
     warmup_epochs: float = Field(1.0, ge=0)
     head_epochs: float = Field(0.0, ge=0)  # the head alone is trained first; decimals are parts of an epoch
@@ -133,6 +144,14 @@ class TrainConfig(Taught):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"  # auto: the faster here, by a speed probe
     workers: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _rates_of_the_optimizer(self) -> TrainConfig:
+        """What is not stated is the optimizer's own; it counts as not stated still."""
+        for name, value in zip(("lr", "weight_decay"), RATES.get(self.optimizer, ()), strict=False):
+            if name not in self.model_fields_set:
+                self.__dict__[name] = value
+        return self
 
     @field_validator("batch_size", "lr", mode="wrap")
     @classmethod

@@ -58,6 +58,20 @@ def test_the_named_optimizers_are_what_they_are_called_and_decay_no_norms_and_bi
     assert made("rmsprop").param_groups[0]["momentum"] == 0.9
 
 
+def test_rates_that_are_not_stated_are_those_of_the_optimizer() -> None:
+    rates = {name: TrainConfig(optimizer=name) for name in ("adamw", "adam", "sgd", "rmsprop", "lion")}
+    assert (rates["adamw"].lr, rates["adamw"].weight_decay) == (1e-3, 0.05)
+    assert rates["sgd"].lr == 0.03
+    assert rates["rmsprop"].lr == 1e-4
+    assert max(rates[name].weight_decay for name in ("adam", "sgd", "rmsprop")) <= 1e-4  # L2: not AdamW's 0.05
+    assert rates["sgd"].model_fields_set == {"optimizer"}  # so that another optimizer's trial takes its own
+    stated = TrainConfig(optimizer="sgd", lr=0.5, weight_decay=0.0)
+    assert (stated.lr, stated.weight_decay) == (0.5, 0.0)
+    assert TrainConfig(optimizer="sgd", lr="auto").lr == "auto"
+    plan = TrainingPlan.for_finetuning(rates["sgd"])
+    assert (plan.loop.lr, plan.loop.weight_decay) == (0.03, 1e-4)
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop", "lamb", "adafactor"])
 def test_killed_and_resumed_gives_the_same_weights_with_every_kind_of_state(tmp_path: Path, name: str) -> None:
     undisturbed, resumed = tiny(), tiny(seed=5)

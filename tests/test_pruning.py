@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from torch import nn
 
+from edgeopt import CompressConfig, TrainConfig
 from edgeopt.errors import ModelError
 from edgeopt.stages import pruning
+from edgeopt.stages.training import TrainingPlan
 
 LOSSES = {"one ratio": 0.9, "importance per MAC": 0.7}
 UNCUT = 0.5
@@ -90,3 +92,15 @@ def test_a_step_that_takes_nothing_away_is_refused() -> None:
     record = {"macs_before": 10, "macs_after": 5, "parameters_before": 7, "parameters_after": 7}
     with pytest.raises(ModelError, match="did not lower the parameters"):
         pruning._require_smaller(record)
+
+
+def test_every_training_of_a_run_sees_views_of_its_own() -> None:
+    # With the seed of fine-tuning, students would be taught by the very views that their teacher was trained on.
+    finetuned = TrainingPlan.for_finetuning(TrainConfig(seed=3)).loop.seed
+    recovery = TrainingPlan.for_recovery(CompressConfig(), seed=3)
+    int8 = TrainingPlan.for_qat(CompressConfig(), seed=3)
+    plans = [recovery, recovery.again(1), recovery.again(2), int8, int8.again(1)]
+    seeds = [plan.loop.seed for plan in plans]
+    assert len({finetuned, *seeds}) == 6
+    assert TrainingPlan.for_recovery(CompressConfig(), seed=3).again(1).loop.seed == recovery.again(1).loop.seed
+    assert TrainingPlan.for_recovery(CompressConfig(), seed=4).loop.seed != recovery.loop.seed

@@ -90,7 +90,7 @@ def _in_steps(
         part, own = plan, folder
         if steps > 1:
             part, own = (
-                replace(plan, loop=replace(plan.loop, epochs=-(-plan.loop.epochs // steps))),
+                replace(plan, loop=replace(plan.loop, epochs=-(-plan.loop.epochs // steps))).again(step),
                 folder / f"step-{step}",
             )
             own.mkdir(exist_ok=True)

@@ -69,6 +69,7 @@ def _quantize_one(job: Job, source: Variant, scheme: str, trained: Variant | Non
     ptq = evaluate_val(model, job.workspace, spec)
     job.console.say(f"{stage.name}: ranges set, val top-1 {ptq['val_top1']:.2%} before training")
     plan = TrainingPlan.for_qat(job.config, **training_recipe(job), share=SHORT_QAT if trained else 1.0)
+    plan = plan.again(1) if trained else plan
     metrics = fit(plan, model, job.workspace, spec, folder=stage.folder, console=job.console, teacher=job.teacher)
     return commit_variant(
         stage,

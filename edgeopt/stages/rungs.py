@@ -260,8 +260,7 @@ class Ladder:
         """The best so far, trained on, with the epochs of the recipe times ``share``."""
         best = self._best()
         model = best.load(self.job.run)
-        plan = self._plan(share)
-        metrics = self._fit(plan, model, folder)
+        metrics = self._fit(self._plan(share).again(len(self.rungs)), model, folder)
         epochs = int(metrics.get("training", {}).get("epochs", 0))
         return Made(
             model,
@@ -283,7 +282,7 @@ class Ladder:
         mixed = min((self._quantized(start, recipe, ignored) for start in starts), key=self._loss_of)
         fields: dict[str, Any] = {"float_layers": list(ignored), "sensitivity": table, "from": basis.name}
         if self.job.config.epochs:
-            metrics = self._fit(self._plan(SHORT_QAT), mixed, folder)
+            metrics = self._fit(self._plan(SHORT_QAT).again(len(self.rungs)), mixed, folder)
             fields["epochs"] = int(metrics.get("training", {}).get("epochs", 0))
         return Made(mixed, recipe, f"float: {', '.join(ignored)}", fields)
 

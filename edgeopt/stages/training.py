@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from torch import Tensor, nn
@@ -162,15 +163,23 @@ class TrainingPlan:
         known_way: tuple[str, str] | None = None,
         **batches: Any,
     ) -> TrainingPlan:
-        """This plan with augmentation, batches, seed and way of computing of another training."""
+        """This plan with augmentation, batches, seed and way of computing of another training.
+
+        Its own seed is made of that one: with the same, it would be shown the very views, in the very batches, that the
+        teacher was trained on and is surest about.
+        """
         loop = replace(
             self.loop,
-            seed=self.loop.seed if seed is None else seed,
+            seed=_another_seed(self.loop.seed if seed is None else seed, self.title),
             precision=precision or self.loop.precision,
             memory_format=memory_format or self.loop.memory_format,
             known_way=known_way,
         )
         return replace(self, loop=loop, **batches)
+
+    def again(self, turn: int) -> TrainingPlan:
+        """This plan for a network that was trained by it before, ``turn`` times: with views that it did not see."""
+        return replace(self, loop=replace(self.loop, seed=_another_seed(self.loop.seed, str(turn))))
 
     def gradient_batches(self, workspace: Workspace, spec: PreprocessSpec) -> Iterator[tuple[Tensor, Tensor]]:
         """A few unaugmented training batches, the same at every call."""
@@ -198,6 +207,11 @@ class TrainingPlan:
                 progress=progress,
                 shelf=workspace.shelf,
             )
+
+
+def _another_seed(seed: int, what: str) -> int:
+    """One that ``what`` and the run's seed tell."""
+    return int(np.random.SeedSequence([seed, crc32(what.encode())]).generate_state(1)[0])
 
 
 def fit(
