@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report_fixture import ENGINES, LABELS, MACHINE, edit, plant_training, with_budget, write_run
+from report_fixture import ENGINES, LABELS, MACHINE, edit, plant_rival, plant_training, with_budget, write_run
 
 from edgeopt.bench import accuracy_record
 from edgeopt.config import Budget
@@ -661,6 +661,17 @@ def test_the_change_of_accuracy_has_the_paired_bootstrap_beside_the_score_interv
     accuracy = _section(write_report(own_run).html.read_text(encoding="utf-8"), "accuracy")
     assert f'<span class="sub">{points_range(row.drop_ci_points)}</span>' in accuracy
     assert f'<span class="sub">bootstrap {points_range(row.drop_bootstrap_points)}</span>' in accuracy
+
+
+def test_the_plot_names_the_rival_of_a_model_pruned_to_a_latency(own_run: Path, report: Report) -> None:
+    assert "rival" not in _section(render_html(report), "plot")
+    plant_rival(own_run)
+    found = assemble(own_run)
+    assert found.rivals == {"float-64px", "int8-u8a7w-64px"}
+    plot = _section(render_html(found), "plot")
+    assert re.findall(r">([^<]*, the rival)</text>", plot) == ["openvino/int8-u8a7w-64px, the rival"] * 2  # two axes
+    assert 'data-tip="openvino/int8-u8a7w-64px, the rival' in plot
+    assert "The rival is the unpruned model at a smaller input" in plot
 
 
 def test_distributions_of_calls_stand_on_their_samples(report: Report) -> None:

@@ -246,6 +246,7 @@ class Report:
     cuts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: ``pruning`` of its record
     ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
     latencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: search and verdicts
+    rivals: frozenset[str] = frozenset()  # variants of the unpruned model at the smaller input that pruning must beat
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:
