@@ -11,10 +11,12 @@ from typing import Any
 from edgeopt.config import EnsembleConfig, Recipe
 
 RECIPE = """\
-# An edgeopt recipe: the whole run. Every key left out keeps its default. Run it with: edgeopt run {name}
+# An edgeopt recipe: the whole run. Every key is here; one left out or commented keeps its default, which a comment
+# shows or says. Run it with: edgeopt run {name}
 
 targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
-# package = true                         # for each of them a folder and a zip to copy to the device
+# package = false                        # true: for each of them a folder and a zip to copy to the device
+# name = "photos"                        # the run is runs/NAME; default: the name of the pictures' folder
 
 [data]
 path = "photos"                          # one subfolder a class; or train/val/test subfolders of such; or labels.csv
@@ -22,78 +24,162 @@ path = "photos"                          # one subfolder a class; or train/val/t
 # resize = "crop"                        # "crop", "squash" or "letterbox"
 # interpolation = "bicubic"              # or "nearest", "bilinear", "lanczos"; default: the model's own
 # normalize = "model"                    # mean and deviation of the "model", of the train pictures ("data"), or "unit"
-# exclude = "leave-out.txt"              # pictures to leave out: edgeopt check photos --exclude leave-out.txt
-# group_near = true                      # keep near duplicates in one split
+# val = 0.1                              # the share of each class that picks epochs and is never trained on
+# test = 0.2                             # the share of each class that only the report looks at
+# seed = 0                               # of the split
+# max_test = 10000                       # at most so many test pictures are judged, drawn in class proportions
+# max_pixels = 100000000                 # a picture of more pixels is refused: it could fill the memory
+# exclude = "leave-out.txt"              # pictures to leave out, as `edgeopt check --exclude` lists them; default: none
+# group_near = false                     # true: near duplicates stay in one split
 
 [model]
 name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAME; module:attr of your own
-# arguments.drop_path_rate = 0.1         # of its constructor; also lists, as in arguments.depths = [1, 1, 3, 1]
-# weights = "backbone.safetensors"       # default: pretrained weights
+# arguments = {{}}                         # of its constructor: {{ drop_path_rate = 0.1, depths = [1, 1, 3, 1] }}
+# pretrained = true                      # false: from random weights
+# weights = "backbone.safetensors"       # a file of weights; default: the pretrained ones
 
 [train]
-epochs = 20
-# time = "20m"                           # the most training may take; epochs are a bound then too
-# lr = 0.001                             # "auto": by a range test
+epochs = 20                              # passes over the train pictures, at most
+# time = "20m"                           # the most training may take; epochs are a bound then too; default: no bound
+# patience = 10                          # early stopping: it ends after so many epochs without a better one on val
+# lr = 0.001                             # the head's learning rate; "auto": by a range test
+# layer_decay = 0.9                      # each layer has so much of the rate of the one above it; 1.0: all the same
 # batch_size = 32                        # "auto": by a probe
 # optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", or another of timm's
+# momentum = 0.9                         # of sgd, momentum and rmsprop; default: 0.9
 # schedule = "cosine"                    # "step", "one_cycle", "exponential", "plateau"
-# head_epochs = 2                        # the head alone first; unfreeze = "gradual" or "none" for what follows
+# warmup_epochs = 1.0                    # in which the rate rises from zero
+# lr_decay = 0.1                         # of step and plateau at a drop (default: 0.1), of exponential in an epoch
+# lr_step_epochs = 5.0                   # between two drops of step; default: a third of the epochs
+# lr_patience = 3                        # epochs without a better one before plateau drops; default: 3
+# head_epochs = 0.0                      # epochs of the head alone, before all else is trained
+# unfreeze = "all"                       # then "all" at once, "gradual" from the head down, "none" (a linear probe)
+# batchnorm = "trained"                  # "frozen": its statistics, gains and biases stay as they are
 # loss = "cross_entropy"                 # "weighted" or "focal" where classes are rare, or "module:attr"
-# dropout = 0.2                          # also drop_path, weight_decay, l1, label_smoothing, clip_grad, ema_decay
-# folds = 5                              # cross-validation: 5 trainings; keep = "best" or "soup" of them
-# teacher = "runs/big"                   # another run of the same classes, to learn from as well
-# distill = "hinton"                     # or "dkd", "dist", "features"; also temperature, distill_weight
+# loss_arguments = {{}}                    # of the loss: {{ gamma = 2.0 }} of focal
+# label_smoothing = 0.1                  # default: 0.1, and 0 for a loss of hard labels
+# sampling = "shuffled"                  # "balanced": every class equally often
+# select = "auto"                        # the epoch kept is best in "top1" or mean "recall"; auto: by loss and sampling
+# dropout = 0.2                          # before the head; default: the model's own
+# drop_path = 0.1                        # of residual blocks; default: the model's own
+# weight_decay = 0.05                    # neither of norms nor of biases
+# l1 = 0.0                               # the same, of absolute values
+# clip_grad = 1.0                        # the largest norm of the gradient; 0.0: any
+# ema_decay = 0.99                       # of the averaged weights that are judged and kept; 0.0: no average
+# folds = 5                              # cross-validation: so many trainings; default: one training
+# keep = "best"                          # of the folds' models the best on val, or their "soup"; default: the best
+# teacher = "runs/big"                   # another run of the same classes, to learn from as well; default: none
+# distill = "hinton"                     # how: or "dkd", "dist", "features"
+# temperature = 3.0                      # of the teacher's softened answers; default: the method's own
+# distill_weight = 0.9                   # of the teacher, the labels have the rest; default: the method's own
 # augment = "default"                    # "none", "light", "default" or "heavy"
-# flip = false                           # where left and right differ, as for digits and text
+# flip = true                            # false where left and right differ, as for digits and text
+# seed = 0                               # of batches, augmentation and new weights
+# precision = "auto"                     # "fp32" or "bf16"; auto: the faster here, which takes some seconds to find
+# memory_format = "auto"                 # "channels_last" or "contiguous"; auto: as precision
+# workers = 0                            # processes that make batches; 0: the training's own
 
-[augment]                                # single values in place of the preset's
-# rotation = 15                          # degrees; also scale, crop, shift, hue, blur, noise, erase, policy, ...
-# mixup = 0.2                            # alpha; off in the last tenth of the epochs, as is cutmix
+[augment]                                # single values in place of the preset's, which are the defaults
+# crop = 0.5                             # the smallest share of the area that a random crop keeps; 1.0: no crop
+# rotation = 15.0                        # degrees, either way
+# scale = 0.1                            # larger or smaller by this fraction
+# shift = 0.1                            # by this fraction of width and height
+# horizontal_flip = true                 # default: train.flip
+# vertical_flip = true
+# brightness = 0.2
+# contrast = 0.2
+# saturation = 0.2
+# hue = 0.05                             # a fraction of the colour circle
+# policy = "trivial"                     # TrivialAugment, RandAugment ("rand") or "none"
+# operations = 2                         # of RandAugment, one after the other
+# magnitude = 9                          # of RandAugment, 0 to 30
+# blur = 1.0                             # sigma in pixels
+# noise = 0.05                           # standard deviation; white is 1
+# erase = 0.25                           # the probability that a rectangle is erased
+# mixup = 0.2                            # alpha
+# cutmix = 1.0                           # alpha
+# unmixed = 0.1                          # the last share of the epochs, without mixup and cutmix
 
 # [ensemble]                             # of the folds' models; it then teaches what is compressed
 # vote = "soft"                          # "hard", "weighted", "stacking", or "soup": one model, which is compressed
+# members = []                           # variants that vote; none: the models of the folds
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
-# prune = 0.3                            # remove this fraction of the MACs first; or latency = "4ms" ("0.6x" of the
-#                                        # unpruned int8 engine): prune until the one target's engine takes no longer
-#                                        # (another device times first: latency_candidates = true, alone)
-# max_drop = 1.0                         # do as little as keeps val top-1 within so many points
-# time = "1h"                            # with max_drop: try for so long
+# schemes = []                           # int8 layouts by name; none: what each target prefers
 # calibration = "default"                # "fast", "default" or "thorough"
-# teacher = "runs/big"                   # default: what is compressed; or a variant, an ensemble, timm:NAME
-# distill = "hinton"                     # or "dkd", "dist", "features"; also temperature, distill_weight
-# ignore = ["head"]                      # modules to leave unpruned and in float
-# int8_outputs = false                   # of convolutions before swish and the like: faster on OpenVINO alone
+# epochs = 5                             # of quantization-aware training
+# lr = 0.0001                            # in it
+# scale_lr = 10.0                        # in it, of the int8 scales: so many times lr
+# ema_decay = 0.99                       # in it: as train.ema_decay
+# batchnorm_epochs = 0.0                 # in it: epochs before BatchNorm's statistics stay; 0.0: they always do
+# light_end = 0.0                        # in it: the last share of the epochs with crops and flips alone
+# ignore = []                            # modules to leave unpruned and in float, such as "head"
+# int8_outputs = false                   # of convolutions before swish and the like; default: for ONNX Runtime
+# prune = 0.3                            # the fraction of the MACs that is removed before int8; default: nothing
+# prune_steps = 1                        # in so many steps, each with its share of the recovery
+# drop_blocks = 0                        # whole residual blocks to remove before channels
+# drop_heads = 0                         # heads of attention to remove before channels
+# importance = "taylor"                  # channels cut are chosen by loss, or by weights: "l2", "l1", "bn_scale"
+# reconstruct = true                     # layers left are fitted to what they gave before
+# recovery_epochs = 10                   # of training after pruning
+# recovery_lr = 0.001                    # in it
+# match_weight = 1.0                     # in it: of layers giving what those of the whole network give
+# latency = "4ms"                        # in place of prune: of the one target's int8 engine, or "0.6x"; default: any
+# rival = true                           # of latency: the unpruned model at a smaller input is made and measured too
+# timing_seconds = 60.0                  # of latency: for timing candidates before anything is trained
+# latency_candidates = false             # true, alone: candidates for another device to time first
+# max_drop = 1.0                         # do as little as keeps val top-1 within so many points; default: all of it
+# time = "1h"                            # of max_drop: try for so long; default: until nothing is left to try
+# trials = 5                             # of max_drop: try so many ways; default: all
+# teacher = "runs/big"                   # or a variant, an ensemble, timm:NAME; default: what is compressed
+# distill = "hinton"                     # how: or "dkd", "dist", "features"
+# temperature = 3.0                      # as in [train]
+# distill_weight = 0.9                   # as in [train]
 
 [build]
-# strict = true                          # fewer MACs in int8 than a target asks for (by default all) are an error
-# float_layers = ["head"]                # layers of int8 engines left in float, as fusion.json names them, or modules
-# embed_preprocessing = true             # engines take uint8 pictures (N, height, width, 3) and normalize themselves
+# strict = false                         # true: fewer MACs in int8 than a target asks for (by default all) are an error
+# float_layers = []                      # layers of int8 engines left in float, as fusion.json names them, or modules
+# embed_preprocessing = false            # true: engines take uint8 pictures (N, height, width, 3), normalizing these
 
 [bench]
 seconds = 20                             # at most, for all engines together
-# cross_check = true                     # each engine by its runtime's own tool too
-# compiled = true                        # torch.compile as another baseline
-# throughput = true                      # search batches and processes; max_latency_ms = 50.0 caps a call
+# starts = 2                             # each engine in so many new processes, which divide the seconds
 # width = 0.03                           # it ends early when every ratio's interval is this narrow
+# threads = 0                            # of each engine; 0: every core
+# cross_check = false                    # true: each engine by its runtime's own tool too
+# compiled = false                       # true: torch.compile as another baseline
+# throughput = false                     # true: search batches and processes for the most pictures a second
+# max_latency_ms = 50.0                  # of throughput: what nine of ten calls must keep; default: any
 
 [tune]                                   # of `edgeopt tune {name}` alone; `edgeopt run` does not search
-# trials = 20                            # or time = "2h", or both
+# trials = 20                            # default: 20, or as many as there is time for
+# time = "2h"                            # of one call; default: no bound
+# workers = 1                            # processes that share the study
+# pruner = "median"                      # trials that lag behind end early: "median", "halving", "hyperband" or "none"
+# seed = 0                               # of the search
 # space.train.lr = {{ low = 0.0001, high = 0.01, log = true }}
 # space.model.name = ["tf_efficientnet_lite0", "resnet18"]
 
-[budget]                                 # a missed line makes `edgeopt run` exit with 3
+[budget]                                 # a missed line makes `edgeopt run` exit with 3; default: no line
 max_drop_points = 1.0                    # top-1 may fall by this many percentage points
-# max_class_drop_points = 5.0            # of any class's recall; also min_class_recall, min_top1
-# min_speedup = {{ original = 2.0, float = 1.1 }}  # against the PyTorch model, and the target's fastest float engine
-# max_p99_ms = 30.0                      # also max_p50_ms, min_throughput_ips; judged on the target's own device alone
-# max_size_mib = 8.0                     # also max_memory_mib, min_int8_share
-# allow_undecided = true                 # exit with 0, not 5, where pictures or time are too few to tell
+# max_class_drop_points = 5.0            # of any class's recall
+# min_class_recall = 0.8                 # of every class, a fraction
+# min_top1 = 0.9                         # a fraction
+# min_speedup = {{ original = 2.0, float = 1.1 }} # against the PyTorch model, and the target's fastest float engine
+# max_p50_ms = 10.0                      # milliseconds are judged on the target's own device alone
+# max_p99_ms = 30.0
+# min_throughput_ips = 100.0             # pictures a second
+# max_size_mib = 8.0                     # of the engine's files
+# max_memory_mib = 200.0                 # of the process, at most
+# min_int8_share = 0.9                   # of the layers that compute
+# allow_undecided = false                # true: exit with 0, not 5, where pictures or time are too few to tell
 
-# [baseline]                             # an earlier report.json (or run) that the new one must not fall behind
-# report = "baseline.json"
-# slower = 0.05                          # the fraction by which an engine may be slower; also drop_points, larger
+# [baseline]                             # an earlier report that the new one must not fall behind
+# report = "baseline.json"               # report.json or a run folder; default: none
+# slower = 0.05                          # the fraction by which an engine may be slower
+# drop_points = 1.0                      # the points of top-1 it may lose
+# larger = 0.05                          # the fraction by which it may be larger
 """
 
 _LINE = re.compile(r"(?:# )?(\w+) = (.*?)(\s+#.*)?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,22 @@ def with_budget(path: Path, key: str, **budget: float) -> None:
 
 
 __all__ = ["CREATED", "ENGINES", "LABELS", "MACHINE", "edit", "replace", "with_budget", "write_run"]
+
+
+def plant_rival(run: Path, key: str = "openvino/int8-u8a7w-64px") -> None:
+    """An engine of the unpruned model at a smaller input, as pruning to a latency leaves it beside the pruned one."""
+    target, _, variant = key.partition("/")
+    whole, parent = "int8-u8a7w", "float-64px"
+    for name, source, changes in (
+        (parent, "float", {"parent": "float", "stage": "resize"}),
+        (variant, whole, {"parent": parent, "stage": "quantize"}),
+    ):
+        shutil.copytree(run / "host" / source, run / "host" / name)
+        edit(run / "host" / name / "stage.json", name=name, **changes)
+    shutil.copytree(run / "device" / target / whole, run / "device" / key)
+    edit(run / "device" / key / "build.json", variant=variant)
+    for name in ("accuracy", "latency"):
+        edit(run / "device" / key / f"{name}.json", key=key, variant=variant)
 
 
 def plant_training(run: Path, *, epochs: int = 3) -> None:

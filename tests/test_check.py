@@ -406,3 +406,22 @@ def test_the_committed_measurements_meet_the_promised_figures() -> None:
         assert measured[name]["false_pairs_share_of_pictures"] <= 0.01
     assert measured["speed"]["pictures"] == 5000
     assert measured["speed"]["seconds"] < 600
+
+
+def test_the_readme_says_how_precise_check_is_and_of_what() -> None:
+    root = Path(__file__).resolve().parent.parent
+    measured = json.loads((root / "benchmarks" / "checks.json").read_text())
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    digits, emoji = measured["labels-digits"], measured["labels-emoji"]
+    wrong = round(emoji["left_out"] * (1 - emoji["left_out_precision"]))
+    near = measured["near-emoji"]
+    for said in (
+        f"of {digits['left_out']} pictures on digits {digits['left_out_precision']:.0%}",
+        f"({digits['left_out_recall']:.0%} of all that were)",
+        f"of {emoji['left_out']} on emoji {emoji['left_out_precision']:.0%} ({emoji['left_out_recall']:.0%})",
+        f"the other {wrong} were not",
+        f"{near['pairs_unplanted']} on {near['pictures']:,} emoji, of which {near['false_pairs_unplanted']} were false",
+        f"{near['false_pairs_unplanted'] / near['pairs_unplanted']:.1%} of the pairs reported",
+        f"{100 * near['false_pairs_share_of_pictures']:.2f} false pairs for 100 pictures",
+    ):
+        assert said.replace("%", " %") in readme

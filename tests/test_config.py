@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from edgeopt import resources
 from edgeopt.cli.init_cmd import RECIPE
@@ -56,15 +67,87 @@ def test_relative_paths_are_taken_from_the_recipes_folder(tmp_path: Path) -> Non
     assert load_recipe(elsewhere).data.path == "torchvision:CIFAR10"
 
 
-def test_the_commented_recipe_is_valid_and_its_comments_are_the_keys_it_may_have(tmp_path: Path) -> None:
-    recipe = load_recipe(_recipe(tmp_path, RECIPE.format(name="edgeopt.toml")))
+def test_the_recipe_of_init_is_valid_as_it_is(tmp_path: Path) -> None:
+    recipe = load_recipe(_recipe(tmp_path, _INIT))
     assert recipe.budget.max_drop_points == 1.0
-    active = "\n".join(
-        line.removeprefix("# ") if line.startswith("# ") and (" = " in line or line.startswith("# [")) else line
-        for line in RECIPE.format(name="edgeopt.toml").splitlines()
-    )
-    assert load_recipe(_recipe(tmp_path, active)).compress.prune == 0.3
-    assert load_recipe(_recipe(tmp_path, active)).ensemble is not None
+    assert recipe.ensemble is None
+
+
+_INIT = RECIPE.format(name="edgeopt.toml")
+#: What a commented key needs beside it to mean anything.
+_COMPANIONS: dict[str, dict[str, Any]] = {
+    "train.momentum": {"train": {"optimizer": "sgd"}},
+    "train.lr_decay": {"train": {"schedule": "step"}},
+    "train.lr_step_epochs": {"train": {"schedule": "step"}},
+    "train.lr_patience": {"train": {"schedule": "plateau"}},
+    "train.keep": {"train": {"folds": 5}},
+    "train.temperature": {"train": {"teacher": "runs/big"}},
+    "train.distill_weight": {"train": {"teacher": "runs/big"}},
+    "augment.operations": {"augment": {"policy": "rand"}},
+    "augment.magnitude": {"augment": {"policy": "rand"}},
+    "ensemble.vote": {"train": {"folds": 5}},
+    "ensemble.members": {"train": {"folds": 5}},
+    "compress.latency": {"targets": ["openvino"]},
+    "compress.time": {"compress": {"max_drop": 1.0}},
+    "compress.trials": {"compress": {"max_drop": 1.0}},
+    "bench.max_latency_ms": {"bench": {"throughput": True}},
+}
+
+
+def _stated(text: str) -> dict[str, Any]:
+    """By ``table.key`` what each line of a recipe states, commented or not; of dotted keys the table they are in."""
+    found: dict[str, Any] = {}
+    table = ""
+    for line in text.splitlines():
+        bare = line.removeprefix("# ")
+        if named := re.fullmatch(r"\[(\w+)\].*", bare):
+            table = f"{named[1]}."
+        elif re.match(r"[\w.]+ = ", bare):
+            ((key, value),) = tomllib.loads(bare).items()
+            assert f"{table}{key}" not in found or isinstance(value, dict), f"{table}{key} is there twice"
+            found[f"{table}{key}"] = value
+    return found
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every key of a recipe, as ``table.key``."""
+    found: dict[str, FieldInfo] = {}
+    for name, one in model.model_fields.items():
+        kinds = [kind for kind in (one.annotation, *get_args(one.annotation)) if isinstance(kind, type)]
+        tables = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        found |= _keys(tables[0], f"{prefix}{name}.") if tables else {f"{prefix}{name}": one}
+    return found
+
+
+def test_init_shows_every_key_there_is() -> None:
+    assert set(_stated(_INIT)) == set(_keys(Recipe))
+
+
+@pytest.mark.parametrize("key", _keys(Recipe))
+def test_a_key_that_init_shows_is_valid_and_has_its_default_where_it_has_one(key: str) -> None:
+    table, _, name = key.rpartition(".")
+    value, default = _stated(_INIT)[key], _keys(Recipe)[key].get_default(call_default_factory=True)
+    recipe: dict[str, Any] = {"data": {"path": "x"}, **_COMPANIONS.get(key, {})}
+    stated = {table: {**recipe.get(table, {}), name: value}} if table else {name: value}
+    made = validate(Recipe, {**recipe, **stated}, where="init")
+    if default in (None, PydanticUndefined) or isinstance(default, dict):
+        return  # there is no literal for it: the comment says what holds
+    read = getattr(getattr(made, table) if table else made, name)
+    assert read == default
+    assert type(read) is type(default)
+
+
+def test_init_explains_every_key_and_the_default_of_one_without_a_literal() -> None:
+    lines = [line for line in _INIT.splitlines() if re.match(r"(# )?\w+ = ", line)]
+    silent = {re.sub(r"^# ", "", line).partition(" = ")[0] for line in lines if " # " not in line}
+    assert silent == {"vertical_flip", "brightness", "contrast", "saturation", "max_p99_ms"}  # their names say it
+    tables = {"augment", "budget"}  # whose first lines say it for all of theirs
+    for key, one in _keys(Recipe).items():
+        table, _, name = key.rpartition(".")
+        if one.get_default() is None and table not in tables and name not in ("temperature", "distill_weight"):
+            section = _INIT.partition(f"\n[{table}]")[2] or _INIT.partition(f"\n# [{table}]")[2] if table else _INIT
+            line = next(line for line in section.splitlines() if re.match(rf"(# )?{name} = ", line))
+            assert "default: " in line, line
 
 
 def test_schemes_are_checked_where_they_are_written() -> None:

@@ -41,7 +41,7 @@ from edgeopt.files import write_json
 from edgeopt.latency_goal import LatencyGoal, latency_goal
 from edgeopt.metrics import Interval, seconds_to_decide
 from edgeopt.registry import load_backend
-from edgeopt.report.latencies import latencies
+from edgeopt.report.latencies import latencies, rivals
 from edgeopt.report.sections.latency import render
 from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
@@ -378,6 +378,8 @@ def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: 
     assert sum(verdict["recommended"] for verdict in verdicts) == 1
     if search["rival_size"]:
         assert {tuple(item.preprocess.size) for item in finals} == {(64, 64), tuple(search["rival_size"])}
+        rival = finals[1].name
+        assert rivals(small_run) == {rival, small_run.variants()[rival]["parent"]}
     again = api.compress(small_run, config, targets=("openvino",))
     assert all(item.skipped for item in again)
 

@@ -15,12 +15,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report_fixture import ENGINES, LABELS, MACHINE, edit, plant_training, with_budget, write_run
+from report_fixture import ENGINES, LABELS, MACHINE, edit, plant_rival, plant_training, with_budget, write_run
 
 from edgeopt.bench import accuracy_record
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, UndecidedError, UnstableError
 from edgeopt.files import write_json
+from edgeopt.metrics import macro, per_class
 from edgeopt.report import Report, assemble, exit_code, failure, judge, write_report
 from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
 from edgeopt.report.headline import champion, confidence, sentence
@@ -608,6 +609,71 @@ def test_pictures_whose_answer_changed_are_shown_what_was_lost_first(own_run: Pa
     assert "McNemar" in section
 
 
+def _section(html: str, name: str) -> str:
+    return html.partition(f'<section id="{name}"')[2].partition("</section>")[0]
+
+
+def test_precision_recall_f1_and_top5_are_shown_of_every_engine_and_class(own_run: Path) -> None:
+    # Of 36 pictures of the digit 1, nine are answered as 2: its recall is 27/36, the precision of 2 is 36/45.
+    answers_again(own_run, INT8, list(range(1, 360, 40)))
+    edit(own_run / "device" / INT8 / "accuracy.json", top5=0.987)
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert row.macro_recall == pytest.approx((9 + 27 / 36) / 10)
+    assert row.macro_precision == pytest.approx((9 + 36 / 45) / 10)
+    assert row.macro_f1 == pytest.approx((8 + 2 * 27 / (36 + 27) + 2 * 36 / (36 + 45)) / 10)
+    written = write_report(own_run)
+    html = written.html.read_text(encoding="utf-8")
+    accuracy = _section(html, "accuracy")
+    for name in ("Top-5", "Precision", "Recall", "F1"):
+        assert f">{name}</th>" in accuracy
+    for share in ("98.7 %", percent(row.macro_precision), percent(row.macro_recall), percent(row.macro_f1)):
+        assert f'<span class="value">{share}</span>' in accuracy
+    table = _section(html, "classes").partition(f"Classes, {INT8}")[2].partition("</table>")[0]
+    assert re.findall(r'class="num">(\w+)</th>', table) == ["Precision", "Recall", "F1"]
+    ones = table.partition('<th scope="row">1</th>')[2].partition("</tr>")[0]
+    assert re.findall(r'class="value">(.*?)<', ones) == ["100.0 %", "75.0 %", "85.7 %"]
+    assert '<span class="sub worse">−22.2</span>' in ones  # the original answered 35 of the 36 right
+    assert f"| {INT8} | 98.7 % | 98.0 % | 97.5 % | 97.5 % |" in written.markdown.read_text(encoding="utf-8")
+
+
+def test_five_classes_have_no_top5(tmp_path: Path) -> None:
+    written = write_report(write_run(tmp_path / "five", labels=list("abcde")))
+    assert "Top-5" not in written.html.read_text(encoding="utf-8")
+    assert "| engine | macro precision | macro recall | macro F1 |" in written.markdown.read_text()
+
+
+def test_a_class_that_was_never_answered_has_no_precision_and_counts_as_none_right() -> None:
+    figures = per_class(np.array([0, 0, 0]), np.array([0, 0, 1]), ["a", "b", "without pictures"])
+    assert figures["b"]["precision"] is None
+    assert macro(figures) == pytest.approx({"precision": (2 / 3 + 0) / 2, "recall": (1 + 0) / 2, "f1": (0.8 + 0) / 2})
+    assert macro({"without pictures": figures["without pictures"]}) is None
+
+
+def test_the_change_of_accuracy_has_the_paired_bootstrap_beside_the_score_interval(own_run: Path) -> None:
+    answers_again(own_run, INT8, [3, 13, 23, 33])
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert row.drop_bootstrap_points is not None
+    low, high = row.drop_bootstrap_points
+    assert low < (row.drop_points or 0.0) < high
+    assert row.drop_bootstrap_points != row.drop_ci_points
+    accuracy = _section(write_report(own_run).html.read_text(encoding="utf-8"), "accuracy")
+    assert f'<span class="sub">{points_range(row.drop_ci_points)}</span>' in accuracy
+    assert f'<span class="sub">bootstrap {points_range(row.drop_bootstrap_points)}</span>' in accuracy
+
+
+def test_the_plot_names_the_rival_of_a_model_pruned_to_a_latency(own_run: Path, report: Report) -> None:
+    assert "rival" not in _section(render_html(report), "plot")
+    plant_rival(own_run)
+    found = assemble(own_run)
+    assert found.rivals == {"float-64px", "int8-u8a7w-64px"}
+    plot = _section(render_html(found), "plot")
+    assert re.findall(r">([^<]*, the rival)</text>", plot) == ["openvino/int8-u8a7w-64px, the rival"] * 2  # two axes
+    assert 'data-tip="openvino/int8-u8a7w-64px, the rival' in plot
+    assert "The rival is the unpruned model at a smaller input" in plot
+
+
 def test_distributions_of_calls_stand_on_their_samples(report: Report) -> None:
     row = report.row(INT8)
     assert row is not None
@@ -755,7 +821,8 @@ def test_in_a_browser_it_sorts_and_hovers_without_errors_or_requests(run: Path, 
     assert times_ms == sorted(times_ms, reverse=True)
     assert said["sorted"][-1] == ""  # not measured: last, whichever way
     assert "top-1" in said["tip"]
-    assert said["panels"] == [True, False, False, True, True, True]  # the plots, then the confusions
+    # The plots, now by size; the classes of the leading engine; the confusions of the original.
+    assert said["panels"] == [True, False, True, False, True, True, False, True, True, True]
     assert said["overflow"] == 0  # readable on a phone: only the tables scroll
 
 

@@ -5,6 +5,7 @@ from edgeopt.metrics.accuracy import (
     accuracy_interval,
     agreement,
     confusion_matrix,
+    macro,
     per_class,
     share_bound,
     top_k_accuracy,
@@ -31,7 +32,7 @@ from edgeopt.metrics.timings import (
 __all__ = [
     "FLOAT_MAX_RELATIVE", "INT8_MAX_MEAN_OVER_STD", "INT8_MIN_AGREEMENT", "INT8_MIN_DECIDED", "MIN_WINDOWS", "Bool",
     "Float", "Float64", "Int64", "Interval", "PairedDrop", "Parity", "accuracy_interval", "agreement", "class_drops",
-    "confusion_matrix", "float_parity", "int8_parity", "mcnemar", "median_interval", "paired_drop", "per_class",
-    "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide", "share_bound", "softmax",
+    "confusion_matrix", "float_parity", "int8_parity", "macro", "mcnemar", "median_interval", "paired_drop",
+    "per_class", "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide", "share_bound", "softmax",
     "top_k_accuracy",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -43,6 +43,18 @@ def per_class(predictions: Int64, labels: Int64, names: Sequence[str]) -> dict[s
             "f1": 2 * correct / (n + predicted) if n else None,
         }
     return table
+
+
+def macro(figures: Mapping[str, Mapping[str, float | int | None]]) -> dict[str, float] | None:
+    """Means of ``precision``, ``recall`` and ``f1`` (0-1) of :func:`per_class` over the classes that have pictures.
+
+    Every class weighs alike. The precision of a class that was never answered counts as 0; None where no class has
+    pictures.
+    """
+    shown = [one for one in figures.values() if one.get("n")]
+    if not shown:
+        return None
+    return {name: sum(one.get(name) or 0.0 for one in shown) / len(shown) for name in ("precision", "recall", "f1")}
 
 
 def agreement(a_logits: Float, b_logits: Float) -> float:

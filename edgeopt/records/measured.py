@@ -152,6 +152,7 @@ class AccuracyRecord(Record):
     class Drop(Part):
         """The paired comparison with the original."""
 
+        bootstrap_points: PointsPair | None = None
         detectable_points: Points | None = None
         lost: Count | None = None
         gained: Count | None = None

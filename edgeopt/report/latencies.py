@@ -34,6 +34,13 @@ def latencies(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
+def rivals(run: Run) -> frozenset[str]:
+    """The variants, float and int8, of the unpruned model at a smaller input: by how they were made, judged or not."""
+    variants = run.variants()
+    resized = {name for name, record in variants.items() if record.get("stage") == "resize"}
+    return frozenset(resized | {name for name, record in variants.items() if record.get("parent") in resized})
+
+
 def _searched(search: Mapping[str, Any]) -> dict[str, Any]:
     measured = search["candidates"]
     chosen = _some(search["chosen"], _PLAN)

@@ -11,12 +11,12 @@ _HEAD = ("engine", "top-1", "change, points", "p50 ms", "p99 ms", "× original",
 
 
 def render_markdown(report: Report) -> str:
-    """Sentence, budget, table, what is left in float, machine, commands."""
+    """Sentence, budget, tables, what is left in float, machine, commands."""
     parts = [f"## edgeopt: {_escape(report.name)}", sentence(report), confidence(report)]
     if report.budget:
         parts.append(_budget(report))
     parts += [f"**Warning**: {text}" for text in report.warnings]
-    parts.append(_table(report))
+    parts += [_table(report), _accuracy(report)]
     notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.rows if row.flags]
     notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]
     if notes:
@@ -57,6 +57,20 @@ def _cells(row: EngineRow, report: Report) -> list[str]:
         form.mib(row.size_bytes),
         f"{row.int8_layers} of {row.compute_layers}" if row.precision == "int8" and row.compute_layers else form.DASH,
     ]
+
+
+def _accuracy(report: Report) -> str:
+    """Top-5, and the means of the classes; a table of its own, since the engines' is wide enough."""
+    rows = [row for row in report.rows if row.macro_f1 is not None]
+    if not rows:
+        return ""
+    top5 = any(row.top5 is not None for row in rows)
+    names = ["engine", *(["top-5"] if top5 else []), "macro precision", "macro recall", "macro F1"]
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] + ['---:'] * (len(names) - 1))} |"]
+    for row in rows:
+        figures = [*([row.top5] if top5 else []), row.macro_precision, row.macro_recall, row.macro_f1]
+        lines.append(f"| {' | '.join([_escape(row.key), *map(form.percent, figures)])} |")
+    return "\n".join(lines)
 
 
 def _against_float(row: EngineRow) -> str:

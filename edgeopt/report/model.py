@@ -76,11 +76,15 @@ class EngineRow:
     measured_on: str | None = None  # that machine's id
     top1: float | None = None
     top1_ci: Pair | None = None
-    top5: float | None = None
+    top5: float | None = None  # None with five classes or fewer
+    macro_precision: float | None = None  # means of the classes that have test pictures
+    macro_recall: float | None = None
+    macro_f1: float | None = None
     pictures: int | None = None
     simulated_top1: float | None = None  # of the same int8 model in torch
     drop_points: float | None = None
-    drop_ci_points: Pair | None = None
+    drop_ci_points: Pair | None = None  # Tango's
+    drop_bootstrap_points: Pair | None = None  # of the same pairs, resampled
     drop_lower_points: float | None = None
     drop_upper_points: float | None = None
     detectable_points: float | None = None
@@ -242,6 +246,7 @@ class Report:
     cuts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: ``pruning`` of its record
     ladders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by variant: as in its record
     latencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by pruned variant: search and verdicts
+    rivals: frozenset[str] = frozenset()  # variants of the unpruned model at the smaller input that pruning must beat
 
     @property
     def rows(self) -> tuple[EngineRow, ...]:

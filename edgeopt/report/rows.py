@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeopt import records
 from edgeopt.config import Budget, validate
-from edgeopt.metrics import confusion_matrix
+from edgeopt.metrics import confusion_matrix, macro
 from edgeopt.report.model import EngineRow, Pair
 
 Record = Mapping[str, Any]
@@ -38,9 +38,11 @@ def engine_row(folder: Path, key: str, build: Record, latency: Record, accuracy:
         top1=accuracy.get("top1"),
         top1_ci=_pair(accuracy.get("top1_ci")),
         top5=accuracy.get("top5"),
+        **_macro(accuracy),
         pictures=accuracy.get("n"),
         drop_points=accuracy.get("drop_points"),
         drop_ci_points=_pair(accuracy.get("drop_ci_points")),
+        drop_bootstrap_points=_pair(drop.get("bootstrap_points")),
         drop_lower_points=accuracy.get("drop_lower_points"),
         drop_upper_points=accuracy.get("drop_upper_points"),
         detectable_points=drop.get("detectable_points"),
@@ -79,6 +81,10 @@ def _answers(accuracy: Record) -> dict[str, Any]:
     named = "\n".join([*map(str, accuracy["labels"]), ",".join(map(str, truth.tolist()))])
     wrong = tuple(np.flatnonzero(truth != predictions).tolist())
     return {"wrong": wrong, "test_set": hashlib.sha256(named.encode()).hexdigest()[:16]}
+
+
+def _macro(accuracy: Record) -> dict[str, Any]:
+    return {f"macro_{name}": value for name, value in (macro(accuracy.get("per_class") or {}) or {}).items()}
 
 
 def _confidence(accuracy: Record) -> dict[str, Any]:

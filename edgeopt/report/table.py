@@ -11,7 +11,7 @@ from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import ratio_interval
 from edgeopt.report import format as form
 from edgeopt.report.changes import changes
-from edgeopt.report.latencies import latencies
+from edgeopt.report.latencies import latencies, rivals
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Report
 from edgeopt.report.rows import Record, engine_row, read_optional
@@ -52,6 +52,7 @@ def assemble(run_path: Path) -> Report:
         cuts={name: one["pruning"] for name, one in run.variants().items() if (one.get("pruning") or {}).get("widths")},
         ladders={name: one["ladder"] for name, one in run.variants().items() if one.get("ladder")},
         latencies=latencies(run),
+        rivals=rivals(run),
     )
 
 

@@ -8,6 +8,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "plot": ("Accuracy and latency", "edgeopt.report.sections.plot:render"),
     "scenarios": ("Scenarios", "edgeopt.report.sections.scenarios:render"),
     "timing": ("Timing", "edgeopt.report.sections.timing:render"),
+    "accuracy": ("Accuracy", "edgeopt.report.sections.accuracy:render"),
     "classes": ("Classes", "edgeopt.report.sections.classes:render"),
     "confusion": ("Confusions", "edgeopt.report.sections.confusion:render"),
     "changes": ("Changed answers", "edgeopt.report.sections.changes:render"),

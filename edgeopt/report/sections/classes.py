@@ -1,44 +1,60 @@
-"""Recall class by class, original and engines, the largest changes first."""
+"""Precision, recall and F1 class by class, one engine at a time, with what changed against the original."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from edgeopt.report.headline import champion
 from edgeopt.report.model import EngineRow, Report
 from edgeopt.report.page import fragment
 
 SHOWN = 40
+FIGURES = ("precision", "recall", "f1")
 
 
 def render(report: Report) -> str:
-    """A table of recalls and their changes; nothing when accuracy was not measured."""
+    """A table an engine, switched by a menu; nothing when accuracy was not measured."""
     engines = [row for row in report.engines if row.per_class and row.compressed]
     engines = engines or [row for row in report.engines if row.per_class]
     source = report.original if report.original and report.original.per_class else None
-    if not engines and source is None:
+    rows = [*([source] if source else []), *engines]
+    if not rows:
         return ""
-    names = list((source or engines[0]).per_class)
-    lines = [_line(name, source, engines) for name in names]
-    if len(lines) > SHOWN:
-        lines.sort(key=lambda line: -line["largest"])
+    best = champion(report)
+    names = _shown(list(rows[0].per_class), source, engines)
     # A class with few pictures moves by many points when one answer changes: the table says how many there are.
     return fragment(
-        "classes", lines=lines[:SHOWN], total=len(names), engines=engines, original=source, shown=min(SHOWN, len(names))
+        "classes",
+        tables=[{"row": row, "lines": [_line(name, row, source) for name in names]} for row in rows],
+        chosen=best.key if best and best in rows else rows[0].key,
+        figures=FIGURES,
+        total=len(rows[0].per_class),
+        shown=len(names),
+        compared=source is not None,
     )
 
 
-def _line(name: str, source: EngineRow | None, engines: list[EngineRow]) -> dict[str, Any]:
-    before = source.per_class.get(name, {}) if source else {}
-    cells = []
-    for row in engines:
-        recall = row.per_class.get(name, {}).get("recall")
-        known = recall is not None and before.get("recall") is not None
-        cells.append({"recall": recall, "change": 100 * (recall - before["recall"]) if known else None})
-    n = before.get("n", engines[0].per_class.get(name, {}).get("n") if engines else None)
-    return {
-        "name": name,
-        "n": n,
-        "original": before.get("recall"),
-        "cells": cells,
-        "largest": max((abs(cell["change"] or 0.0) for cell in cells), default=0.0),
-    }
+def _shown(names: list[str], source: EngineRow | None, engines: Sequence[EngineRow]) -> list[str]:
+    """All classes, or where there are many those of which a figure of any engine changed most."""
+    if len(names) <= SHOWN:
+        return names
+
+    def largest(name: str) -> float:
+        changes = [_change(name, figure, row, source) for row in engines for figure in FIGURES]
+        return max((abs(change or 0.0) for change in changes), default=0.0)
+
+    return sorted(names, key=largest, reverse=True)[:SHOWN]
+
+
+def _line(name: str, row: EngineRow, source: EngineRow | None) -> dict[str, Any]:
+    own = row.per_class.get(name, {})
+    cells = [{"value": own.get(figure), "change": _change(name, figure, row, source)} for figure in FIGURES]
+    return {"name": name, "n": own.get("n"), "cells": cells}
+
+
+def _change(name: str, figure: str, row: EngineRow, source: EngineRow | None) -> float | None:
+    """By how many points a figure of a class is above the original's."""
+    after = row.per_class.get(name, {}).get(figure)
+    before = source.per_class.get(name, {}).get(figure) if source and source is not row else None
+    return None if after is None or before is None else 100 * (after - before)

@@ -55,6 +55,7 @@ class Mark:
     shape: str
     radius: float  # its area is in proportion to the engine's size
     tip: str
+    label: str
 
 
 def render(report: Report) -> str:
@@ -73,6 +74,7 @@ def render(report: Report) -> str:
         panels=panels,
         palette=[(name, palette[name]) for name in dict.fromkeys(mark.row.backend for mark in marks)],
         shapes=list(dict.fromkeys((mark.row.precision, mark.shape) for mark in marks)),
+        rivals=any(row.variant in report.rivals for row in report.rows),
     )
 
 
@@ -81,7 +83,8 @@ def _panel(report: Report, axis: Axis) -> dict[str, Any] | None:
     if len(rows) < 2:
         return None
     x, y = _scales(rows, axis)
-    marks = _place(rows, x, y, colours([row.backend for row in report.rows]), axis)
+    labels = {row.key: f"{row.key}, the rival" if row.variant in report.rivals else row.key for row in rows}
+    marks = _place(rows, x, y, colours([row.backend for row in report.rows]), axis, labels)
     front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.x)
     return {
         "axis": axis,
@@ -106,7 +109,9 @@ def _scales(rows: Sequence[EngineRow], axis: Axis) -> tuple[Scale, Scale]:
     )
 
 
-def _place(rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str], axis: Axis) -> list[Mark]:
+def _place(
+    rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str], axis: Axis, labels: dict[str, str]
+) -> list[Mark]:
     def spot(row: EngineRow) -> tuple[float, float]:
         return x(axis.value(row) or 1.0), y(100 * (row.top1 or 0.0))
 
@@ -116,7 +121,7 @@ def _place(rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str
     marks = []
     for row in sorted(rows, key=lambda row: axis.value(row) or 0.0):
         px, py = spot(row)
-        width = 6.2 * len(_label(row)) + 14
+        width = 6.2 * len(labels[row.key]) + 14
         left = px + width > WIDTH - RIGHT
         begin = px - width if left else px + 10
         label = _free(py, begin, begin + width - 10, taken)
@@ -135,7 +140,8 @@ def _place(rows: Sequence[EngineRow], x: Scale, y: Scale, palette: dict[str, str
                 colour=palette[row.backend],
                 shape={"int8": "square", "fp32": "circle"}.get(row.precision, "diamond"),
                 radius=round(max(3.5, 9 * sqrt((row.size_bytes or 0) / largest)), 1) if largest else 6.0,
-                tip=_tip(row),
+                tip=_tip(row, labels[row.key]),
+                label=labels[row.key],
             )
         )
     return marks
@@ -157,13 +163,9 @@ def _better(other: EngineRow, row: EngineRow, axis: Axis) -> bool:
     return its <= mine and as_right and (its, other.top1) != (mine, row.top1)
 
 
-def _label(row: EngineRow) -> str:
-    return row.key
-
-
-def _tip(row: EngineRow) -> str:
+def _tip(row: EngineRow, label: str) -> str:
     lines = [
-        row.key,
+        label,
         f"{form.percent(row.top1)} top-1 ({form.percent_range(row.top1_ci)})",
     ]
     if row.p50_ms is not None:
