@@ -179,6 +179,12 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, em
     assert epochs("cut") == epochs("whole")
 
 
+def logged(folder: Path) -> list[str | int]:
+    """What log.jsonl has, line by line: the event, or the epoch."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row.get("event") or row["epoch"] for row in rows]
+
+
 def test_killed_before_the_first_validation_it_goes_on_too(tmp_path: Path) -> None:
     undisturbed, resumed, said = tiny(), tiny(seed=5), []
     run(undisturbed, tmp_path / "whole")
@@ -194,6 +200,10 @@ def test_killed_before_the_first_validation_it_goes_on_too(tmp_path: Path) -> No
     run(resumed, tmp_path / "cut", say=said.append)
     assert said[0] == f"training goes on: {4 / STEPS:.1f} of 4 epochs are done"
     assert equal(undisturbed, resumed)
+    events = ["initial", "probe", 1, 2, 3, 4]
+    assert logged(tmp_path / "cut") == events, "what was written before the first epoch stays"
+    run(tiny(), tmp_path / "cut", lr=0.01)
+    assert logged(tmp_path / "cut") == events, "another training begins its own log"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
