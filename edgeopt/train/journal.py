@@ -27,7 +27,8 @@ class Journal:
         self._path = folder / "log.jsonl"
         kept = [line for line in _lines(self._path) if keep_epochs is not None and _epoch(line) <= keep_epochs]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=0 if keep_epochs is None else keep_epochs + 1)
+        first = 0 if keep_epochs is None else keep_epochs + 1
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
