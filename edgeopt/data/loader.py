@@ -29,8 +29,9 @@ from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 class TrainLoader:
     """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
 
-    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead. In the
-    last ``light_end`` (0 to 1) of the epochs, whole ones, pictures are only cropped, a little, and mirrored. With
+    While MixUp or CutMix is on, labels are float32 (N, classes) instead: not in the last ``unmixed`` of the ``epochs``,
+    whole ones, or, where that is less than one, of the ``steps`` that the last one takes (None: all). In the last
+    ``light_end`` (0 to 1) of the epochs, whole ones, pictures are only cropped, a little, and mirrored. With
     ``answers``, a teacher's float32 (items, classes), they are float32 (N, 1 + classes): the class, then its answers.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
@@ -92,6 +93,7 @@ class TrainLoader:
         self._mix = make_mix(chosen, len(dataset.classes))
         self._unmixed = chosen.unmixed or 0.0
         self.epochs = epochs
+        self.steps: int | None = None
         self.answers: npt.NDArray[np.float32] | None = None
         self._share = (0, 1)
         self.batch_size = batch_size
@@ -190,10 +192,17 @@ class TrainLoader:
         if self.answers is not None:
             answers = torch.from_numpy(self.answers[rows[mine]])
             return images, torch.cat([labels[:, None].to(answers.dtype), answers], dim=1)
-        if self._mix is None or light or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
+        if self._mix is None or light or self._ends_unmixed(epoch, step):
             return images, labels
         torch.default_generator.manual_seed(int(seeds[0]))
         return self._mix(images, labels)
+
+    def _ends_unmixed(self, epoch: int, step: int) -> bool:
+        """Whether this step is in the end that is not mixed."""
+        end = self.epochs * self._unmixed
+        if end < 1:  # rounded up to an epoch, it would be all of a training of one
+            return epoch + step / (self.steps or len(self)) >= self.epochs - end - 1e-9
+        return epoch >= self.epochs - math.ceil(end - 1e-9)
 
     def _normalized(self, pictures: UInt8) -> Tensor:
         """To the bit what ``normalize`` gives, in all threads and in channels_last, which saves most models a copy."""

@@ -274,7 +274,7 @@ def _trained(
     loader.share = processes.rank, processes.count
     processes.led(lambda: len(workspace.prepared("val", spec)))  # written once, then read by all
     validate = evaluator(workspace.prepared("val", spec), spec, processes=processes)
-    steps = max(1, round(len(loader) * plan.epoch_share))
+    steps = loader.steps = max(1, round(len(loader) * plan.epoch_share))
     frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
     groups = own_rates(plan, model)
     with console.task(plan.title) as progress, frozen:
