@@ -194,8 +194,10 @@ class TrainingPlan:
                 sampling=self.sampling,
                 seed=self.loop.seed,
                 workers=self.workers,
+                cache_folder=workspace.run.path,
                 max_pixels=workspace.data.max_pixels,
                 progress=progress,
+                say=console.say,
                 shelf=workspace.shelf,
             )
 
