@@ -242,9 +242,10 @@ def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pic
 # --- preview, recipe, command line --------------------------------------------------------------------------------
 
 
-def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["finetune", "check"])
+def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path, tmp_path: Path, verb: str) -> None:
     done = edgeopt(
-        "finetune", str(pictures), "--model", "test_resnet", "--image-size", "32", "--augment", "none",
+        verb, str(pictures), "--model", "test_resnet", "--image-size", "32", "--augment", "none",
         "--set", "augment.vertical_flip=true", "--augment-preview", "grid.png", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -259,6 +260,13 @@ def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path,
     assert 10 < sum(mirrored) < 32
     with pytest.raises(ConfigError, match=r"must be a \.png file"):
         api.augment_preview(str(pictures), tmp_path / "grid.jpeg", ModelConfig(name="test_resnet"))
+
+
+@pytest.mark.parametrize("typed", [["--augment", "heavy"], ["--no-flip"], ["--set", "augment.rotation=15"]])
+def test_check_refuses_what_only_its_preview_takes(pictures: Path, tmp_path: Path, typed: list[str]) -> None:
+    done = edgeopt("check", str(pictures), *typed, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "fix: to draw it: --augment-preview grid.png" in done.stderr
 
 
 def test_values_out_of_range_unknown_keys_and_contradictions_are_said_at_once() -> None:
