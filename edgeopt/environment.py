@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeopt.config import Match
@@ -85,6 +85,11 @@ def process_rank() -> int:
     return _launched("RANK", 0) if process_count() > 1 else 0
 
 
+def local_process_count() -> int:
+    """How many of them are on this machine: all, where the launcher does not say."""
+    return max(1, _launched("LOCAL_WORLD_SIZE", process_count()))
+
+
 def _launched(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else default
@@ -137,16 +142,50 @@ def memory_bytes() -> int:
         return 0
 
 
+def usable_memory_bytes() -> int:
+    """Physical memory in bytes, cut by the cgroups' limits; 0 where it cannot be read."""
+    return min([memory_bytes(), *(limit for limit, _ in _cgroup_memory())])
+
+
 def available_bytes() -> int:
-    """Memory that a new process may take: what the kernel calls available, cut by the cgroup's limit; 0 if unknown."""
+    """Memory that a new process may take: what the kernel calls available, cut by the cgroups' limits; 0 if unknown."""
     free = 0
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = 1024 * int(line.split()[1])
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        free = min(free, max(0, int(limit) - int(used)))
-    return free
+    return min([free, *(max(0, limit - used) for limit, used in _cgroup_memory())])
+
+
+def _cgroup_memory() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each cgroup that limits this process's memory: its own and those it is in, v2 and v1.
+
+    In a container, the folder of its own cgroup is usually mounted as if it were the root.
+    """
+    found = []
+    for line in ["0::/", *_read("/proc/self/cgroup").splitlines()]:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            root, names = "/sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            limit, used = (_read(f"{root}{str(folder).rstrip('/')}/{name}") for name in names)
+            if limit.isdigit() and used.isdigit():
+                found.append((int(limit), int(used)))
+    return found
+
+
+def is_memory(folder: Path) -> bool:
+    """Whether files in ``folder`` are in memory (tmpfs); False where the system does not say."""
+    device = folder.stat().st_dev
+    place = f"{os.major(device)}:{os.minor(device)}"
+    for line in _read("/proc/self/mountinfo").splitlines():
+        mount, _, kind = line.partition(" - ")  # see proc_pid_mountinfo(5)
+        if mount.split()[2:3] == [place]:
+            return kind.split()[:1] in (["tmpfs"], ["ramfs"])
+    return False
 
 
 def cpu_limits() -> dict[str, Any]:

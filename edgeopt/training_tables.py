@@ -48,7 +48,7 @@ class AugmentConfig(Strict):
     """Single augmentations, each in place of what the preset ``train.augment`` says; None leaves the preset's.
 
     Strengths are the largest ones drawn. ``mixup`` and ``cutmix`` are the alpha of their Beta distribution (0: off);
-    the last ``unmixed`` of the epochs goes without either.
+    the last ``unmixed`` of the epochs goes without either, of one epoch the last steps.
     """
 
     crop: float | None = Field(None, gt=0, le=1)  # smallest share of the area a random crop keeps; 1: no crop

@@ -198,6 +198,27 @@ def test_mixing_is_decided_by_seed_epoch_and_step_alone_and_ends_before_training
     assert [next(iter(mixed(epoch)))[1].dtype for epoch in (0, 6, 7, 9)] == [torch.float32] * 2 + [torch.int64] * 2
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "unmixed", "expected"),
+    [
+        (1, None, 0.4, "mmm.."),  # of five steps
+        (1, None, 0.1, "mmmmm"),
+        (1, 3, 0.4, "mm..."),  # a training of the first three steps of one epoch
+        (1, None, 1.0, "....."),
+        (2, None, 0.1, "mmmmm mmmm."),
+        (2, None, 0.5, "mmmmm ....."),
+        (3, None, 0.5, "mmmmm ..... ....."),  # whole epochs, rounded up
+    ],
+)
+def test_a_training_of_one_epoch_is_mixed_too_but_for_its_last_steps(
+    dataset: Dataset, epochs: int, steps: int | None, unmixed: float, expected: str
+) -> None:
+    mixed = loader(dataset, mixup=0.4, epochs=epochs, unmixed=unmixed)
+    mixed.steps = steps
+    seen = ["".join("m" if labels.ndim == 2 else "." for _, labels in mixed(epoch)) for epoch in range(epochs)]
+    assert " ".join(seen) == expected
+
+
 def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pictures: Path, tmp_path: Path) -> None:
     train = TrainConfig(epochs=3, batch_size=8, layer_decay=1.0, augment="light", flip=False)
     data, model = DataConfig(path=str(pictures), image_size=32), ModelConfig(name="resnet18", pretrained=False)
@@ -221,9 +242,10 @@ def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pic
 # --- preview, recipe, command line --------------------------------------------------------------------------------
 
 
-def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["finetune", "check"])
+def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path, tmp_path: Path, verb: str) -> None:
     done = edgeopt(
-        "finetune", str(pictures), "--model", "test_resnet", "--image-size", "32", "--augment", "none",
+        verb, str(pictures), "--model", "test_resnet", "--image-size", "32", "--augment", "none",
         "--set", "augment.vertical_flip=true", "--augment-preview", "grid.png", "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -238,6 +260,13 @@ def test_the_preview_draws_what_training_sees_and_trains_nothing(pictures: Path,
     assert 10 < sum(mirrored) < 32
     with pytest.raises(ConfigError, match=r"must be a \.png file"):
         api.augment_preview(str(pictures), tmp_path / "grid.jpeg", ModelConfig(name="test_resnet"))
+
+
+@pytest.mark.parametrize("typed", [["--augment", "heavy"], ["--no-flip"], ["--set", "augment.rotation=15"]])
+def test_check_refuses_what_only_its_preview_takes(pictures: Path, tmp_path: Path, typed: list[str]) -> None:
+    done = edgeopt("check", str(pictures), *typed, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "fix: to draw it: --augment-preview grid.png" in done.stderr
 
 
 def test_values_out_of_range_unknown_keys_and_contradictions_are_said_at_once() -> None:

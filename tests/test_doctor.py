@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -113,6 +114,36 @@ def test_available_memory_is_cut_by_the_cgroup(files: Fake) -> None:
         }
     )
     assert environment.available_bytes() == 2 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [
+        ({"memory.max": "max", "memory.current": "5"}, 2**40),
+        ({"memory.max": "3000", "memory.current": "5"}, 3000),
+        ({"user.slice/memory.max": "2000", "user.slice/memory.current": "5"}, 2000),
+        ({"user.slice/job/memory.max": "9000", "user.slice/job/memory.current": "5"}, 9000),
+        ({"memory/memory.limit_in_bytes": "4000", "memory/memory.usage_in_bytes": "5"}, 4000),
+        ({"memory/batch/7/memory.limit_in_bytes": "4000", "memory/batch/7/memory.usage_in_bytes": "5"}, 4000),
+    ],
+)
+def test_memory_that_can_be_used_is_cut_by_every_cgroup(
+    files: Fake, monkeypatch: pytest.MonkeyPatch, content: Mapping[str, str], limit: int
+) -> None:
+    monkeypatch.setattr(environment, "memory_bytes", lambda: 2**40)
+    groups = {"/proc/self/cgroup": "9:name=systemd:/\n4:memory,cpu:/batch/7\n0::/user.slice/job"}
+    files({**groups, **{f"/sys/fs/cgroup/{name}": text for name, text in content.items()}})
+    assert environment.usable_memory_bytes() == limit
+
+
+def test_a_folder_in_memory_is_told_from_one_on_a_disk(files: Fake, tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = "22 27 0:21 / /proc rw - proc proc rw\n25 24 {}:{} / /x rw shared:7 - {} none rw"
+    for kind, memory in (("tmpfs", True), ("ext4", False)):
+        files({"/proc/self/mountinfo": mounts.format(os.major(device), os.minor(device), kind)})
+        assert environment.is_memory(tmp_path) is memory
+    files({})
+    assert not environment.is_memory(tmp_path)
 
 
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import pickle
+import tempfile
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +17,18 @@ import torch
 from conftest import paint
 from PIL import Image
 
-from edgeopt.config import DataConfig
+from edgeopt import environment
+from edgeopt.config import AugmentConfig, DataConfig, TrainConfig
+from edgeopt.console import Silent
+from edgeopt.data import cache
 from edgeopt.data.augment import cached_picture, make_augment
-from edgeopt.data.cache import PictureCache
+from edgeopt.data.cache import PictureCache, Shelf, memory_limit
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
 from edgeopt.data.loader import TrainLoader
-from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
+from edgeopt.preprocess import PreprocessSpec, UInt8, load_picture, normalize
+from edgeopt.run import Run
+from edgeopt.stages.training import TrainingPlan
 
 SPEC = PreprocessSpec(size=(24, 24), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -119,15 +131,197 @@ def test_workers_make_the_same_batches(dataset: Dataset) -> None:
         assert torch.equal(labels, other_labels)
 
 
-def test_a_cache_too_big_for_memory_moves_to_disk_and_reads_the_same(tmp_path: Path) -> None:
+# --- workers that are not forked, as on macOS and from Python 3.14 on ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": "none"},
+        {"augment": "light"},
+        {"augment": "default"},
+        {"augment": "heavy", "changes": AugmentConfig(noise=0.1, blur=1.0, rotation=10, policy="rand")},
+        {"augment": "default", "cache_bytes": 0},
+        {"augment": "default", "cache_bytes": 20_000, "no_disk": True},
+    ],
+)
+def test_what_workers_are_sent_makes_the_same_batch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    if changes.pop("no_disk", False):
+        full_disk(monkeypatch)
+    made = loader(dataset, **changes)
+    sent = pickle.loads(pickle.dumps(made))
+    rows = np.arange(84)[::-1].copy()[:16]
+    for images, other in zip(made.batch(0, 1, rows), sent.batch(0, 1, rows), strict=True):
+        assert torch.equal(images, other)
+
+
+def test_spawned_workers_make_the_same_batches_from_the_same_file(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = list(loader(dataset)(2, 3))
+    method = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        helped = loader(dataset, workers=1, cache_folder=tmp_path)
+        assert helped._cache.on_disk == 84, "nothing is held in memory that each worker would get a copy of"
+        assert len(pickle.dumps(helped._cache)) < 10_000
+        found = list(helped(2, 3))
+    finally:
+        torch.multiprocessing.set_start_method(method, force=True)
+    assert len(found) == len(expected) == 2
+    for (images, labels), (other_images, other_labels) in zip(expected, found, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------------
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, room: int = 0) -> None:
+    """All disks have ``room`` bytes, and what is to be left free."""
+    left = [room + cache._DISK_MARGIN]
+    write = io.FileIO.write
+
+    class Counting(io.FileIO):
+        def write(self, data: Any) -> int:
+            left[0] -= memoryview(data).nbytes
+            return write(self, data)
+
+    def opened(dir: Path, buffering: int) -> Counting:
+        handle, path = tempfile.mkstemp(dir=dir)
+        Path(path).unlink()
+        return Counting(handle, "w+b")
+
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", opened)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=left[0]))
+
+
+def noise(count: int = 20) -> list[UInt8]:
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (8 + i, 9, 3), dtype=np.uint8) for i in range(20)]
-    held, spilled = PictureCache(iter(pictures)), PictureCache(iter(pictures), limit=2000, folder=tmp_path / "cache")
-    assert (held.on_disk, spilled.on_disk) == (False, True)
+    return [rng.integers(0, 255, (8 + i, 9, 3), dtype=np.uint8) for i in range(count)]
+
+
+def never(index: int) -> UInt8:
+    raise AssertionError(f"picture {index} is decoded anew")
+
+
+def test_a_cache_too_big_for_memory_goes_on_on_the_disk_and_reads_the_same(tmp_path: Path) -> None:
+    pictures = noise()
+    held = PictureCache(iter(pictures), again=never)
+    spilled = PictureCache(iter(pictures), again=never, limit=2000, folder=tmp_path)
+    assert (held.on_disk, spilled.on_disk, held.kept, spilled.kept) == (0, 14, 20, 20)
     for index, picture in enumerate(pictures):
         assert np.array_equal(held[index], picture)
         assert np.array_equal(spilled[index], picture)
-    assert list((tmp_path / "cache").iterdir()) == []  # nothing to clean up after a kill
+    with pytest.raises(IndexError):
+        spilled[20]
+    assert list(tmp_path.iterdir()) == []  # nothing to clean up after a kill
+
+
+def test_what_fits_nowhere_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, asked = noise(), []
+    full_disk(monkeypatch, room=2000)
+
+    def again(index: int) -> UInt8:
+        asked.append(index)
+        return pictures[index]
+
+    some = PictureCache(iter(pictures), again=again, limit=2000, folder=tmp_path)
+    assert (some.on_disk, some.kept) == (4, 10)
+    assert all(np.array_equal(some[index], picture) for index, picture in enumerate(pictures))
+    assert asked == list(range(10, 20))
+
+
+@pytest.mark.parametrize("taken", [None, 3])
+def test_a_disk_that_becomes_full_while_it_is_written_to_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int | None
+) -> None:
+    full_disk(monkeypatch, room=10**6)
+    usual = cache.tempfile.TemporaryFile
+
+    def refused(data: Any) -> int:
+        if taken is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return taken
+
+    def small(dir: Path, buffering: int) -> Any:
+        handle = usual(dir, buffering)
+        monkeypatch.setattr(handle, "write", refused)
+        return handle
+
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", small)
+    pictures = noise()
+    some = PictureCache(iter(pictures), again=pictures.__getitem__, limit=2000, folder=tmp_path)
+    assert some.kept == 6
+    assert all(np.array_equal(some[index], picture) for index, picture in enumerate(pictures))
+
+
+def test_training_goes_on_when_pictures_fit_nowhere_and_that_is_said_once(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(loader(dataset)(1))
+    full_disk(monkeypatch)
+    said: list[str] = []
+    some = loader(dataset, cache_bytes=50_000, say=said.append)
+    for (images, _), (other, _) in zip(expected, some(1), strict=True):
+        assert torch.equal(images, other)
+    (line,) = said
+    assert line.startswith(f"{some._cache.kept} of 84 decoded pictures fit")
+    assert 0 < some._cache.kept < 84
+
+
+def test_making_the_cache_takes_no_more_memory_than_the_cache() -> None:
+    size = (200, 200, 3)
+    tracemalloc.start()
+    try:
+        kept = PictureCache((np.full(size, index, np.uint8) for index in range(100)), again=never)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept[99][0, 0, 0] == 99
+    assert peak < 1.1 * 100 * 200 * 200 * 3
+
+
+def test_the_limit_is_a_quarter_of_the_containers_memory_shared_by_processes_and_shelves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = {"/sys/fs/cgroup/memory.max": str(2**32), "/sys/fs/cgroup/memory.current": "1"}
+    monkeypatch.setattr(environment, "_read", lambda path: limits.get(path, ""))
+    monkeypatch.setattr(environment, "memory_bytes", lambda: 2**36)
+    assert memory_limit() == 2**30
+    assert memory_limit(Shelf(processes=4).caches) == 2**30 // 8
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_limit() == 2**28
+    limits.clear()
+    assert memory_limit() == 2**32
+
+
+def test_a_shelfs_caches_share_the_memory(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.data.loader.memory_limit", lambda among=1: 300_000 // among)
+    alone, shelved = loader(dataset), loader(dataset, shelf=Shelf(processes=3))
+    held = [len(one._cache._held) for one in (alone, shelved)]
+    assert 0 < held[1] <= held[0] // 4
+
+
+def test_the_file_is_in_the_runs_folder_but_not_in_memory(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeopt.data.loader.memory_limit", lambda among=1: 0)
+    workspace: Any = SimpleNamespace(dataset=dataset, data=DataConfig(path="x"), run=Run(tmp_path, {}), shelf=None)
+    plan = TrainingPlan.for_finetuning(TrainConfig())
+    places = []
+    for memory in (False, True):
+        monkeypatch.setattr(environment, "is_memory", lambda folder, memory=memory: memory and folder == tmp_path)
+        kept = plan.loader(workspace, SPEC, Silent(), batch_size=8)._cache
+        assert kept.on_disk == 84
+        assert kept._file is not None
+        places.append(kept._file._folder)
+    assert places == [tmp_path, Path(tempfile.gettempdir())]
+    monkeypatch.setattr(environment, "is_memory", lambda _: True)
+    assert plan.loader(workspace, SPEC, Silent(), batch_size=8)._cache.kept == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,12 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(tmp_path: Path, em
     assert epochs("cut") == epochs("whole")
 
 
+def logged(folder: Path) -> list[str | int]:
+    """What log.jsonl has, line by line: the event, or the epoch."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row.get("event") or row["epoch"] for row in rows]
+
+
 def test_killed_before_the_first_validation_it_goes_on_too(tmp_path: Path) -> None:
     undisturbed, resumed, said = tiny(), tiny(seed=5), []
     run(undisturbed, tmp_path / "whole")
@@ -194,6 +201,52 @@ def test_killed_before_the_first_validation_it_goes_on_too(tmp_path: Path) -> No
     run(resumed, tmp_path / "cut", say=said.append)
     assert said[0] == f"training goes on: {4 / STEPS:.1f} of 4 epochs are done"
     assert equal(undisturbed, resumed)
+    events = ["initial", "probe", 1, 2, 3, 4]
+    assert logged(tmp_path / "cut") == events, "what was written before the first epoch stays"
+    run(tiny(), tmp_path / "cut", lr=0.01)
+    assert logged(tmp_path / "cut") == events, "another training begins its own log"
+
+
+def test_killed_after_any_write_it_stops_at_the_same_epoch_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A best epoch must not be found without the counters of its own moment: it would be judged again, and tie."""
+    top1s = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.8, 5: 0.7, 6: 0.6, 7: 0.5, 8: 0.9}
+    values: dict[str, Any] = {"epochs": 9, "schedule": "plateau", "lr_patience": 1, "warmup_epochs": 0.0}
+    values |= {"patience": 3, "lr_decay": 0.5, "ema_decay": 0.0, "steps_per_epoch": 2}
+    values["batches"] = lambda epoch, first: islice(batches(epoch, first), 2 - first)
+
+    def judged(model: nn.Module) -> dict[str, float]:
+        # The number of steps BatchNorm has seen says which epoch this is, however often it is judged.
+        return {"top1": top1s.get(int(model[1].num_batches_tracked) // 2, 0.1), "loss": 1.0}
+
+    def counters(folder: Path) -> list[int]:
+        found = checkpoint.load(folder / "checkpoints" / "last.safetensors")
+        assert found is not None
+        return [found[1][name] for name in ("epoch", "idle_epochs", "lr_drops")]
+
+    save, written = checkpoint.save, [0]
+
+    def counted(*arguments: Any) -> None:
+        save(*arguments)
+        written[0] += 1
+        if written[0] == strike:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    undisturbed, strike = tiny(), 0
+    whole = run(undisturbed, tmp_path / "whole", evaluate=judged, **values)
+    assert (whole.epochs, whole.best_epoch) == (7, 4)
+    assert counters(tmp_path / "whole") == [7, 3, 4]
+    for strike in range(1, written[0]):
+        folder, written[0] = tmp_path / str(strike), 0
+        with pytest.raises(Killed):
+            run(tiny(), folder, evaluate=judged, **values)
+        resumed = tiny(seed=5)
+        result = run(resumed, folder, evaluate=judged, **values)
+        assert (result.epochs, result.best_epoch, result.best_top1) == (7, 4, 0.8)
+        assert counters(folder) == counters(tmp_path / "whole")
+        assert equal(undisturbed, resumed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -249,8 +302,8 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken_up(tmp_p
 def test_checkpoints_are_safetensors_and_can_be_cleared(tmp_path: Path) -> None:
     model = tiny()
     run(model, tmp_path)
-    stored = load_file(tmp_path / "checkpoints" / "best.safetensors")
-    assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
+    stored = load_file(tmp_path / "checkpoints" / "last.safetensors")
+    assert all(torch.equal(stored[f"best/{name}"], value) for name, value in model.state_dict().items())
     checkpoint.clear(tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
 

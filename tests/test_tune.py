@@ -28,9 +28,12 @@ from edgeopt.cli import group
 from edgeopt.cli.tune_cmd import search_recipe
 from edgeopt.config import search_space, validate
 from edgeopt.console import Silent
+from edgeopt.data.dataset import Dataset
 from edgeopt.errors import ConfigError, RunError, TrainingError
 from edgeopt.recipe_text import recipe_text
 from edgeopt.run import Run
+from edgeopt.stages.tune import _search
+from edgeopt.stages.workspace import Workspace
 from edgeopt.tune_space import Choice, Range, read_space
 from edgeopt.tuning.defaults import baseline, default_space
 from edgeopt.tuning.result import TuneResult, best_of, importances, rows
@@ -431,6 +434,14 @@ def by_hand(recipe: Path, run: Path, *more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+def test_the_caches_of_all_workers_share_the_memory(pictures: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(pictures, {"train.lr": [0.1, 0.2]}, trials=2, workers=3)
+    workspace = Workspace(Run(tmp_path, {}), Dataset("", (), ()), recipe.data, Silent())
+    shelf = _search(recipe, search_space(recipe.tune), workspace, tmp_path, None).workspace.shelf
+    assert shelf is not None
+    assert shelf.caches == 2 * 3
+
+
 def test_the_same_command_in_two_shells_is_one_search(pictures: Path, tmp_path: Path) -> None:
     train = {"epochs": 40, "patience": 40}
     recipe = recipe_of(pictures, {"train.lr": [GOOD, 0.5 * GOOD]}, train=train, trials=2, pruner="none")

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgeopt.cli.common import Terminal, emit, given, max_pixels_option, output_options, path_or_name, table
-from edgeopt.config import DataConfig, validate
+from edgeopt.cli.common import (
+    Terminal,
+    augment_options,
+    draw_preview,
+    emit,
+    given,
+    input_options,
+    max_pixels_option,
+    output_options,
+    path_or_name,
+    preview_option,
+    set_option,
+    settings,
+    table,
+)
+from edgeopt.config import DataConfig, Recipe, validate
+from edgeopt.errors import ConfigError
+
+#: Options that change nothing but the preview, and the keys of the recipe they set.
+_OF_PREVIEW = {
+    **{name: f"data.{name}" for name in ("image_size", "resize", "interpolation", "normalize")},
+    **{name: f"train.{name}" for name in ("augment", "flip")},
+}
 
 
 @click.command("check")
@@ -21,6 +43,10 @@ from edgeopt.config import DataConfig, validate
     "--labels/--no-labels", default=True, help="Whether to look for mislabelled pictures, which takes longest."
 )
 @max_pixels_option
+@preview_option
+@augment_options
+@input_options
+@set_option
 @output_options
 def command(
     data: str,
@@ -29,19 +55,34 @@ def command(
     model: str,
     labels: bool,
     max_pixels: int | None,
+    preview: Path | None,
+    others: tuple[str, ...],
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Find damaged, doubled, leaked, mislabelled, dark, bright, blurry and odd pictures in DATA, as for finetune.
 
     Writes check.html, a page of thumbnails, and issues.json. Nothing is ever deleted or moved: look at the page, edit
     the list that --exclude writes, and give it to finetune --exclude.
+
+    With --augment-preview it draws pictures as finetune would see them instead, given the same options from --augment
+    to --set.
     """
+    console = Terminal(quiet=quiet)
+    if preview is not None:
+        stated = {"data.path": data, "data.max_pixels": max_pixels, "model.name": model}
+        values = settings({**stated, **{_OF_PREVIEW[name]: value for name, value in options.items()}}, others)
+        draw_preview(validate(Recipe, values, where="check options"), preview, console, as_json=as_json)
+        return
+    if given(**options) or others:
+        raise ConfigError(
+            "how training would see pictures is not part of the checks", fix="to draw it: --augment-preview grid.png"
+        )
     config = validate(DataConfig, given(path=data, max_pixels=max_pixels), where="check options")
     from edgeopt.data.checks.issues import KINDS
     from edgeopt.stages.check import check
 
-    console = Terminal(quiet=quiet)
     result = check(config, model=model, labels=labels, out=out, exclude=exclude, console=console)
     worst = {kind: next(issue for issue in result.issues if issue.kind == kind) for kind in result.counts}
     rows = [(KINDS[kind][0], str(n), f"{worst[kind].path}: {worst[kind].reason}") for kind, n in result.counts.items()]

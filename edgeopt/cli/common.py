@@ -16,8 +16,10 @@ from edgeopt.cli.typed import given as given
 from edgeopt.cli.typed import one_table as one_table
 from edgeopt.cli.typed import options_of as options_of
 from edgeopt.cli.typed import settings as settings
+from edgeopt.config import Recipe
 from edgeopt.files import printable
 from edgeopt.run import Run
+from edgeopt.training_tables import PRESETS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -107,6 +109,29 @@ def picture_options(function: Function) -> Function:
     return max_pixels_option(function)
 
 
+preview_option = click.option(
+    "--augment-preview",
+    "preview",
+    type=click.Path(path_type=Path),
+    help="Draw pictures as training would see them to this PNG file; do nothing else.",
+)
+set_option = click.option(
+    "--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of a recipe, as in augment.rotation=15."
+)
+
+
+def augment_options(function: Function) -> Function:
+    """What changes pictures while training: ``--augment``, ``--flip``."""
+    function = click.option(
+        "--flip/--no-flip",
+        default=None,
+        help="Mirror pictures while training; off where left and right differ, as for digits.",
+    )(function)
+    return click.option("--augment", type=click.Choice(PRESETS), help="Augmentation preset. [default: default]")(
+        function
+    )
+
+
 new_run_option = click.option(
     "--run", "run_path", type=click.Path(path_type=Path), help="The run folder. [default: runs/NAME OF DATA]"
 )
@@ -150,6 +175,14 @@ def input_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def draw_preview(recipe: Recipe, file: Path, console: Terminal, *, as_json: bool) -> None:
+    """``--augment-preview``: draw ``file`` as fine-tuning by this recipe would see pictures, and say so."""
+    from edgeopt.stages.finetune import augment_preview
+
+    made = augment_preview(recipe.data, file, recipe.model, recipe.train, augment=recipe.augment, console=console)
+    emit({"preview": str(made)}, as_json=as_json, text=f"wrote {made}")
 
 
 data_option = click.option(

@@ -11,6 +11,8 @@ from edgeopt.cli.common import (
     OrAuto,
     Terminal,
     as_settings,
+    augment_options,
+    draw_preview,
     emit,
     force_option,
     input_options,
@@ -20,12 +22,14 @@ from edgeopt.cli.common import (
     output_options,
     path_or_name,
     picture_options,
+    preview_option,
+    set_option,
     settings,
 )
 from edgeopt.config import Recipe, validate
 from edgeopt.environment import process_rank
 from edgeopt.tables import DISTILL
-from edgeopt.training_tables import PRESETS, SCHEDULES, UNFREEZE
+from edgeopt.training_tables import SCHEDULES, UNFREEZE
 
 #: Options that set one key of the recipe.
 _KEYS = {
@@ -85,12 +89,7 @@ _KEYS = {
 @click.option("--batchnorm", type=click.Choice(["trained", "frozen"]), help="frozen: as it came. [default: trained]")
 @click.option("--ema-decay", type=float, help="Of the weights' moving average, 0 for none. [default: 0.99]")
 @click.option("--clip-grad", type=float, help="Largest norm of the gradient, 0 for any. [default: 1]")
-@click.option("--augment", type=click.Choice(PRESETS), help="Augmentation preset. [default: default]")
-@click.option(
-    "--flip/--no-flip",
-    default=None,
-    help="Mirror pictures while training; off where left and right differ, as for digits.",
-)
+@augment_options
 @click.option("--mixup", type=float, help="MixUp's alpha, 0 for none; off near the end. [default: the preset's]")
 @click.option("--cutmix", type=float, help="CutMix's alpha, 0 for none; off near the end. [default: the preset's]")
 @click.option("--folds", type=int, metavar="K", help="Cross-validate: K trainings, each judged on a part of train.")
@@ -101,17 +100,10 @@ _KEYS = {
 )
 @click.option("--teacher", help="Learn also from the model of the run in this folder, or of this run's variant.")
 @click.option("--distill", type=click.Choice(DISTILL), help="How to learn from the teacher. [default: hinton]")
-@click.option(
-    "--augment-preview",
-    "preview",
-    type=click.Path(path_type=Path),
-    help="Draw pictures as training would see them to this PNG file; train nothing.",
-)
+@preview_option
 @picture_options
 @click.option("--seed", type=int, help="Of the split, the order and the augmentation. [default: 0]")
-@click.option(
-    "--set", "others", multiple=True, metavar="KEY=VALUE", help="Any key of a recipe, as in augment.rotation=15."
-)
+@set_option
 @new_run_option
 @force_option
 @output_options
@@ -140,15 +132,12 @@ def command(
         [*as_settings(model_arguments), *others],
     )
     recipe = validate(Recipe, values, where="finetune options")
-    from edgeopt.stages.finetune import augment_preview, finetune
+    from edgeopt.stages.finetune import finetune
 
     leads = process_rank() == 0
     console = Terminal(quiet=quiet or not leads)
     if preview is not None:
-        made = augment_preview(
-            recipe.data, preview, recipe.model, recipe.train, augment=recipe.augment, console=console
-        )
-        emit({"preview": str(made)}, as_json=as_json, text=f"wrote {made}")
+        draw_preview(recipe, preview, console, as_json=as_json)
         return
     trained = finetune(
         recipe.data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,7 @@ def make_augment(
     ``changes`` replace single values. Randomness comes from torch's default generator. Normalization is the caller's.
     """
     steps = _steps(augmentation(preset, changes, flip=flip), spec)
-    if not steps:
-        return None
-    augment = v2.Compose(steps)
-    return lambda image: np.asarray(augment(image))
+    return _Augment(v2.Compose(steps)) if steps else None
 
 
 def make_mix(config: AugmentConfig, classes: int) -> Mix | None:
@@ -117,6 +115,16 @@ def _crops(config: AugmentConfig) -> bool:
     return config.crop is not None and config.crop < 1
 
 
+class _Augment:
+    """What a pipeline makes of a picture, as an array; unlike a closure it can be sent to another process."""
+
+    def __init__(self, pipeline: Callable[[Image.Image], Any]) -> None:
+        self._pipeline = pipeline
+
+    def __call__(self, image: Image.Image) -> UInt8:
+        return np.asarray(self._pipeline(image))
+
+
 class _Noise(nn.Module):
     """Gaussian noise of a strength drawn up to ``largest``, on uint8 (3, height, width)."""
 
@@ -141,15 +149,19 @@ class _TrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc]
 
     def __init__(self, *, fill: list[int], largest_rotation: float) -> None:
         super().__init__(interpolation=InterpolationMode.BILINEAR, fill=fill)
+        self._largest_rotation = largest_rotation
 
-        def shift(bins: int, height: int, width: int) -> torch.Tensor:
-            return torch.linspace(0.0, min(32.0, min(height, width) / 4), bins)
+    @property
+    def _AUGMENTATION_SPACE(self) -> dict[str, Any]:
+        """Made when asked for: torchvision's has lambdas, which cannot be sent to a process that is not forked."""
+        changed = {name: (self._shift, True) for name in ("TranslateX", "TranslateY")}
+        return {**v2.TrivialAugmentWide._AUGMENTATION_SPACE, **changed, "Rotate": (self._rotation, True)}
 
-        def rotation(bins: int, height: int, width: int) -> torch.Tensor:
-            return torch.linspace(0.0, largest_rotation, bins)
+    def _shift(self, bins: int, height: int, width: int) -> Tensor:
+        return torch.linspace(0.0, min(32.0, min(height, width) / 4), bins)
 
-        changed = {"TranslateX": (shift, True), "TranslateY": (shift, True), "Rotate": (rotation, True)}
-        self._AUGMENTATION_SPACE = {**v2.TrivialAugmentWide._AUGMENTATION_SPACE, **changed}
+    def _rotation(self, bins: int, height: int, width: int) -> Tensor:
+        return torch.linspace(0.0, self._largest_rotation, bins)
 
 
 def cached_key(spec: PreprocessSpec, preset: Preset, changes: AugmentConfig | None = None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +13,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.multiprocessing import get_start_method
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from edgeopt.console import Progress
 from edgeopt.data.augment import Augment, cached_key, cached_picture, lighter, make_augment, make_mix
-from edgeopt.data.cache import PictureCache, Shelf
+from edgeopt.data.cache import PictureCache, Shelf, memory_limit
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
-from edgeopt.picture_files import DEFAULT_MAX_PIXELS
+from edgeopt.picture_files import DEFAULT_MAX_PIXELS, pillow_quiet
 from edgeopt.preprocess import PreprocessSpec, UInt8, normalization
 from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 
@@ -29,8 +31,9 @@ from edgeopt.training_tables import AugmentConfig, Preset, augmentation
 class TrainLoader:
     """Call it with an epoch for that epoch's batches: float32 (N, 3, height, width) normalized, int64 (N,) labels.
 
-    While MixUp or CutMix is on, which is in the first of ``epochs``, labels are float32 (N, classes) instead. In the
-    last ``light_end`` (0 to 1) of the epochs, whole ones, pictures are only cropped, a little, and mirrored. With
+    While MixUp or CutMix is on, labels are float32 (N, classes) instead: not in the last ``unmixed`` of the ``epochs``,
+    whole ones, or, where that is less than one, of the ``steps`` that the last one takes (None: all). In the last
+    ``light_end`` (0 to 1) of the epochs, whole ones, pictures are only cropped, a little, and mirrored. With
     ``answers``, a teacher's float32 (items, classes), they are float32 (N, 1 + classes): the class, then its answers.
 
     Every epoch goes once through the items in a new order; what does not fill the last batch is left to chance in
@@ -39,7 +42,8 @@ class TrainLoader:
     differ in weight, an epoch of as many pictures shows each as often as its share of the weights (of its class's, when
     balanced) says, so that any loss, mixing and teacher see it so often. ``workers`` 0 makes batches in the training
     process: the pictures are decoded once, before, so little is left to do. Batches do not depend on ``workers``. A
-    ``shelf`` must be of the same ``items``: what is on it is not decoded again.
+    ``shelf`` must be of the same ``items``: what is on it is not decoded again. ``cache_folder`` and ``cache_bytes``
+    are of :class:`edgeopt.data.cache.PictureCache`; ``say`` hears, once, when not all decoded pictures can be kept.
     """
 
     def __init__(
@@ -61,24 +65,30 @@ class TrainLoader:
         cache_bytes: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
         shelf: Shelf | None = None,
     ) -> None:
         if not items:
             raise DataError("there is nothing to train on", fix="add pictures to train")
-        side = 4 * int(max(spec.size) / spec.crop_pct)
-
-        def load(item: Item) -> UInt8:
-            with dataset.open(item, max_pixels=max_pixels, draft=(side, side)) as image:
-                return cached_picture(image, spec, augment, changes)
+        load = _Load(dataset, tuple(items), spec, augment, changes, max_pixels)
+        if workers and get_start_method() != "fork" and cache_bytes is None:
+            cache_bytes = 0  # each would be sent a copy of what is held in memory, where the file is shared
 
         def loaded() -> Iterator[UInt8]:
-            for done, picture in enumerate(in_threads(load, items), start=1):
+            for done, picture in enumerate(in_threads(load, range(len(items))), start=1):
                 if progress is not None:
                     progress(done, len(items))
                 yield picture
 
         def make() -> PictureCache:
-            return PictureCache(loaded(), limit=cache_bytes, folder=cache_folder)
+            limit = memory_limit(1 if shelf is None else shelf.caches) if cache_bytes is None else cache_bytes
+            cache = PictureCache(loaded(), again=load.quietly, limit=limit, folder=cache_folder)
+            if cache.kept < len(items) and say is not None:
+                say(
+                    f"{cache.kept} of {len(items)} decoded pictures fit into memory and on the disk; the others are "
+                    "decoded anew in every epoch, which takes longer: make room, or set train.workers"
+                )
+            return cache
 
         self._cache = make() if shelf is None else shelf.get(cached_key(spec, augment, changes), make)
         self.labels = torch.tensor([item.label for item in items], dtype=torch.int64)
@@ -92,6 +102,7 @@ class TrainLoader:
         self._mix = make_mix(chosen, len(dataset.classes))
         self._unmixed = chosen.unmixed or 0.0
         self.epochs = epochs
+        self.steps: int | None = None
         self.answers: npt.NDArray[np.float32] | None = None
         self._share = (0, 1)
         self.batch_size = batch_size
@@ -190,10 +201,17 @@ class TrainLoader:
         if self.answers is not None:
             answers = torch.from_numpy(self.answers[rows[mine]])
             return images, torch.cat([labels[:, None].to(answers.dtype), answers], dim=1)
-        if self._mix is None or light or epoch >= self.epochs - math.ceil(self.epochs * self._unmixed - 1e-9):
+        if self._mix is None or light or self._ends_unmixed(epoch, step):
             return images, labels
         torch.default_generator.manual_seed(int(seeds[0]))
         return self._mix(images, labels)
+
+    def _ends_unmixed(self, epoch: int, step: int) -> bool:
+        """Whether this step is in the end that is not mixed."""
+        end = self.epochs * self._unmixed
+        if end < 1:  # rounded up to an epoch, it would be all of a training of one
+            return epoch + step / (self.steps or len(self)) >= self.epochs - end - 1e-9
+        return epoch >= self.epochs - math.ceil(end - 1e-9)
 
     def _normalized(self, pictures: UInt8) -> Tensor:
         """To the bit what ``normalize`` gives, in all threads and in channels_last, which saves most models a copy."""
@@ -220,6 +238,28 @@ def by_weight(rng: np.random.Generator, weights: npt.NDArray[np.float64], count:
     marks = (rng.random() + np.arange(count)) * (ends[-1] / count)
     found: npt.NDArray[np.int64] = rows[np.minimum(np.searchsorted(ends, marks, side="right"), len(rows) - 1)]
     return found
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Decodes what is kept of item ``index``; unlike a closure it can be sent to another process."""
+
+    dataset: Dataset
+    items: tuple[Item, ...]
+    spec: PreprocessSpec
+    augment: Preset
+    changes: AugmentConfig | None
+    max_pixels: int
+
+    def __call__(self, index: int) -> UInt8:
+        side = 4 * int(max(self.spec.size) / self.spec.crop_pct)
+        with self.dataset.open(self.items[index], max_pixels=self.max_pixels, draft=(side, side)) as image:
+            return cached_picture(image, self.spec, self.augment, self.changes)
+
+    def quietly(self, index: int) -> UInt8:
+        """The same outside of threads."""
+        with pillow_quiet():
+            return self(index)
 
 
 class _Steps(TorchDataset[tuple[Tensor, Tensor]]):

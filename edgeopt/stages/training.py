@@ -203,8 +203,10 @@ class TrainingPlan:
                 sampling=self.sampling,
                 seed=self.loop.seed,
                 workers=self.workers,
+                cache_folder=workspace.run.path,
                 max_pixels=workspace.data.max_pixels,
                 progress=progress,
+                say=console.say,
                 shelf=workspace.shelf,
             )
 
@@ -288,7 +290,7 @@ def _trained(
     loader.share = processes.rank, processes.count
     processes.led(lambda: len(workspace.prepared("val", spec)))  # written once, then read by all
     validate = evaluator(workspace.prepared("val", spec), spec, processes=processes)
-    steps = max(1, round(len(loader) * plan.epoch_share))
+    steps = loader.steps = max(1, round(len(loader) * plan.epoch_share))
     frozen = fixed_batchnorms(model) if plan.freeze_batchnorm else nullcontext()
     groups = own_rates(plan, model)
     with console.task(plan.title) as progress, frozen:

@@ -154,7 +154,8 @@ def _search(recipe: Recipe, space: Space, workspace: Workspace, folder: Path, de
     fixed = Recipe.model_validate(
         {**recipe.model_dump(exclude_unset=True), "train": train.model_dump(exclude_unset=True)}
     )
-    return Search(fixed, space, replace(workspace, shelf=Shelf()), study, deadline)
+    shelf = Shelf(processes=recipe.tune.workers)
+    return Search(fixed, space, replace(workspace, shelf=shelf), study, deadline)
 
 
 def _stated(space: Space) -> dict[str, Any]:

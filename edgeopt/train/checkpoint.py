@@ -40,7 +40,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a training that is safely recorded elsewhere."""
-    for name in ("last.safetensors", "best.safetensors"):
+    for name in ("last.safetensors", "best.safetensors"):  # the second is of versions that had two files
         (folder / "checkpoints" / name).unlink(missing_ok=True)
 
 

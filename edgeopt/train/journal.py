@@ -15,16 +15,20 @@ from edgeopt.files import write_text
 
 
 class Journal:
-    """Appends to ``log.jsonl`` and ``tensorboard/`` in ``folder``; epochs after ``keep_epochs`` are forgotten first."""
+    """Appends to ``log.jsonl`` and ``tensorboard/`` in ``folder``.
 
-    def __init__(self, folder: Path, *, keep_epochs: int) -> None:
+    Epochs after ``keep_epochs`` are forgotten first; None: everything is, as for a training that starts.
+    """
+
+    def __init__(self, folder: Path, *, keep_epochs: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "log.jsonl"
-        kept = [line for line in _lines(self._path) if keep_epochs and _epoch(line) <= keep_epochs]
+        kept = [line for line in _lines(self._path) if keep_epochs is not None and _epoch(line) <= keep_epochs]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_epochs + 1)
+        first = 0 if keep_epochs is None else keep_epochs + 1
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -142,7 +142,7 @@ class _Loop:
             self.say("training starts afresh: the checkpoint found is of another training")
             checkpoint.clear(self.folder)
         checkpoint.copy_into(self.model, self.processes.tell_tensors(self.model.state_dict()))
-        keep = stored[0].epoch if stored else 0
+        keep = stored[0].epoch if stored else None
         with Journal(self.folder, keep_epochs=keep) if self.processes.leads else NoJournal() as journal:
             self.state = stored[0] if stored else self._start(journal)
             self._prepare()

@@ -17,8 +17,8 @@ from edgeopt.train.probe import Choice
 from edgeopt.train.processes import Processes
 
 Tensors = Mapping[str, Tensor]
-_SCHEMA = 5
-_BEST, _LAST = "best.safetensors", "last.safetensors"
+_SCHEMA = 6
+_LAST, _BEST = "last.safetensors", "best"
 
 
 @dataclass
@@ -88,8 +88,9 @@ class State:
 
 
 class Store:
-    """``checkpoints/`` of one training: ``best`` holds the best weights, ``last`` everything needed to go on.
+    """``checkpoints/`` of one training: ``last`` holds everything needed to go on, and the best weights.
 
+    They are one file: of two, a kill in between would pair the best of one moment with the counters of another.
     ``identity`` is JSON-able and says which training this is: another one's checkpoint is not taken up.
     """
 
@@ -98,28 +99,25 @@ class Store:
         self._identity = dict(identity)
 
     def save(self, state: State, parts: Mapping[str, Tensors], *, finished: bool) -> None:
-        """Write the state and ``parts`` (name -> tensors); killed in between, the older ``last`` finds a valid best."""
-        if state.best.weights:
-            checkpoint.save(self._folder / _BEST, state.best.weights, state.best.to_json())
+        """Write the state and ``parts`` (name -> tensors); a kill at any moment leaves the older ones or these."""
         record = {**state.to_json(), "schema": _SCHEMA, "identity": self._identity, "finished": finished}
-        checkpoint.save(self._folder / _LAST, flattened(parts), record)
+        checkpoint.save(self._folder / _LAST, flattened({**parts, _BEST: state.best.weights}), record)
 
     def load(self) -> tuple[State, dict[str, dict[str, Tensor]]] | None:
         """The state and parts saved last (no parts when that training had finished); None when there are none.
 
         A checkpoint of another training, or one that is damaged, is none.
         """
-        last, best = checkpoint.load(self._folder / _LAST), checkpoint.load(self._folder / _BEST)
+        last = checkpoint.load(self._folder / _LAST)
         if last is None:
             return None
         tensors, record = last
         if record.pop("schema", None) != _SCHEMA or record.pop("identity") != self._identity:
             return None
         record.pop("finished")
-        if best is None and record["best"]["score"] >= 0:  # lost; without one no epoch was judged yet
-            return None
-        weights, judged = best or ({}, record["best"])
-        return State.from_json({**record, "best": judged}, weights), by_part(tensors)
+        parts = by_part(tensors)
+        weights = parts.pop(_BEST, {})  # none before an epoch was judged
+        return State.from_json(record, weights), parts
 
     def exists(self) -> bool:
         """Whether there is a checkpoint, of whatever training."""
@@ -147,9 +145,9 @@ def shared(
     if processes.alone:
         return stored
     record = processes.tell(stored and stored[0].to_json())
-    parts = {**stored[1], "best": stored[0].best.weights} if stored else {}
+    parts = {**stored[1], _BEST: stored[0].best.weights} if stored else {}
     found = by_part(processes.tell_tensors(flattened(parts)))
-    best = found.pop("best", {})
+    best = found.pop(_BEST, {})
     return None if record is None else (State.from_json(record, best), found)
 
 
