@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
@@ -12,6 +13,14 @@ from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingBackendError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
+
+
+class Outcome(NamedTuple):
+    """What a recipe came to. ``missed`` has a line for each goal of ``[compress]`` that nothing made by it meets."""
+
+    run: Run
+    budget: Budget
+    missed: tuple[str, ...]
 
 
 @dataclass
@@ -24,6 +33,7 @@ class Journey:
     console: Console
     run: Run | None = None
     teacher: str | None = None  # the ensemble that was made, unless it is a soup
+    missed: list[str] = field(default_factory=list)  # goals of compression, with the variants that miss them
 
     @property
     def opened(self) -> Run:
@@ -81,6 +91,7 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
     targets = journey.recipe.targets
     for variant in compress(journey.opened, config, targets=targets, force=journey.force, console=journey.console):
         journey.console.say(variant.summary())
+        journey.missed += [f"{variant.name} misses {goal}" for goal in variant.missed]
 
 
 def _build(journey: Journey) -> None:
@@ -123,10 +134,11 @@ def run_recipe(
     steps: tuple[Step, ...] = STEPS,
     force: bool = False,
     console: Console | None = None,
-) -> tuple[Run, Budget]:
+) -> Outcome:
     """Take every step of ``recipe``; steps whose inputs did not change are skipped.
 
-    Returns the run and the budget that :func:`edgeopt.stages.report.report` judges. A target whose backend is not
+    Returns the run, the budget that :func:`edgeopt.stages.report.report` judges, and what compression missed: the steps
+    after it are taken all the same. A target whose backend is not
     installed, or cannot build what ``[build]`` asks for, is an error before anything is trained.
     """
     for name in recipe.targets:
@@ -138,13 +150,13 @@ def run_recipe(
     journey = Journey(recipe, path, force, console or Silent())
     for step in steps:
         step(journey)
-    return journey.opened, recipe.budget
+    return Outcome(journey.opened, recipe.budget, tuple(journey.missed))
 
 
-def demo(run: Path, *, force: bool = False, console: Console | None = None) -> tuple[Run, Budget]:
+def demo(run: Path, *, force: bool = False, console: Console | None = None) -> Outcome:
     """Everything on scikit-learn's handwritten digits: int8, and a third of the MACs pruned + int8, on every backend.
 
-    Backends that are not installed are left out and said. Returns the run and the demo's budget.
+    Backends that are not installed are left out and said. Returns the run, the demo's budget, and nothing missed.
     """
     from edgeopt.data.digits import write_digits
 

@@ -165,4 +165,4 @@ def command(
         emit(list(there.values()), as_json=as_json, text=text)
         return None
     emit([item.to_json() for item in made], as_json=as_json, text="\n".join(item.summary() for item in made))
-    return BudgetMissedError.exit_code if any(item.misses for item in made) else None
+    return BudgetMissedError.exit_code if any(item.missed for item in made) else None
