@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.errors import BackendError, MissingBackendError, RunError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 
@@ -138,19 +140,42 @@ def run_recipe(
     """Take every step of ``recipe``; steps whose inputs did not change are skipped.
 
     Returns the run, the budget that :func:`edgeopt.stages.report.report` judges, and what compression missed: the steps
-    after it are taken all the same. A target whose backend is not
-    installed, or cannot build what ``[build]`` asks for, is an error before anything is trained.
+    after it are taken all the same. A target whose backend is not installed, or cannot build what ``[build]`` asks for,
+    and a goal of ``[compress]`` that cannot be measured are errors before anything is trained.
     """
-    for name in recipe.targets:
-        backend: Backend = load_backend(load_target(name).backend)
-        backend.require(to_build=True)
-        if recipe.build.embed_preprocessing:
-            backend.require_embedding()
     path = run or (Path("runs") / recipe.name if recipe.name else None)
+    _require_possible(recipe, path)
     journey = Journey(recipe, path, force, console or Silent())
     for step in steps:
         step(journey)
     return Outcome(journey.opened, recipe.budget, tuple(journey.missed))
+
+
+def _require_possible(recipe: Recipe, path: Path | None) -> None:
+    """That every step can be taken, as far as that can be told before anything is trained."""
+    from edgeopt.stages.compress import require_possible
+    from edgeopt.stages.problems import errors_of, raise_together, training_problems
+
+    def buildable(name: str) -> None:
+        backend: Backend = load_backend(load_target(name).backend)
+        backend.require(to_build=True)
+        if recipe.build.embed_preprocessing:
+            backend.require_embedding()
+
+    wrong = errors_of(partial(buildable, name) for name in recipe.targets)
+    problems = [*wrong, *training_problems(recipe.train, recipe.augment, recipe.model)]
+    if not wrong:  # else a target that is none would be said twice
+        problems += errors_of([lambda: require_possible(recipe.compress, recipe.targets, _known_runs(path))])
+    raise_together(problems, where="the recipe")
+
+
+def _known_runs(path: Path | None) -> list[Run]:
+    """Runs that may hold another device's times: the one in ``path``, else any, for only the pictures tell which."""
+    found = []
+    for one in [path] if path else sorted(Path("runs").glob("*")):
+        with suppress(RunError):  # none, or one of another version, which is said when it is used
+            found.append(Run.open(one))
+    return found
 
 
 def demo(run: Path, *, force: bool = False, console: Console | None = None) -> Outcome:

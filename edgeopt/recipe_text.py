@@ -13,7 +13,8 @@ from edgeopt.config import EnsembleConfig, Recipe
 RECIPE = """\
 # An edgeopt recipe: the whole run. Every key left out keeps its default. Run it with: edgeopt run {name}
 
-targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
+targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files; one alone
+#                                        # where [compress] has a latency
 # package = true                         # for each of them a folder and a zip to copy to the device
 
 [data]

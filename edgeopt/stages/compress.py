@@ -48,12 +48,8 @@ def compress(
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
         raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")
+    require_possible(config, targets, [run])
     teacher = find_teacher(run, config.teacher or start.name, distill=config.distill, console=console)
-    if config.latency is not None:
-        require_measurable(load_target(targets[0] if targets else "openvino"), targets, run)
-    if config.latency_candidates:
-        require_one_target(load_target(targets[0] if targets else "openvino"), targets)
-    load_calibration(config.calibration)  # a misspelt name is said now, not after pruning
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)
@@ -64,7 +60,7 @@ def compress(
         if config.latency is not None:
             return _to_latency(job, load_target(targets[0]), data)
         if config.latency_candidates:
-            export_candidates(job, load_target(targets[0]), _one_scheme(job, load_target(targets[0])))
+            export_candidates(job, load_target(targets[0]), _one_scheme(config, targets))
             return []
         made = []
         source = start
@@ -79,9 +75,24 @@ def compress(
     return made
 
 
+def require_possible(config: CompressConfig, targets: Sequence[str], runs: Sequence[Run]) -> None:
+    """That ``config`` can be had for ``targets``: what can be told before anything is made, in one of ``runs``.
+
+    Raises ConfigError, MissingBackendError.
+    """
+    load_calibration(config.calibration)
+    target = load_target(targets[0] if targets else "openvino")
+    if config.latency is not None:
+        require_measurable(target, targets, runs)
+    if config.latency_candidates:
+        require_one_target(target, targets)
+    if config.latency is not None or config.latency_candidates:
+        _one_scheme(config, targets)
+
+
 def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
     """The variant pruned until its engine meets the latency, and its rival; int8 of both, exported and measured."""
-    scheme = _one_scheme(job, target)
+    scheme = _one_scheme(job.config, job.targets)
     pruned_one = pruned_to_latency(job, target, scheme)
     size = rival_size(job, pruned_one)
     rival = rival_of(job, size) if size else None
@@ -91,12 +102,12 @@ def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
     return [pruned_one, *([rival] if rival else []), *judge(job, target, pruned_one, finals)]
 
 
-def _one_scheme(job: Job, target: Target) -> str:
-    scheme, *others = _schemes(job.config, job.targets)
+def _one_scheme(config: CompressConfig, targets: Sequence[str]) -> str:
+    scheme, *others = _schemes(config, targets)
     if others:
         raise ConfigError(
             f"a latency is that of one int8 scheme, not of {scheme} and {', '.join(others)}",
-            fix=f"leave out --scheme: {target.name} takes {scheme}",
+            fix=f"leave out --scheme: {load_target(targets[0]).name} takes {scheme}",
         )
     return scheme
 

@@ -52,10 +52,10 @@ class Variant:
         """The drop and the latency that were asked for and that it, the best that was made, is not within."""
         latency, ladder = self.record.get("latency") or {}, self.record.get("ladder") or {}
         too_slow = latency.get("verdict") == "missed" and latency["recommended"]
-        return (
-            *((f"a latency of {latency['asked']}",) if too_slow else ()),
-            *((f"a drop of at most {ladder['max_drop_points']:g} points",) if ladder.get("verdict") == "missed" else ()),
-        )
+        found = [f"a latency of {latency['asked']}"] if too_slow else []
+        if ladder.get("verdict") == "missed":
+            found.append(f"a drop of at most {ladder['max_drop_points']:g} points")
+        return tuple(found)
 
     @property
     def preprocess(self) -> PreprocessSpec:
