@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from edgeopt import resources
+from edgeopt.compress_table import OUT_OF_SCOPE
 from edgeopt.compress_table import CompressConfig as CompressConfig
 from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, EdgeoptError, did_you_mean
@@ -219,6 +220,8 @@ def search_space(tune: TuneConfig) -> Space:
 def _problem(model: type[BaseModel], item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     name = printable(".".join(path))[:200]
+    if item["type"] == "extra_forbidden" and path[-1] in OUT_OF_SCOPE and _table(model, path[:-1]) is CompressConfig:
+        return f"{name}: {OUT_OF_SCOPE[path[-1]]}"
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
@@ -237,13 +240,19 @@ def _shown(value: object) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys a table of the recipe may have."""
+    table = _table(model, path)
+    return [field.alias or name for name, field in table.model_fields.items()] if table else []
+
+
+def _table(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """What the table at ``path`` is read as."""
     for part in path:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return None
         model = annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return model
 
 
 def load_recipe(path: Path) -> Recipe:

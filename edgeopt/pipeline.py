@@ -35,6 +35,7 @@ class Journey:
     console: Console
     run: Run | None = None
     teacher: str | None = None  # the ensemble that was made, unless it is a soup
+    floats: tuple[str, ...] = ()  # what engines of 16 bits are wanted of, alone
     missed: list[str] = field(default_factory=list)  # goals of compression, with the variants that miss them
 
     @property
@@ -76,7 +77,7 @@ def _ensemble(journey: Journey) -> None:
 
 def _compress(journey: Journey) -> None:
     config = journey.recipe.compress
-    if config.int8 or config.prunes:
+    if config.int8 or config.prunes or config.half:
         _compress_as(journey, config)
 
 
@@ -93,6 +94,8 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
     targets = journey.recipe.targets
     for variant in compress(journey.opened, config, targets=targets, force=journey.force, console=journey.console):
         journey.console.say(variant.summary())
+        if config.half:
+            journey.floats += (variant.name,)
         journey.missed += [f"{variant.name} misses {goal}" for goal in variant.missed]
 
 
@@ -101,7 +104,9 @@ def _build(journey: Journey) -> None:
 
     recipe, console = journey.recipe, journey.console
     config = recipe.build.model_dump()
-    built, failed = build_each(journey.opened, recipe.targets, **config, force=journey.force, console=console)
+    built, failed = build_each(
+        journey.opened, recipe.targets, variants=journey.floats, **config, force=journey.force, console=console
+    )
     for item in built:
         console.say(item.summary())
     raise_first(failed, console)

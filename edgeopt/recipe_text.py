@@ -55,10 +55,11 @@ epochs = 20
 # vote = "soft"                          # "hard", "weighted", "stacking", or "soup": one model, which is compressed
 
 [compress]
-int8 = true                              # ranges from calibration pictures, then quantization-aware training
-# prune = 0.3                            # remove this fraction of the MACs first; or latency = "4ms" ("0.6x" of the
-#                                        # unpruned int8 engine): prune until the one target's engine takes no longer
-#                                        # (another device times first: latency_candidates = true, alone)
+int8 = true                              # ranges from calibration pictures, then quantization-aware training; or in
+#                                        # its place bf16 = true or fp16 = true: float engines, without training
+# prune = 0.3                            # remove this fraction of the MACs first; or, with one target instead of two,
+#                                        # latency = "4ms" ("0.6x" of the unpruned int8 engine): prune until its engine
+#                                        # takes no longer (another device times first: latency_candidates = true)
 # max_drop = 1.0                         # do as little as keeps val top-1 within so many points
 # time = "1h"                            # with max_drop: try for so long
 # calibration = "default"                # "fast", "default" or "thorough"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from edgeopt import environment
@@ -11,6 +12,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
+from edgeopt.stages.build_plan import float_precisions
 from edgeopt.stages.export import export
 from edgeopt.stages.latency import pruned_to_latency, require_measurable, require_one_target, rival_of, rival_size
 from edgeopt.stages.latency_elsewhere import export_candidates
@@ -40,10 +42,11 @@ def compress(
     at a smaller input of equal latency comes along as its rival, and each int8 variant's record then has ``latency``.
     ``config.latency_candidates`` exports what the one target has to time first, and makes no variant.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
-    s8a8w for TensorRT from its weights. All are exported. Raises ModelError, TrainingError, DataError, ConfigError.
+    s8a8w for TensorRT from its weights. All are exported. With ``config.fp16`` or ``bf16``, which need no training, the
+    float variant is given, pruned or as it is, and what to type for its engines is said. Raises ModelError, TrainingError, DataError, ConfigError.
     """
     console, config = console or Silent(), config or CompressConfig()
-    if not config.int8 and not config.prunes:  # a latency implies int8
+    if not (config.int8 or config.prunes or config.half):  # a latency implies int8
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
@@ -70,9 +73,11 @@ def compress(
         if config.int8:
             made += quantized(job, source, _schemes(config, targets))
         # With int8 on top, the pruned float model is a step on the way; `export --variant` exports it all the same.
-        results = [item.name for item in made if item.record.get("scheme") or not config.int8]
+        results = [item.name for item in made or [start] if item.record.get("scheme") or not config.int8]
         export(run, variants=results, data=data, console=console)
-    return made
+    if config.half:
+        _say_half(source, config, targets, console)
+    return made or [start]
 
 
 def require_possible(config: CompressConfig, targets: Sequence[str], runs: Sequence[Run]) -> None:
@@ -81,6 +86,7 @@ def require_possible(config: CompressConfig, targets: Sequence[str], runs: Seque
     Raises ConfigError, MissingBackendError.
     """
     load_calibration(config.calibration)
+    _require_half(config, targets)
     target = load_target(targets[0] if targets else "openvino")
     if config.latency is not None:
         require_measurable(target, targets, runs)
@@ -88,6 +94,29 @@ def require_possible(config: CompressConfig, targets: Sequence[str], runs: Seque
         require_one_target(target, targets)
     if config.latency is not None or config.latency_candidates:
         _one_scheme(config, targets)
+
+
+def _require_half(config: CompressConfig, targets: Sequence[str]) -> None:
+    """That of the ``targets``, where any are named, one has engines in each precision of 16 bits that is wanted."""
+    built = {name: float_precisions(load_target(name)) for name in targets if config.half}
+    for precision in config.half:
+        if built and not any(precision in found for found in built.values()):
+            instead = "; ".join(f"{name}: {', '.join(found)}" for name, found in built.items())
+            raise ConfigError(
+                f"no target has float engines in {precision} on this machine ({instead})",
+                fix="name one whose runtime computes in it, as openvino on a CPU with AMX and tensorrt do, or a target "
+                f'file of your own with precision = "{precision}"',
+            )
+
+
+def _say_half(variant: Variant, config: CompressConfig, targets: Sequence[str], console: Console) -> None:
+    """What to type for engines of 16 bits: they are built of the float variant as it is."""
+    names = " ".join(f"--target {shlex.quote(name)}" for name in targets) or "--target T"
+    wanted = " and ".join(config.half)
+    console.say(
+        f"{variant.name} is exported; {wanted} needs no training: edgeopt build {names} --variant {variant.name} "
+        "builds it so where the target computes in that precision"
+    )
 
 
 def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
