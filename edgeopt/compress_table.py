@@ -61,7 +61,7 @@ class CompressConfig(Taught):
     ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     max_drop: float | None = Field(None, ge=0, le=100)  # points of val top-1; then the ladder is climbed
-    time: Time | None = None  # when climbing ends; None: when no rung is left
+    time: Time | None = None  # of the call, after which no climb goes on; None: when no rung is left
     trials: int | None = Field(None, ge=1, le=100)  # its rungs
 
     @field_validator("schemes")

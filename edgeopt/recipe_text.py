@@ -33,7 +33,7 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAM
 
 [train]
 epochs = 20
-# time = "20m"                           # the most training may take; epochs are a bound then too
+# time = "20m"                           # the most training may take, folds together; epochs are a bound then too
 # lr = 0.001                             # "auto": by a range test
 # batch_size = 32                        # "auto": by a probe
 # optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", or another of timm's

@@ -81,7 +81,7 @@ from edgeopt.tables import DISTILL
     help="Do as little as keeps val top-1 within this many points: ranges, better ranges, training, longer training, "
     "layers left in float. Exit code 3 when nothing does.",
 )
-@click.option("--time", help="With --max-drop: stop after this long, such as 30m or 2h.")
+@click.option("--time", help="With --max-drop: end about when so much, such as 30m or 2h, is over.")
 @click.option("--trials", type=int, help="With --max-drop: try this many at most.")
 @click.option(
     "--teacher",

@@ -21,8 +21,12 @@ from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
 from edgeopt.stages.teachers import find_teacher
+from edgeopt.stages.training import NO_MEMORY
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import open_workspace
+from edgeopt.train.clock import Clock
+from edgeopt.train.memory import memory_told
+from edgeopt.training_tables import seconds_of
 
 
 def compress(
@@ -43,9 +47,11 @@ def compress(
     ``config.latency_candidates`` exports what the one target has to time first, and makes no variant.
     ``targets`` decide which int8 schemes are made; without them: the one this machine's CPU runs exactly, in full, and
     s8a8w for TensorRT from its weights. All are exported. With ``config.fp16`` or ``bf16``, which need no training, the
-    float variant is given, pruned or as it is, and what to type for its engines is said. Raises ModelError, TrainingError, DataError, ConfigError.
+    float variant is given, pruned or as it is, and what to type for its engines is said. ``config.time`` bounds the
+    call: its ladders share what pruning leaves of it. Raises ModelError, TrainingError, DataError, ConfigError.
     """
     console, config = console or Silent(), config or CompressConfig()
+    clock = Clock(None if config.time is None else seconds_of(config.time))
     if not (config.int8 or config.prunes or config.half):  # a latency implies int8
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
     start = open_variant(run, variant or run.original())
@@ -56,8 +62,9 @@ def compress(
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
     round_to = max((profile.round_to for profile in profiles), default=8)
-    job = Job(workspace, config, start, teacher, tuple(targets), round_to, force, console)
-    with run.lock():
+    job = Job(workspace, config, start, teacher, tuple(targets), round_to, force, console, clock)
+    # In what trains nothing as well: gradients for importance, fitting layers, ranges, what each layer costs in int8.
+    with run.lock(), memory_told("compressing", fix=NO_MEMORY):
         # First, for a model that cannot be exported is better told before it is trained.
         export(run, variants=[start.name], data=data, console=console)
         if config.latency is not None:
@@ -125,7 +132,8 @@ def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
     pruned_one = pruned_to_latency(job, target, scheme)
     size = rival_size(job, pruned_one)
     rival = rival_of(job, size) if size else None
-    finals = [item for source in (pruned_one, rival) if source for item in quantized(job, source, (scheme,))]
+    finals = [*quantized(job, pruned_one, (scheme,), later=1 if rival else 0)]
+    finals += quantized(job, rival, (scheme,)) if rival else ()
     export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)
     judge = judged if environment.matches(target.match) else judged_there
     return [pruned_one, *([rival] if rival else []), *judge(job, target, pruned_one, finals)]

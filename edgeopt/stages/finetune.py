@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgeopt import models
@@ -30,6 +31,7 @@ from edgeopt.stages.starting import (
 )
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
+from edgeopt.train import clock
 from edgeopt.train.processes import Processes, join
 
 
@@ -52,10 +54,11 @@ def finetune(
     share of every batch, and gets the variant that the first one wrote. Raises ConfigError, DataError, ModelError,
     TrainingError, RunError.
     """
+    begun = clock.now()  # train.time bounds the call: reading pictures and probes are in it
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = data_config(data), augment or AugmentConfig()
     raise_together(training_problems(train, augment, model), where="training")
-    plan, processes = TrainingPlan.for_finetuning(train, augment), join()
+    plan, processes = replace(TrainingPlan.for_finetuning(train, augment), begun=begun), join()
     with together(processes):
         if not processes.leads:
             return follow(plan, processes)
@@ -63,7 +66,7 @@ def finetune(
         if train.folds is not None:
             from edgeopt.stages.folds import cross_validate
 
-            return cross_validate(order)
+            return cross_validate(order, begun)
         return _lead(order, plan, processes)
 
 
