@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +11,14 @@ from edgeopt.errors import did_you_mean
 from edgeopt.latency_goal import latency_goal
 from edgeopt.schemes import SCHEMES
 from edgeopt.training_tables import Taught, Time
+
+#: Keys that one might look for in ``[compress]``, and why they are not there.
+OUT_OF_SCOPE = {
+    "int4": "is out of scope: the runtimes here have no int4 convolutions, and weights that are unpacked first save "
+    "size alone; int8, and prune for less of everything, make it faster too",
+    "sparsity": "is out of scope, 2:4 as well: only the sparse tensor cores of GPUs skip such zeros; prune removes "
+    "whole channels, which every runtime is faster without",
+}
 
 
 def known_scheme(name: str) -> str:
@@ -25,7 +34,9 @@ class CompressConfig(Taught):
     Without ``teacher`` what is compressed teaches.
     """
 
-    int8: bool = True
+    int8: bool = True  # unless fp16 or bf16 is stated
+    fp16: bool = False  # no int8 and no training for it: `build` makes float engines of what is pruned, or as it is
+    bf16: bool = False
     prune: float | None = Field(None, gt=0, lt=1)
     prune_steps: int = Field(1, ge=1, le=100)  # each with a recovery of its share of the epochs
     drop_blocks: int = Field(0, ge=0, le=1000)  # whole residual blocks, before channels are pruned
@@ -50,13 +61,25 @@ class CompressConfig(Taught):
     ignore: tuple[str, ...] = ()  # modules that keep their channels and stay in float
     int8_outputs: bool | None = None  # of convolutions before swish and the like; None: where ONNX Runtime is a target
     max_drop: float | None = Field(None, ge=0, le=100)  # points of val top-1; then the ladder is climbed
-    time: Time | None = None  # when climbing ends; None: when no rung is left
+    time: Time | None = None  # of the call, after which no climb goes on; None: when no rung is left
     trials: int | None = Field(None, ge=1, le=100)  # its rungs
 
     @field_validator("schemes")
     @classmethod
     def _known_schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(known_scheme(name) for name in value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half_is_no_int8(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and (values.get("fp16") or values.get("bf16")):
+            return {"int8": False, **values}
+        return values
+
+    @property
+    def half(self) -> tuple[str, ...]:
+        """The precisions of 16 bits that engines are wanted in."""
+        return tuple(name for name in ("fp16", "bf16") if getattr(self, name))
 
     @property
     def prunes(self) -> bool:
@@ -72,6 +95,8 @@ class CompressConfig(Taught):
 
     @model_validator(mode="after")
     def _goals_that_go_together(self) -> CompressConfig:
+        if self.int8 and self.half:
+            raise ValueError(f"{self.half[0]} is in place of int8; leave one out (build has float engines beside int8)")
         if self.latency is not None and self.prunes:
             key = "prune" if self.prune is not None else "drop_blocks" if self.drop_blocks else "drop_heads"
             raise ValueError(f"{key} and latency both say how much to prune; leave one of them out")

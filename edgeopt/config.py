@@ -6,15 +6,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from edgeopt import resources
+from edgeopt.compress_table import OUT_OF_SCOPE
 from edgeopt.compress_table import CompressConfig as CompressConfig
 from edgeopt.data_table import DataConfig as DataConfig
-from edgeopt.errors import ConfigError, did_you_mean
+from edgeopt.errors import ConfigError, EdgeoptError, did_you_mean
 from edgeopt.files import printable
 from edgeopt.recipe_tables import BaselineConfig as BaselineConfig
 from edgeopt.recipe_tables import BenchConfig as BenchConfig
@@ -85,7 +87,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Model:
     """``values`` as ``model``; raises one ConfigError that lists every problem, with suggestions for misspelt keys.
 
-    Of a recipe what contradicts itself is among the problems, as far as its tables are readable.
+    Of a recipe what contradicts itself is among the problems, as far as its tables are readable, and beside others so
+    are models and optimizers that do not exist.
     """
     problems, made = [], None
     try:
@@ -94,6 +97,8 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
         problems = [_problem(model, item) for item in error.errors()]
     if issubclass(model, Recipe):
         problems += [*_contradictions(values), *_space_problems(values)]
+        if problems:  # else what trains says so itself, with what only it can tell
+            problems += _unknown_names(values)
     if made is None or problems:
         raise ConfigError(listed(problems, where=where), fix=f"correct {where}")
     return made
@@ -108,19 +113,11 @@ def listed(problems: Sequence[str], *, where: str) -> str:
     return f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in lines)
 
 
-def require_compatible(
-    train: TrainConfig, augment: AugmentConfig, model: ModelConfig, *, soft_targets: bool | None = None
-) -> None:
-    """Raises ConfigError with everything in these tables that contradicts itself; see :func:`contradictions`."""
-    if problems := contradictions(train, augment, soft_targets=soft_targets, random_weights=model.random_weights):
-        raise ConfigError(listed(problems, where="training"), fix="leave one side of each out")
-
-
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Those of a recipe whose other tables may be wrong."""
     latency = _against_targets(values)
     try:
-        train = TrainConfig.model_validate(values.get("train", {}))
+        train = _readable_training(values.get("train", {}))
         model = ModelConfig.model_validate(values.get("model", {}))
         augment = AugmentConfig.model_validate(values.get("augment", {}))
         wanted = values.get("ensemble")
@@ -134,13 +131,47 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         return latency
 
 
-def _against_targets(values: Mapping[str, Any]) -> list[str]:
-    """A latency is measured on one target."""
-    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
-    stated = compress.get("latency") if isinstance(compress, Mapping) else getattr(compress, "latency", None)
-    if stated is None or not isinstance(targets, (list, tuple)) or len(targets) == 1:
+def _readable_training(table: Any) -> TrainConfig:
+    """``[train]``, as if no loss were stated when that is all that is wrong: it contradicts the least of them."""
+    try:
+        return TrainConfig.model_validate(table)
+    except ValidationError as error:
+        if not isinstance(table, Mapping) or any(item["loc"] != ("loss",) for item in error.errors()):
+            raise
+    return TrainConfig.model_validate({key: value for key, value in table.items() if key != "loss"})
+
+
+def _unknown_names(values: Mapping[str, Any]) -> list[str]:
+    """Names that timm and torchvision do not know; none where these are not installed."""
+    if find_spec("timm") is None or find_spec("torchvision") is None:
         return []
-    return [f"compress.latency: it is measured on one target, and targets names {len(targets)}; name one"]
+    from edgeopt.models.builders import require_known, split_name
+    from edgeopt.train.optimizer import require_known_optimizer
+
+    found = []
+    for table, key, check in (
+        ("model", "name", lambda name: require_known(*split_name(name))),
+        ("train", "optimizer", require_known_optimizer),
+    ):
+        stated = values.get(table)
+        name = stated.get(key) if isinstance(stated, Mapping) else getattr(stated, key, None)
+        try:
+            check(name) if isinstance(name, str) else None
+        except EdgeoptError as error:
+            found.append(f"{table}.{key}: {error.message}")
+    return found
+
+
+def _against_targets(values: Mapping[str, Any]) -> list[str]:
+    """A latency is measured on one target, and so are its candidates."""
+    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
+    if not isinstance(targets, (list, tuple)) or len(targets) == 1:
+        return []
+    return [
+        f"compress.{name}: it is measured on one target, and targets names {len(targets)}; name one"
+        for name in ("latency", "latency_candidates")
+        if (compress.get(name) if isinstance(compress, Mapping) else getattr(compress, name, None))
+    ]
 
 
 def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
@@ -189,6 +220,8 @@ def search_space(tune: TuneConfig) -> Space:
 def _problem(model: type[BaseModel], item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     name = printable(".".join(path))[:200]
+    if item["type"] == "extra_forbidden" and path[-1] in OUT_OF_SCOPE and _table(model, path[:-1]) is CompressConfig:
+        return f"{name}: {OUT_OF_SCOPE[path[-1]]}"
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown key{did_you_mean(path[-1], _keys(model, path[:-1]))}"
     message = item["msg"].removeprefix("Value error, ")
@@ -207,13 +240,19 @@ def _shown(value: object) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys a table of the recipe may have."""
+    table = _table(model, path)
+    return [field.alias or name for name, field in table.model_fields.items()] if table else []
+
+
+def _table(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """What the table at ``path`` is read as."""
     for part in path:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return None
         model = annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return model
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.errors import BackendError, MissingBackendError, RunError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
+
+
+class Outcome(NamedTuple):
+    """What a recipe came to. ``missed`` has a line for each goal of ``[compress]`` that nothing made by it meets."""
+
+    run: Run
+    budget: Budget
+    missed: tuple[str, ...]
 
 
 @dataclass
@@ -24,6 +35,8 @@ class Journey:
     console: Console
     run: Run | None = None
     teacher: str | None = None  # the ensemble that was made, unless it is a soup
+    floats: tuple[str, ...] = ()  # what engines of 16 bits are wanted of, alone
+    missed: list[str] = field(default_factory=list)  # goals of compression, with the variants that miss them
 
     @property
     def opened(self) -> Run:
@@ -64,7 +77,7 @@ def _ensemble(journey: Journey) -> None:
 
 def _compress(journey: Journey) -> None:
     config = journey.recipe.compress
-    if config.int8 or config.prunes:
+    if config.int8 or config.prunes or config.half:
         _compress_as(journey, config)
 
 
@@ -81,6 +94,9 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
     targets = journey.recipe.targets
     for variant in compress(journey.opened, config, targets=targets, force=journey.force, console=journey.console):
         journey.console.say(variant.summary())
+        if config.half:
+            journey.floats += (variant.name,)
+        journey.missed += [f"{variant.name} misses {goal}" for goal in variant.missed]
 
 
 def _build(journey: Journey) -> None:
@@ -88,7 +104,9 @@ def _build(journey: Journey) -> None:
 
     recipe, console = journey.recipe, journey.console
     config = recipe.build.model_dump()
-    built, failed = build_each(journey.opened, recipe.targets, **config, force=journey.force, console=console)
+    built, failed = build_each(
+        journey.opened, recipe.targets, variants=journey.floats, **config, force=journey.force, console=console
+    )
     for item in built:
         console.say(item.summary())
     raise_first(failed, console)
@@ -123,28 +141,52 @@ def run_recipe(
     steps: tuple[Step, ...] = STEPS,
     force: bool = False,
     console: Console | None = None,
-) -> tuple[Run, Budget]:
+) -> Outcome:
     """Take every step of ``recipe``; steps whose inputs did not change are skipped.
 
-    Returns the run and the budget that :func:`edgeopt.stages.report.report` judges. A target whose backend is not
-    installed, or cannot build what ``[build]`` asks for, is an error before anything is trained.
+    Returns the run, the budget that :func:`edgeopt.stages.report.report` judges, and what compression missed: the steps
+    after it are taken all the same. A target whose backend is not installed, or cannot build what ``[build]`` asks for,
+    and a goal of ``[compress]`` that cannot be measured are errors before anything is trained.
     """
-    for name in recipe.targets:
+    path = run or (Path("runs") / recipe.name if recipe.name else None)
+    _require_possible(recipe, path)
+    journey = Journey(recipe, path, force, console or Silent())
+    for step in steps:
+        step(journey)
+    return Outcome(journey.opened, recipe.budget, tuple(journey.missed))
+
+
+def _require_possible(recipe: Recipe, path: Path | None) -> None:
+    """That every step can be taken, as far as that can be told before anything is trained."""
+    from edgeopt.stages.compress import require_possible
+    from edgeopt.stages.problems import errors_of, raise_together, training_problems
+
+    def buildable(name: str) -> None:
         backend: Backend = load_backend(load_target(name).backend)
         backend.require(to_build=True)
         if recipe.build.embed_preprocessing:
             backend.require_embedding()
-    path = run or (Path("runs") / recipe.name if recipe.name else None)
-    journey = Journey(recipe, path, force, console or Silent())
-    for step in steps:
-        step(journey)
-    return journey.opened, recipe.budget
+
+    wrong = errors_of(partial(buildable, name) for name in recipe.targets)
+    problems = [*wrong, *training_problems(recipe.train, recipe.augment, recipe.model)]
+    if not wrong:  # else a target that is none would be said twice
+        problems += errors_of([lambda: require_possible(recipe.compress, recipe.targets, _known_runs(path))])
+    raise_together(problems, where="the recipe")
 
 
-def demo(run: Path, *, force: bool = False, console: Console | None = None) -> tuple[Run, Budget]:
+def _known_runs(path: Path | None) -> list[Run]:
+    """Runs that may hold another device's times: the one in ``path``, else any, for only the pictures tell which."""
+    found = []
+    for one in [path] if path else sorted(Path("runs").glob("*")):
+        with suppress(RunError):  # none, or one of another version, which is said when it is used
+            found.append(Run.open(one))
+    return found
+
+
+def demo(run: Path, *, force: bool = False, console: Console | None = None) -> Outcome:
     """Everything on scikit-learn's handwritten digits: int8, and a third of the MACs pruned + int8, on every backend.
 
-    Backends that are not installed are left out and said. Returns the run and the demo's budget.
+    Backends that are not installed are left out and said. Returns the run, the demo's budget, and nothing missed.
     """
     from edgeopt.data.digits import write_digits
 

@@ -14,7 +14,8 @@ RECIPE = """\
 # An edgeopt recipe: the whole run. Every key is here; one left out or commented keeps its default, which a comment
 # shows or says. Run it with: edgeopt run {name}
 
-targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files
+targets = ["onnxruntime", "openvino"]    # names from `edgeopt targets`, or paths to your own .toml files; one alone
+#                                        # where [compress] has a latency
 # package = false                        # true: for each of them a folder and a zip to copy to the device
 # name = "photos"                        # the run is runs/NAME; default: the name of the pictures' folder
 
@@ -40,7 +41,7 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAM
 
 [train]
 epochs = 20                              # passes over the train pictures, at most
-# time = "20m"                           # the most training may take; epochs are a bound then too; default: no bound
+# time = "20m"                           # the most training may take, folds together; epochs are a bound too; default: none
 # patience = 10                          # early stopping: it ends after so many epochs without a better one on val
 # lr = 0.001                             # the head's learning rate; "auto": by a range test
 # layer_decay = 0.9                      # each layer has so much of the rate of the one above it; 1.0: all the same
@@ -106,6 +107,8 @@ epochs = 20                              # passes over the train pictures, at mo
 
 [compress]
 int8 = true                              # ranges from calibration pictures, then quantization-aware training
+# fp16 = false                           # in place of int8: float engines of this precision, without training
+# bf16 = false                           # as fp16
 # schemes = []                           # int8 layouts by name; none: what each target prefers
 # calibration = "default"                # "fast", "default" or "thorough"
 # epochs = 5                             # of quantization-aware training

@@ -110,7 +110,7 @@ class TrainConfig(Taught):
     """
 
     epochs: int = Field(20, ge=1, le=10_000)
-    time: Time | None = None  # as 20m, 1h30m, 90s: bounds training, and the schedule fits what the epochs leave of it
+    time: Time | None = None  # as 20m, 1h30m, 90s: bounds all of it, folds together; the schedule fits what is left
     batch_size: Annotated[int, Field(ge=1, le=8192)] | Literal["auto"] = 32
     optimizer: str = "adamw"  # adam, sgd (Nesterov), momentum (SGD without), rmsprop, or another of timm's
     momentum: float | None = Field(None, ge=0, lt=1)  # None: 0.9, where the optimizer has one

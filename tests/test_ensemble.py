@@ -225,7 +225,7 @@ def test_a_recipe_makes_folds_and_an_ensemble_that_teaches_the_int8_model(photos
         "compress": {"epochs": 1, "calibration": "fast"},
         "bench": {"seconds": 1},
     }
-    run, _ = run_recipe(validate(Recipe, values, where="recipe"), run=tmp_path / "run")
+    run, *_ = run_recipe(validate(Recipe, values, where="recipe"), run=tmp_path / "run")
     ensemble = run.ensembles()["ensemble-soft"]
     assert [one["variant"] for one in ensemble["members"]] == ["float-fold1", "float-fold2", "float-fold3"]
     (int8,) = [one for one in run.variants().values() if one.get("scheme")]

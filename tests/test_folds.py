@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,14 @@ from edgeopt.data.sets import StreamedSet
 from edgeopt.errors import ConfigError, DataError, MissingStageError, RunError
 from edgeopt.files import read_npy
 from edgeopt.metrics import softmax
+from edgeopt.stages import finetune, training
 from edgeopt.stages import folds as stage
 from edgeopt.stages.folds import read_out_of_fold
+from edgeopt.stages.starting import start
+from edgeopt.stages.training import TrainingPlan
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import open_workspace
+from edgeopt.train import clock
 from edgeopt.train.evaluate_torch import logits
 
 MODEL = ModelConfig(name="test_resnet", pretrained=False)
@@ -312,6 +318,29 @@ def test_killed_in_the_third_fold_the_first_two_are_not_repeated_and_other_keepi
     for name in before:
         run.remove(name)  # what was kept has weights of its own
     assert api.finetune(data, MODEL, train, run=folder).skipped
+
+
+def test_the_folds_share_the_time_and_what_one_leaves_is_for_the_next(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a fake clock: reading the pictures takes a minute of the ten, the first fold one, the second nine."""
+    now, limits, done = [0.0], [], iter((60, 540, 0))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def read(*given: Any, **options: Any) -> Any:
+        now[0] += 60
+        return start(*given, **options)
+
+    def fit(plan: TrainingPlan, *given: Any, **options: Any) -> Any:
+        limits.append(plan.loop.time_seconds)
+        now[0] += next(done)
+        return training.fit(replace(plan, loop=replace(plan.loop, time_seconds=None)), *given, **options)
+
+    monkeypatch.setattr(finetune, "start", read)
+    monkeypatch.setattr(stage, "fit", fit)
+    config = TRAIN.model_copy(update={"time": "10m"})
+    api.finetune(DataConfig(path=str(photos), image_size=32), MODEL, config, run=tmp_path / "run")
+    assert limits == [180, 240, 1]
 
 
 def test_the_same_in_a_recipe_and_on_the_command_line() -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeopt.errors import TrainingError
-from edgeopt.train import checkpoint, loop
+from edgeopt.train import checkpoint, clock, loop
+from edgeopt.train.config import Advice
 from edgeopt.train.loop import LoopConfig, TrainResult, train
 from edgeopt.train.objectives import CrossEntropy
 from edgeopt.train.probe import Choice
@@ -396,6 +397,36 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2, step 4") as caught:
         run(tiny(), tmp_path, batches=poisoned)
     assert "lower lr (now 0.02)" in str(caught.value.fix)
+
+
+def test_the_advice_is_that_of_the_stage_that_trains(tmp_path: Path) -> None:
+    def poisoned(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images * float("nan"), targets) for images, targets in batches(epoch, first))
+
+    def greedy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return torch.empty(2**50).sum()
+
+    advice = Advice("lower recovery_lr (now {lr:g})", "free memory")
+    for number, (what, fix) in enumerate(
+        [({"batches": poisoned}, "lower recovery_lr (now 0.02)"), ({"objective": greedy}, "free memory")]
+    ):
+        with pytest.raises(TrainingError) as caught:
+            run(tiny(), tmp_path / str(number), advice=advice, **what)
+        assert caught.value.fix == fix
+
+
+def test_what_was_spent_before_the_loop_counts(tmp_path: Path) -> None:
+    late = clock.now() - 1000
+    assert run(tiny(), tmp_path / "late", epochs=5, time_seconds=900.0, begun=late).epochs == 1
+    assert run(tiny(), tmp_path / "early", epochs=5, time_seconds=900.0).epochs == 5
+
+
+def test_a_training_goes_on_though_another_time_is_left_for_it(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tiny(), tmp_path, batches=killed_in(2), epochs=5, time_seconds=900.0, checkpoint_seconds=0.0)
+    said: list[str] = []
+    run(tiny(), tmp_path, epochs=5, time_seconds=800.0, checkpoint_seconds=0.0, say=said.append)
+    assert any(line.startswith("training goes on") for line in said)
 
 
 def test_running_out_of_memory_names_the_batch_size(tmp_path: Path) -> None:

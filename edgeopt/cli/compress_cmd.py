@@ -26,6 +26,12 @@ from edgeopt.tables import DISTILL
 @click.option(
     "--int8", is_flag=True, help="Quantize: post-training ranges, then quantization-aware training with distillation."
 )
+@click.option("--fp16", is_flag=True, help="In place of --int8: what float16 engines are built of; no training for it.")
+@click.option(
+    "--bf16", is_flag=True, help="In place of --int8: what bfloat16 engines are built of; no training for it."
+)
+@click.option("--int4", is_flag=True, default=None, hidden=True)  # to say why not
+@click.option("--sparsity", hidden=True)  # to say why not
 @click.option("--prune", type=float, metavar="F", help="Remove this fraction of the MACs first, 0 to 1.")
 @click.option("--prune-steps", type=int, metavar="N", help="Remove them in N steps, each recovered. [default: 1]")
 @click.option("--drop-blocks", type=int, metavar="N", help="Drop the N residual blocks that are missed least, first.")
@@ -75,7 +81,7 @@ from edgeopt.tables import DISTILL
     help="Do as little as keeps val top-1 within this many points: ranges, better ranges, training, longer training, "
     "layers left in float. Exit code 3 when nothing does.",
 )
-@click.option("--time", help="With --max-drop: stop after this long, such as 30m or 2h.")
+@click.option("--time", help="With --max-drop: end about when so much, such as 30m or 2h, is over.")
 @click.option("--trials", type=int, help="With --max-drop: try this many at most.")
 @click.option(
     "--teacher",
@@ -94,6 +100,10 @@ from edgeopt.tables import DISTILL
 @output_options
 def command(
     int8: bool,
+    fp16: bool,
+    bf16: bool,
+    int4: bool | None,
+    sparsity: str | None,
     prune: float | None,
     prune_steps: int | None,
     drop_blocks: int | None,
@@ -123,15 +133,20 @@ def command(
     quiet: bool,
 ) -> int | None:
     """Make a smaller, faster variant of the trained model, with that model as the teacher."""
-    if not int8 and not latency_candidates and prune is None and latency is None and not (drop_blocks or drop_heads):
+    wanted = (int8, fp16, bf16, int4, sparsity, latency_candidates, drop_blocks, drop_heads)
+    if not any(wanted) and prune is None and latency is None:
         raise click.UsageError("nothing to do: say --int8, --prune F, or both")
     console = Terminal(quiet=quiet)
     config = validate(
         CompressConfig,
         {
             "int8": int8 or latency_candidates,
+            "fp16": fp16,
+            "bf16": bf16,
             "latency_candidates": latency_candidates,
             **given(
+                int4=int4,
+                sparsity=sparsity,
                 prune=prune,
                 prune_steps=prune_steps,
                 drop_blocks=drop_blocks,
@@ -165,4 +180,4 @@ def command(
         emit(list(there.values()), as_json=as_json, text=text)
         return None
     emit([item.to_json() for item in made], as_json=as_json, text="\n".join(item.summary() for item in made))
-    return BudgetMissedError.exit_code if any(item.misses for item in made) else None
+    return BudgetMissedError.exit_code if any(item.missed for item in made) else None

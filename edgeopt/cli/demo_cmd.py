@@ -25,6 +25,6 @@ def command(run_path: Path, force: bool, as_json: bool, quiet: bool) -> int:
     """All of it on scikit-learn's handwritten digits: train, prune, quantize, build, measure, report."""
     from edgeopt.pipeline import demo
 
-    run, budget = demo(run_path, force=force, console=Terminal(quiet=quiet))
+    run, budget, _ = demo(run_path, force=force, console=Terminal(quiet=quiet))
     # Its few hundred pictures may not decide the budget, which is said: no failure of what a newcomer types first.
     return finish(run, Limits(True, budget, True), as_json=as_json)

@@ -58,7 +58,9 @@ _KEYS = {
 @no_pretrained_option
 @input_options
 @click.option("--epochs", type=int, help="Passes over the training pictures. [default: 20]")
-@click.option("--time", help="Bound the training, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]")
+@click.option(
+    "--time", help="Bound it, all folds together, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]"
+)
 @click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")
 @click.option("--lr", type=OrAuto(float), help="Learning rate of the head; auto: by a range test. [default: 0.001]")
 @click.option(

@@ -8,6 +8,7 @@ import click
 
 from edgeopt.cli.common import Terminal, allow_undecided_option, force_option, output_options
 from edgeopt.cli.report_cmd import Limits, finish
+from edgeopt.errors import BudgetMissedError
 
 
 @click.command("run")
@@ -17,11 +18,18 @@ from edgeopt.cli.report_cmd import Limits, finish
 @allow_undecided_option
 @output_options
 def command(recipe: Path, run_path: Path | None, force: bool, allow_undecided: bool, as_json: bool, quiet: bool) -> int:
-    """Train, compress, build, measure and report as RECIPE says; what is already made is not made again."""
+    """Train, compress, build, measure and report as RECIPE says; what is already made is not made again.
+
+    Exit code 3 when a line of the budget, or what [compress] was to keep (max_drop, latency), is missed.
+    """
     from edgeopt.config import load_recipe, stated_by
     from edgeopt.pipeline import run_recipe
 
     with stated_by(f"recipe {recipe.name}"):
         stated = load_recipe(recipe)
-        run, budget = run_recipe(stated, run=run_path, force=force, console=Terminal(quiet=quiet))
-    return finish(run, Limits(True, budget, allow_undecided, stated.baseline), as_json=as_json)
+        run, budget, missed = run_recipe(stated, run=run_path, force=force, console=Terminal(quiet=quiet))
+    code = finish(run, Limits(True, budget, allow_undecided, stated.baseline), as_json=as_json)
+    for line in missed:
+        click.echo(f"edgeopt: missed: {line}", err=True)
+    # Whatever the budget comes to: undecided or unstable (4, 5) is less than missed.
+    return BudgetMissedError.exit_code if missed else code

@@ -14,6 +14,7 @@ from edgeopt.backends.base import Backend
 from edgeopt.config import Target
 from edgeopt.console import Console
 from edgeopt.errors import LoweringError, MissingStageError, ParityError
+from edgeopt.registry import load_backend
 from edgeopt.run import Run
 
 
@@ -51,7 +52,7 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     floats = [original, *(name for name in variants if not known[name].get("scheme"))]
     if not quantized and not variants:
         floats += [name for name, record in tree.items() if record.get("parent")]
-    precisions = backend.float_baselines() if target.precision == "int8" else (target.precision,)
+    precisions = _floats_here(target, backend)
     planned = [
         Planned(_folder(name, precision), name, precision, None)
         for name in dict.fromkeys(floats)
@@ -64,6 +65,19 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
         return planned
     chosen = _int8_variants(run, target, _accepted(target, backend), tree, variants)
     return planned + [Planned(name, name, "int8", scheme) for name, scheme in chosen]
+
+
+def float_precisions(target: Target) -> tuple[str, ...]:
+    """Those ``target`` has float engines in: what :func:`plan` takes, and elsewhere all that its runtime knows."""
+    backend: Backend = load_backend(target.backend)
+    here = environment.matches(target.match) and backend.can_build().ok
+    if target.precision == "int8" and not here:
+        return tuple(one for one in backend.precisions if one != "int8")
+    return _floats_here(target, backend)
+
+
+def _floats_here(target: Target, backend: Backend) -> tuple[str, ...]:
+    return backend.float_baselines() if target.precision == "int8" else (target.precision,)
 
 
 def _folder(variant: str, precision: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgeopt import models
-from edgeopt.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig, require_compatible
+from edgeopt.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from edgeopt.console import Console, Silent
 from edgeopt.data.ingest import ingest
 from edgeopt.data.preview import write_preview
 from edgeopt.errors import ConfigError
 from edgeopt.run import stage_key
-from edgeopt.stages.following import announce, announce_skipped, follow, require_shareable, together
+from edgeopt.stages.following import announce, announce_skipped, follow, together
 from edgeopt.stages.preprocessing import preprocessing
+from edgeopt.stages.problems import raise_together, training_problems
 from edgeopt.stages.starting import (
     NAME,
     VERSION,
@@ -29,8 +31,7 @@ from edgeopt.stages.starting import (
 )
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
-from edgeopt.train.losses import takes_soft_targets
-from edgeopt.train.optimizer import require_known_optimizer
+from edgeopt.train import clock
 from edgeopt.train.processes import Processes, join
 
 
@@ -53,13 +54,11 @@ def finetune(
     share of every batch, and gets the variant that the first one wrote. Raises ConfigError, DataError, ModelError,
     TrainingError, RunError.
     """
+    begun = clock.now()  # train.time bounds the call: reading pictures and probes are in it
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = data_config(data), augment or AugmentConfig()
-    require_compatible(train, augment, model, soft_targets=takes_soft_targets(train.loss))
-    require_known_optimizer(train.optimizer)
-    require_shareable(train)
-    check_model(model)
-    plan, processes = TrainingPlan.for_finetuning(train, augment), join()
+    raise_together(training_problems(train, augment, model), where="training")
+    plan, processes = replace(TrainingPlan.for_finetuning(train, augment), begun=begun), join()
     with together(processes):
         if not processes.leads:
             return follow(plan, processes)
@@ -67,7 +66,7 @@ def finetune(
         if train.folds is not None:
             from edgeopt.stages.folds import cross_validate
 
-            return cross_validate(order)
+            return cross_validate(order, begun)
         return _lead(order, plan, processes)
 
 
@@ -129,8 +128,7 @@ def augment_preview(
     """
     console, model, train = console or Silent(), model or ModelConfig(), train or TrainConfig()
     data, augment = data_config(data), augment or AugmentConfig()
-    require_compatible(train, augment, model)
-    check_model(model)
+    raise_together(training_problems(train, augment, model), where="training")
     with console.task("reading pictures") as progress:
         dataset = ingest(data, progress=progress)
     # Only the picture's size and normalization are wanted of the model, not its weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,12 @@ from edgeopt.stages.soups import keep_best_or_soup
 from edgeopt.stages.starting import NAME, VERSION, Order, say_weights
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
 from edgeopt.stages.variants import Variant, commit_variant
+from edgeopt.train.clock import Clock
 from edgeopt.train.evaluate_torch import logits
-from edgeopt.training_tables import selection
+from edgeopt.training_tables import seconds_of, selection
 
 
-def cross_validate(order: Order) -> Variant:
+def cross_validate(order: Order, begun: float | None = None) -> Variant:
     """Train ``order`` once for each of ``train.folds`` parts of train, and keep the best model or their soup.
 
     Val is in no fold: on it each training picks its epoch, and what is kept is picked, so that the out-of-fold figures
@@ -38,7 +40,9 @@ def cross_validate(order: Order) -> Variant:
     ``out_of_fold.npy`` holds, for every train picture sorted by path, the probabilities float32 (N, classes) that the
     model which did not see it gave, at that model's own temperature; ``out_of_fold.json`` has paths, labels and folds.
 
-    Raises ConfigError when a class has fewer different pictures than there are folds.
+    ``train.time`` bounds all folds together, from ``begun`` on (None: now): each may take an equal share of what is
+    left of it, so that what one does not use is for the next. Raises ConfigError when a class has fewer different
+    pictures than there are folds.
     """
     assert order.train.folds is not None
     folds = divide(order.workspace.dataset, order.train.folds, order.train.seed)
@@ -52,8 +56,12 @@ def cross_validate(order: Order) -> Variant:
         if stage.done:
             return Variant(order.run, stage.name, stage.skipped(order.console), skipped=True)
         made: list[Variant] = []
+        clock = Clock(None if order.train.time is None else seconds_of(order.train.time), begun=begun)
         for fold in range(1, folds.count + 1):
-            made.append(_trained(order, folds, fold, made[0].preprocess if made else None))
+            share = clock.left / (folds.count - fold + 1)
+            made.append(_trained(order, folds, fold, made[0].preprocess if made else None, share))
+            if made[-1].skipped:  # by this call before it was interrupted
+                clock.add(float(made[-1].record["metrics"]["training"]["seconds"]))
         answers = _out_of_fold(order.workspace.dataset, folds, made)
         figures = fold_figures([answers.correct[answers.fold == fold] for fold in range(1, folds.count + 1)])
         order.console.say(figures.summary())
@@ -79,8 +87,8 @@ def cross_validate(order: Order) -> Variant:
         )
 
 
-def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec | None) -> Variant:
-    """The model of one fold, trained and judged on what it holds out, or found made.
+def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec | None, seconds: float) -> Variant:
+    """The model of one fold, trained for ``seconds`` at most and judged on what it holds out, or found made.
 
     ``preprocess`` is that of the folds before. All have one, or their weights could not be averaged: where pictures
     are normalized by their own mean and deviation, those are measured once, on the pictures of train in all folds.
@@ -98,6 +106,8 @@ def _trained(order: Order, folds: Folds, fold: int, preprocess: PreprocessSpec |
         say_weights(created, spec, order.console)
     workspace = replace(order.workspace, dataset=folds.without(order.workspace.dataset, fold))
     plan = replace(TrainingPlan.for_finetuning(order.train, order.augment), title=f"fold {fold} of {folds.count}")
+    if math.isfinite(seconds):
+        plan = replace(plan, loop=replace(plan.loop, time_seconds=max(seconds, 1.0)))
     metrics = fit(
         plan, created.model, workspace, spec, folder=stage.folder, console=order.console, teacher=order.teacher
     )

@@ -16,14 +16,17 @@ from edgeopt.stages.training import val_figures
 from edgeopt.stages.variants import Variant, commit_variant
 
 
-def climbed(job: Job, source: Variant, scheme: str, trained: Variant | None) -> Variant:
+def climbed(
+    job: Job, source: Variant, scheme: str, trained: Variant | None, *, seconds: float = float("inf")
+) -> Variant:
     """The int8 variant of ``source`` by the first rung that loses at most ``max_drop`` points of the start's val top-1.
 
     Rungs, in order of what they cost: post-training ranges; the best of other range estimators and more pictures;
     distilled quantization-aware training; three times as much of it; then the 1, 2, 4, 8 layers that int8 hurts most
-    left in float. ``trained`` is an int8 variant whose weights are taken over. ``config.time`` and ``config.trials``
-    end the climb early. Where no rung holds, the one of lowest val loss is kept. A rung that was interrupted goes on,
-    and none is climbed twice. The variant's record has the ladder: every rung, the verdict, and what it rests on.
+    left in float. ``trained`` is an int8 variant whose weights are taken over. ``seconds``, the share of
+    ``config.time`` that is left for it, and ``config.trials`` end the climb early. Where no rung holds, the one of
+    lowest val loss is kept. A rung that was interrupted goes on, and none is climbed twice. The variant's record has
+    the ladder: every rung, the verdict, and what it rests on.
     """
     config = {
         **job.config.model_dump(include=KEYS | {"max_drop", "time", "trials"}),
@@ -36,8 +39,10 @@ def climbed(job: Job, source: Variant, scheme: str, trained: Variant | None) -> 
     inputs = {**inputs_of(job, source), **({"weights_from": model_hash(trained)} if trained else {})}
     stage = open_stage(job, int8_name(job, source, scheme), inputs, config)
     if stage.done:
-        return Variant(job.run, stage.name, stage.skipped(job.console), skipped=True)
-    ladder = Ladder(job, source, scheme, trained, stage)
+        record = stage.skipped(job.console)
+        job.clock.add(sum(float(rung["seconds"]) for rung in record["ladder"]["rungs"]))
+        return Variant(job.run, stage.name, record, skipped=True)
+    ladder = Ladder(job, source, scheme, trained, stage, seconds=seconds)
     stopped = ladder.climb()
     chosen = next((rung for rung in ladder.rungs if rung.holds), None) or min(ladder.rungs, key=lambda rung: rung.loss)
     verdict = judged(ladder.drop(chosen.answers), float(job.config.max_drop or 0.0))

@@ -45,16 +45,17 @@ def goal_of(job: Job) -> LatencyGoal:
     return latency_goal(job.config.latency)
 
 
-def require_measurable(target: Target, targets: Sequence[str], run: Run) -> None:
-    """That the one target can be measured here, or was elsewhere; raises ConfigError or MissingBackendError."""
+def require_measurable(target: Target, targets: Sequence[str], runs: Sequence[Run]) -> None:
+    """That the one target can be measured here, or was in one of ``runs``; raises ConfigError, MissingBackendError."""
     require_one_target(target, targets)
     if environment.matches(target.match):
         load_backend(target.backend).require(to_build=True)
-    elif not any(record["target"] == target.name for record in run.candidate_times().values()):
+    elif not any(record["target"] == target.name for run in runs for record in run.candidate_times().values()):
         raise ConfigError(
             f"{target.name} is another device, and its latency can be measured there only",
-            fix=f"edgeopt compress --int8 --latency-candidates --target {shlex.quote(targets[0])} says how; or run the "
-            "same command on that device, or prune by MACs: --prune 0.3",
+            fix=f"edgeopt compress --int8 --latency-candidates --target {shlex.quote(targets[0])} says how "
+            "(in a recipe: latency_candidates = true in place of latency); or run the same command on that device, or "
+            "prune by MACs: --prune 0.3",
         )
 
 

@@ -18,6 +18,7 @@ from edgeopt.run import Run, Stage, stage_key
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.variants import Variant, commit_variant
 from edgeopt.stages.workspace import Workspace
+from edgeopt.train.clock import Clock
 
 VERSION = 1
 
@@ -34,6 +35,7 @@ class Job:
     round_to: int
     force: bool
     console: Console
+    clock: Clock = field(default_factory=lambda: Clock(None))  # of the call, for its ladders
 
     @property
     def run(self) -> Run:

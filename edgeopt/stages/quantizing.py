@@ -18,15 +18,22 @@ KEYS = {"epochs", "lr", "scale_lr", "batchnorm_epochs", "ema_decay", "light_end"
 SHORT_QAT = 0.34  # of the epochs, when the weights come from a trained int8 variant and only the ranges are new
 
 
-def quantized(job: Job, source: Variant, schemes: Sequence[str]) -> Iterator[Variant]:
-    """Int8 variants of ``source``; s8a8w takes over the weights of the scheme before it, with ranges of its own."""
+def quantized(job: Job, source: Variant, schemes: Sequence[str], *, later: int = 0) -> Iterator[Variant]:
+    """Int8 variants of ``source``; s8a8w takes over the weights of the scheme before it, with ranges of its own.
+
+    Where they are climbed to and the call's time is bounded, each may take an equal share of what is left of it;
+    ``later`` variants are to come of another source.
+    """
     from edgeopt.stages.ladder import climbed
 
-    make = _quantize_one if job.config.max_drop is None else climbed
     trained: Variant | None = None
-    for scheme in schemes:
+    for position, scheme in enumerate(schemes):
         trained_first = trained if trained is not None and scheme == "s8a8w" else None
-        variant = make(job, source, scheme, trained_first)
+        if job.config.max_drop is None:
+            variant = _quantize_one(job, source, scheme, trained_first)
+        else:
+            seconds = job.clock.left / (len(schemes) - position + later)
+            variant = climbed(job, source, scheme, trained_first, seconds=seconds)
         trained = trained or variant
         yield variant
 

@@ -26,7 +26,6 @@ from edgeopt.stages.timing import times_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant, is_own
 from edgeopt.train.evaluate_torch import logits
-from edgeopt.training_tables import seconds_of
 
 VERSION = 1
 _LONGER = 3.0  # times the epochs of the rung before
@@ -96,15 +95,16 @@ class Ladder:
     trained: Variant | None
     stage: Stage
     rungs: list[Rung] = field(default_factory=list)
+    seconds: float = float("inf")  # that it may take, from now on
 
     def __post_init__(self) -> None:
+        self._end = self.job.clock.elapsed + self.seconds
         workspace, start = self.job.workspace, self.job.start
         self._pictures = workspace.prepared("val", self.source.preprocess)
         self.labels = np.array(self._pictures.labels, np.int64)
         reference = workspace.prepared("val", start.preprocess)
         self._reference = logits(start.load(), reference, start.preprocess)
         self._train = len(workspace.dataset.of("train"))
-        self._limit = None if self.job.config.time is None else seconds_of(self.job.config.time)
 
     def climb(self) -> str:
         """Climb until a rung holds; returns why it ended."""
@@ -149,8 +149,7 @@ class Ladder:
         }
 
     def _left(self) -> float:
-        spent = sum(float(rung.record["seconds"]) for rung in self.rungs)
-        return float("inf") if self._limit is None else self._limit - spent
+        return self._end - self.job.clock.elapsed
 
     def _ways(self) -> Iterator[tuple[str, str, Callable[[Path], Made]]]:
         yield "ptq", "post-training ranges", self._ptq
@@ -175,7 +174,9 @@ class Ladder:
         place = f"host/{self.stage.name}/rungs"
         stage = job.run.stage(place, name, record="rung.json", key=key, resumes=True, outdated=lambda _: True)
         if stage.done:
-            return self._opened(stage)
+            rung = self._opened(stage)
+            job.clock.add(float(rung.record["seconds"]))  # this call took them before it was interrupted
+            return rung
         job.console.say(f"rung {len(self.rungs) + 1}: {title}")
         made = make(stage.folder)
         answers = logits(made.model, self._pictures, self.source.preprocess)

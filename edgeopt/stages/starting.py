@@ -167,6 +167,11 @@ def _default_path(source: str, fingerprint: str) -> Path:
 def check_model(model: ModelConfig) -> None:
     """A misspelt name or path is said before any picture is read."""
     require_known(*split_name(model.name))
+    check_weights(model)
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Raises ConfigError when the file the model's weights are to come from is not there."""
     if model.weights is not None and not Path(model.weights).is_file():
         raise ConfigError(f"the weights file {model.weights} does not exist", fix="check the path")
 

@@ -28,7 +28,9 @@ from edgeopt.stages.objective import objective_of
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.workspace import Workspace
 from edgeopt.tables import Distill
+from edgeopt.train import clock
 from edgeopt.train.batch_size import SMALLEST, find_batch_size
+from edgeopt.train.config import OF_FINETUNING, Advice
 from edgeopt.train.evaluate_torch import evaluator, logits
 from edgeopt.train.features import ADAPTER
 from edgeopt.train.freezing import fixed_batchnorms
@@ -43,6 +45,11 @@ from edgeopt.training_tables import Preset, seconds_of, selection, smoothing
 
 _LR_BEFORE_TEST = 1e-3
 _GRADIENT_BATCHES = 16  # for Taylor importance: enough to rank channels, seconds to compute
+#: What can be done in ``[compress]``, which takes batches and precision from how the model was fine-tuned.
+_DIVERGED = "lower {key} of [compress] (now {{lr:g}}), as in --set {key}={example}"
+NO_MEMORY = (
+    "free memory, or compress a model that was fine-tuned with a smaller --batch-size or --image-size, or is smaller"
+)
 _ADAPTER_LR = 1e-3  # it may start from random numbers, whatever the rate of the student's fine-tuning
 
 
@@ -71,6 +78,8 @@ class TrainingPlan:
     range_test: bool = False  # finds loop.lr
     workers: int = 0
     epoch_share: float = 1.0  # of an epoch's steps that are taken: a training may be shorter than one epoch
+    advice: Advice = OF_FINETUNING
+    begun: float | None = None  # when loop.time_seconds began, by the clock; None: when its fitting does
 
     @classmethod
     def for_finetuning(cls, config: TrainConfig, augment: AugmentConfig | None = None) -> TrainingPlan:
@@ -122,7 +131,9 @@ class TrainingPlan:
         loop = LoopConfig(
             epochs=config.recovery_epochs, lr=config.recovery_lr, layer_decay=1.0, keep_initial=True, select="last"
         )
-        return cls("recovery", loop, match_weight=config.match_weight, **config.lesson()).alike(**like)
+        advice = Advice(_DIVERGED.format(key="recovery_lr", example="0.0001"), NO_MEMORY)
+        plan = cls("recovery", loop, match_weight=config.match_weight, **config.lesson(), advice=advice)
+        return plan.alike(**like)
 
     @classmethod
     def for_qat(cls, config: CompressConfig, *, share: float = 1.0, **like: Any) -> TrainingPlan:
@@ -151,6 +162,7 @@ class TrainingPlan:
             epoch_share=min(1.0, wanted) if wanted else 1.0,
             light_end=config.light_end,
             scale_lr=config.scale_lr,
+            advice=Advice(_DIVERGED.format(key="lr", example="0.00001"), NO_MEMORY),
         )
         return plan.alike(**like)
 
@@ -237,6 +249,7 @@ def fit(
     """
     if plan.loop.epochs == 0:
         return evaluate_val(model, workspace, spec)
+    plan = replace(plan, begun=clock.now() if plan.begun is None else plan.begun)  # decoding and probes count too
     with ExitStack() as attached:
         loader = plan.loader(workspace, spec, console, batch_size=_size(plan))
         objective = objective_of(
@@ -309,6 +322,8 @@ def _trained(
             draw=lambda images: batch_grid(images, spec),
             epoch_end=epoch_end,
             processes=processes,
+            advice=plan.advice,
+            begun=plan.begun,
         )
     return result, {"batch_size": loader.batch_size, "lr": plan.loop.lr, "processes": processes.count}
 

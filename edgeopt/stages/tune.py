@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import environment
-from edgeopt.config import Recipe, listed, require_compatible, search_space
+from edgeopt.config import Recipe, listed, search_space
 from edgeopt.console import Console, Silent
 from edgeopt.data.cache import Shelf
 from edgeopt.errors import ConfigError, ModelError, TrainingError
@@ -19,7 +19,8 @@ from edgeopt.files import make_folder, read_text, write_json, write_text
 from edgeopt.models.builders import require_known, split_name
 from edgeopt.recipe_text import recipe_text
 from edgeopt.run import Run, now, stage_key
-from edgeopt.stages.starting import check_model, inputs_of, start
+from edgeopt.stages.problems import raise_together, training_problems
+from edgeopt.stages.starting import inputs_of, start
 from edgeopt.stages.workspace import Workspace, open_workspace
 from edgeopt.train.losses import takes_soft_targets
 from edgeopt.train.optimizer import require_known_optimizer
@@ -85,9 +86,7 @@ def reopened(recipe: Recipe, folder: Path, *, until: float | None) -> Search:
 def _checked_space(recipe: Recipe, console: Console) -> Space:
     """The space, after everything that is wrong with it or the recipe was said at once."""
     train = recipe.train
-    require_compatible(train, recipe.augment, recipe.model, soft_targets=takes_soft_targets(train.loss))
-    require_known_optimizer(train.optimizer)
-    check_model(recipe.model)
+    raise_together(training_problems(train, recipe.augment, recipe.model), where="training")
     space = search_space(recipe.tune)
     problems = []
     for key, check in (("model.name", lambda name: require_known(*split_name(name))),

@@ -48,11 +48,14 @@ class Variant:
         return words + (" (made before, unchanged)" if self.skipped else "")
 
     @property
-    def misses(self) -> bool:
-        """Whether it is the best that was made, and still not within the drop or the latency that was asked for."""
+    def missed(self) -> tuple[str, ...]:
+        """The drop and the latency that were asked for and that it, the best that was made, is not within."""
         latency, ladder = self.record.get("latency") or {}, self.record.get("ladder") or {}
         too_slow = latency.get("verdict") == "missed" and latency["recommended"]
-        return too_slow or ladder.get("verdict") == "missed"
+        found = [f"a latency of {latency['asked']}"] if too_slow else []
+        if ladder.get("verdict") == "missed":
+            found.append(f"a drop of at most {ladder['max_drop_points']:g} points")
+        return tuple(found)
 
     @property
     def preprocess(self) -> PreprocessSpec:

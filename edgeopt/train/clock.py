@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 
 
-class Clock:
-    """Counts the seconds of a training from its making on; ``limit`` in seconds bounds them, None does not."""
+def now() -> float:
+    """The present as :class:`Clock` takes it."""
+    return time.monotonic()
 
-    def __init__(self, limit: float | None) -> None:
+
+class Clock:
+    """Counts seconds from ``begun`` on (None: its making); ``limit`` in seconds bounds them, None does not."""
+
+    def __init__(self, limit: float | None, *, begun: float | None = None) -> None:
         self.limit = limit
-        self._start = time.monotonic()
+        self._start = now() if begun is None else begun
 
     def add(self, seconds: float) -> None:
         """Count what was spent before an interruption too."""

@@ -54,6 +54,17 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What to do when training cannot go on, in the keys that whoever trains has; ``{lr}`` is the learning rate."""
+
+    diverged: str = "lower lr (now {lr:g}), lengthen warmup_epochs, or set precision to fp32"
+    memory: str = "lower --image-size, take a smaller model, or lower train.batch_size"
+
+
+OF_FINETUNING = Advice()
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """``best_epoch`` counts from 1 (0: the initial weights); ``epochs`` were run in all, resumed ones included.
 

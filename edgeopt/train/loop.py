@@ -18,13 +18,13 @@ from edgeopt.preprocess import UInt8
 from edgeopt.train import checkpoint
 from edgeopt.train.allocator import keep_memory
 from edgeopt.train.clock import Clock
-from edgeopt.train.config import LoopConfig, TrainResult
+from edgeopt.train.config import OF_FINETUNING, Advice, LoopConfig, TrainResult
 from edgeopt.train.forecast import Forecast, first_batch, measure
 from edgeopt.train.freezing import Freezing, freeze_batchnorm_statistics
 from edgeopt.train.gradients import Gradients
 from edgeopt.train.interruption import interruptible
 from edgeopt.train.journal import Journal, NoJournal
-from edgeopt.train.memory import is_out_of_memory, out_of_memory
+from edgeopt.train.memory import memory_told
 from edgeopt.train.objectives import Objective
 from edgeopt.train.optimizer import make_optimizer, schedule
 from edgeopt.train.probe import LAYOUTS, MOST_ROUNDS, Choice, ProbeResult, candidates, probe
@@ -58,6 +58,8 @@ def train(
     draw: Draw | None = None,
     epoch_end: EpochEnd | None = None,
     processes: Processes = ALONE,
+    advice: Advice = OF_FINETUNING,
+    begun: float | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it holds the weights of the best epoch, in eval mode, where it was before.
 
@@ -70,8 +72,9 @@ def train(
     the time is bounded.
     ``progress(done, total, note)`` counts steps. ``planned`` is told for how many epochs there is time; ``draw`` makes
     of the first batch's images a picture for TensorBoard, uint8 (height, width, 3); ``epoch_end`` hears of each epoch.
-    Raises TrainingError when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT or SIGTERM,
-    once the step has ended and was saved.
+    ``begun`` is when the bounded time began, as :func:`edgeopt.train.clock.now` gave it; None: now. Raises
+    TrainingError, with ``advice``, when the loss is not finite or memory runs out, and KeyboardInterrupt after SIGINT
+    or SIGTERM, once the step has ended and was saved.
     """
     keep_memory()
     device, origin = training_device(), next(model.parameters()).device
@@ -92,13 +95,12 @@ def train(
             draw=draw,
             epoch_end=epoch_end or (lambda epoch, score, last: None),
             processes=processes,
+            advice=advice,
+            begun=begun,
         )
         try:
-            result = loop.run()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory(error) from None
+            with memory_told("training", fix=advice.memory):
+                result = loop.run()
         finally:
             loop.freezing.release()
             model.to(origin).to(memory_format=torch.contiguous_format).eval()
@@ -124,11 +126,13 @@ class _Loop:
     draw: Draw | None
     epoch_end: EpochEnd
     processes: Processes
+    advice: Advice
+    begun: float | None
 
     def __post_init__(self) -> None:
         model, config = self.model, self.config
         self.steps = config.epochs * self.steps_per_epoch
-        self.clock = Clock(config.time_seconds)
+        self.clock = Clock(config.time_seconds, begun=self.begun)
         self.another = 0.0
         self.freezing = Freezing(model, config, steps_per_epoch=self.steps_per_epoch)
         self.gradients = Gradients(
@@ -219,7 +223,7 @@ class _Loop:
             self.steps_per_epoch,
         )
         state.choice, left = found.best, self.clock.left
-        state.estimate_seconds = min(forecast.seconds, left)
+        state.estimate_seconds = min(forecast.seconds, max(0.0, left))
         state.planned = max(1, math.ceil(forecast.fitting(left)))
         journal.write({"event": "probe", "choices": found.to_json(), "loading_seconds": loading_seconds})
         self.say(forecast.words(self.config.time_seconds, left))
@@ -387,7 +391,7 @@ class _Loop:
             return ProcessError(f"{what}, as the first process says", fix="see its message")
         return TrainingError(
             f"{what} in epoch {step // self.steps_per_epoch + 1}, step {step % self.steps_per_epoch + 1}",
-            fix=f"lower lr (now {self.config.lr:g}), lengthen warmup_epochs, or set precision to fp32",
+            fix=self.advice.diverged.format(lr=self.config.lr),
         )
 
 

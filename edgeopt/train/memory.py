@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from edgeopt.errors import TrainingError
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or the machine had no memory left; PyTorch's CPU allocator says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def release() -> None:
@@ -21,9 +23,13 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def out_of_memory(error: RuntimeError) -> TrainingError:
-    """What to say when nothing smaller is left to try."""
-    return TrainingError(
-        f"training ran out of memory ({str(error).splitlines()[0]})",
-        fix="lower --image-size, take a smaller model, or lower train.batch_size",
-    )
+@contextmanager
+def memory_told(doing: str, *, fix: str) -> Iterator[None]:
+    """Running out of memory in the block, where nothing smaller is left to try, is a TrainingError with this fix."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no memory is left"])[0]
+        raise TrainingError(f"{doing} ran out of memory ({reason})", fix=fix) from None

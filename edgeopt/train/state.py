@@ -155,6 +155,8 @@ def identity(model: nn.Module, config: LoopConfig, steps_per_epoch: int) -> dict
     """Which training this is; see :class:`Store`."""
     stated = asdict(config)
     del stated["checkpoint_seconds"], stated["known_way"]
+    # How much time is left for it may be another when it is resumed; that it is bounded may not.
+    stated["time_seconds"] = None if config.time_seconds is None else "bounded"
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return {"config": stated, "steps_per_epoch": steps_per_epoch, "shapes": shapes}
 

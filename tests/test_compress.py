@@ -1,0 +1,189 @@
+"""``compress`` as a whole: 16 bits, which train nothing, what is out of scope, running out of memory, and its time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from edgeopt import CompressConfig, ModelConfig, Recipe, Run, TrainConfig, api, cli
+from edgeopt.config import DataConfig, validate
+from edgeopt.console import Silent
+from edgeopt.errors import ConfigError, TrainingError
+from edgeopt.pipeline import STEPS, run_recipe
+from edgeopt.registry import load_backend
+from edgeopt.stages import ladder, pruning, quantizing, rungs
+from edgeopt.stages.training import TrainingPlan
+from edgeopt.train import clock
+
+PLAIN = {"name": "tests.tiny_torch:PlainNet", "pretrained": False}
+TRAIN = {"epochs": 1, "batch_size": 16, "layer_decay": 1.0, "augment": "light", "flip": False}
+PRUNED = {"prune": 0.27, "recovery_epochs": 0}
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    data = DataConfig(path=str(pictures), image_size=32)
+    folder = tmp_path_factory.mktemp("compress") / "run"
+    return api.finetune(data, ModelConfig(**PLAIN), TrainConfig(**TRAIN), run=folder).run  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A copy, to compress in."""
+    return Run.open(Path(shutil.copytree(trained.path, tmp_path / "run")))
+
+
+# --- 16 bits --------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_alone_makes_nothing_and_says_what_to_type(run: Run) -> None:
+    console = Listening()
+    (made,) = api.compress(run, CompressConfig(bf16=True), console=console)
+    assert (made.name, list(run.variants())) == ("float", ["float"])
+    assert "float" in run.exports()
+    assert "bf16 needs no training: edgeopt build --target T --variant float" in console.said[-1]
+
+
+def test_a_recipe_with_bf16_prunes_skips_int8_and_builds_the_pruned_model_in_it(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the CPU does not compute in bf16 the whole is refused; that it does is then planted but for the engine."""
+    backend = load_backend("openvino")
+    compress = {**PRUNED, "bf16": True}
+    values = {"targets": ["openvino"], "data": {"path": str(pictures), "image_size": 32}, "model": PLAIN}
+    recipe = validate(Recipe, {**values, "train": TRAIN, "compress": compress}, where="recipe")
+    if "bf16" not in backend.float_baselines():
+        with pytest.raises(ConfigError, match="no target has float engines in bf16 on this machine"):
+            run_recipe(recipe, run=run.path, steps=STEPS[:4])
+        return
+    run_recipe(recipe, run=run.path, steps=STEPS[:4])
+    assert set(run.variants()) == {"float", "float-prune27"}, "no int8"
+    engines = {key: record["precision"] for key, record in run.engines().items()}
+    assert engines["openvino/float-prune27-bf16"] == "bf16"
+
+
+def test_a_precision_that_no_target_has_is_said_before_anything_is_made(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"no target has float engines in bf16 on this machine \(onnxruntime: fp32\)"):
+        api.compress(run, CompressConfig(bf16=True, prune=0.3), targets=("onnxruntime",))
+    assert list(run.variants()) == ["float"]
+    assert not run.exports()
+
+
+def test_16_bits_are_in_place_of_int8() -> None:
+    assert validate(CompressConfig, {"fp16": True}, where="x").int8 is False
+    for wrong in ({"fp16": True, "int8": True}, {"bf16": True, "int8": True, "prune": 0.3}):
+        with pytest.raises(ConfigError, match="16 is in place of int8; leave one out"):
+            validate(CompressConfig, wrong, where="compress options")
+    with pytest.raises(ConfigError, match="add int8"):
+        validate(CompressConfig, {"fp16": True, "latency": "4ms"}, where="compress options")
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value", "said"),
+    [
+        (["--int4"], "int4", True, "int4: is out of scope: the runtimes here have no int4 convolutions"),
+        (["--int8", "--sparsity", "2:4"], "sparsity", "2:4", "sparsity: is out of scope, 2:4 as well"),
+    ],
+)
+def test_what_is_out_of_scope_says_so_and_what_to_take_instead(
+    typed: list[str], key: str, value: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compress", *typed])
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "prune" in told
+    with pytest.raises(ConfigError, match=f"compress.{said}"):
+        validate(Recipe, {"data": {"path": "x"}, "compress": {key: value}}, where="recipe")
+    with pytest.raises(ConfigError, match=f"data.{key}: unknown key"):
+        validate(Recipe, {"data": {"path": "x", key: value}}, where="recipe")
+
+
+# --- what cannot go on ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "at"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "channels_of"),
+        (MemoryError(), "reconstruct"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "calibrated"),
+    ],
+)
+def test_running_out_of_memory_where_nothing_is_trained_is_one_line(
+    error: Exception, at: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that is not there is planted."""
+
+    def greedy(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(quantizing if at == "calibrated" else pruning, at, greedy)
+    config = CompressConfig(int8=at == "calibrated", **({} if at == "calibrated" else PRUNED))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="compressing ran out of memory") as caught:
+        api.compress(run, config)
+    assert "fine-tuned with a smaller --batch-size or --image-size" in str(caught.value.fix)
+    monkeypatch.setattr(quantizing if at == "calibrated" else pruning, at, _bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        api.compress(run, config)
+
+
+def _bug(*_: object, **__: object) -> None:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(("make", "key"), [(TrainingPlan.for_recovery, "recovery_lr"), (TrainingPlan.for_qat, "lr")])
+def test_the_advice_of_a_training_names_keys_that_compress_has(make: Callable[..., TrainingPlan], key: str) -> None:
+    advice = make(CompressConfig()).advice
+    assert advice.diverged.format(lr=0.5).startswith(f"lower {key} of [compress] (now 0.5), as in --set {key}=")
+    assert not {"warmup_epochs", "precision", "train."} & set((advice.diverged + advice.memory).split())
+    assert "lower lr (now" in TrainingPlan.for_finetuning(TrainConfig()).advice.diverged
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_the_call_is_divided_among_what_is_climbed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The climbs are planted: each takes ten seconds of a fake clock."""
+    now, shares = [0.0], []
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def climbed(*_: object, seconds: float) -> str:
+        shares.append(seconds)
+        now[0] += 10
+        return "int8"
+
+    monkeypatch.setattr(ladder, "climbed", climbed)
+    job: Any = SimpleNamespace(config=CompressConfig(max_drop=1.0), clock=clock.Clock(90))
+    list(quantizing.quantized(job, "float", ("u8a7w", "s8a8w"), later=1))  # type: ignore[arg-type]
+    assert shares == [30, 40]
+
+
+def test_when_the_time_of_the_call_is_over_no_scheme_is_climbed_further(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that is fast, with rungs that never hold."""
+    ticks = count()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: 40.0 * next(ticks)))
+    monkeypatch.setattr(rungs.Rung, "holds", property(lambda self: False))
+    monkeypatch.setattr(rungs, "times_of", lambda *_, **__: None)
+    config = CompressConfig(max_drop=0.0, time="1m", epochs=0, schemes=("u8a7w", "s8a8w"), calibration="fast")
+    made = api.compress(run, config)
+    assert [item.record["ladder"]["stopped"] for item in made] == ["time", "time"]
+    assert [len(item.record["ladder"]["rungs"]) for item in made] == [1, 1], "one each, or there is nothing to keep"

@@ -1,0 +1,148 @@
+"""``edgeopt run``: what a recipe's goals come to, and what is said before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeopt import Budget, ModelConfig, Run, api, cli, pipeline
+from edgeopt.config import Recipe, load_recipe, validate
+from edgeopt.errors import ConfigError, ModelError
+from edgeopt.files import write_json
+from edgeopt.pipeline import STEPS, Outcome, run_recipe
+from edgeopt.recipe_text import RECIPE as INIT
+from tests.small_run import write_small_run
+
+RECIPE = """\
+targets = ["onnxruntime"]
+[data]
+path = "{pictures}"
+image_size = 32
+[model]
+name = "test_resnet"
+pretrained = false
+[train]
+epochs = 1
+batch_size = 8
+[compress]
+max_drop = 100.0
+trials = 1
+epochs = 0
+calibration = "fast"
+[bench]
+seconds = 1
+"""
+
+
+def ended(*typed: str) -> int:
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(typed))
+    return int(str(caught.value.code or 0))
+
+
+def test_a_missed_goal_of_compression_is_exit_code_3_after_everything_else_was_done(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = tmp_path / "edgeopt.toml", tmp_path / "run"
+    path.write_text(RECIPE.format(pictures=pictures))
+    *_, missed = run_recipe(load_recipe(path), run=folder, steps=STEPS[:3])
+    assert missed == ()
+    (stage,) = folder.glob("host/int8-*/stage.json")
+    record = json.loads(stage.read_text())
+    record["ladder"]["verdict"] = "missed"  # which a tiny model cannot be made to do for certain
+    write_json(stage, record)
+    assert ended("run", str(path), "--run", str(folder), "--json") == 3
+    told = capsys.readouterr()
+    assert f"edgeopt: missed: {stage.parent.name} misses a drop of at most 100 points" in told.err
+    assert json.loads(told.out)["engines"], "built, measured and reported all the same"
+
+
+@pytest.mark.parametrize(
+    ("missed", "budget", "code"),
+    [
+        ((), {}, 0),
+        ((), {"max_drop_points": 0.5}, 5),
+        (("int8 misses a latency of 4ms",), {}, 3),
+        (("int8 misses a latency of 4ms",), {"max_drop_points": 0.5}, 3),
+        ((), {"min_top1": 0.99}, 3),
+    ],
+)
+def test_missed_is_more_than_undecided_and_that_is_more_than_nothing(
+    missed: tuple[str, ...],
+    budget: dict[str, float],
+    code: int,
+    small: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the run: what it came to is planted."""
+    path = tmp_path / "edgeopt.toml"
+    path.write_text('[data]\npath = "photos"\n')
+    monkeypatch.setattr(pipeline, "run_recipe", lambda *_, **__: Outcome(small, Budget(**budget), missed))
+    assert ended("run", str(path), "--quiet") == code
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_small_run(tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.mark.parametrize(
+    ("target", "compress", "said"),
+    [
+        ("raspberry-pi-5", {"latency": "4ms"}, "raspberry-pi-5 is another device"),
+        ("float.toml", {"latency": "4ms"}, "a latency is that of int8 engines"),
+        ("float.toml", {"latency_candidates": True}, "a latency is that of int8 engines"),
+        ("openvino", {"latency": "4ms", "schemes": ["s8a8w"]}, "a latency is that of one int8 scheme"),
+        ("openvino", {"calibration": "fats"}, 'did you mean "fast"'),
+    ],
+)
+def test_a_goal_that_cannot_be_measured_is_said_before_a_picture_is_read(
+    target: str, compress: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "float.toml").write_text('schema = 1\ntitle = "in float"\nbackend = "openvino"\nprecision = "fp32"\n')
+    target = str(tmp_path / target) if target.endswith(".toml") else target
+    values = {"targets": [target], "data": {"path": str(tmp_path / "no pictures")}, "compress": compress}
+    with pytest.raises(ConfigError, match=said):
+        run_recipe(validate(Recipe, values, where="recipe"), run=tmp_path / "run")
+
+
+@pytest.mark.parametrize("goal", [{"latency": "4ms"}, {"latency_candidates": True}])
+def test_a_latency_beside_the_two_default_targets_is_a_problem_of_the_recipe(goal: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"it is measured on one target, and targets names 2; name one"):
+        validate(Recipe, {"data": {"path": "x"}, "compress": goal}, where="recipe")
+    assert "with one target instead of two" in INIT
+
+
+WRONG = {"data": {"path": "nowhere"}, "model": {"name": "resnet81"}, "train": {"optimizer": "adamv", "lr_decay": 0.5}}
+SAID = ('did you mean "resnet18"', 'unknown optimizer "adamv" (did you mean "adam', "train.lr_decay: the schedule")
+
+
+def test_all_that_is_wrong_with_a_training_is_said_at_once_whatever_kind_it_is(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(WRONG)
+    for start in (lambda: api.finetune(recipe.data, recipe.model, recipe.train, run=tmp_path / "run"),
+                  lambda: api.tune(recipe, run=tmp_path / "run")):  # fmt: skip
+        with pytest.raises(ConfigError, match="training: 3 problems") as caught:
+            start()
+        assert all(part in str(caught.value) for part in SAID)
+    goal = recipe.compress.model_copy(update={"calibration": "fats"})
+    with pytest.raises(ConfigError, match="the recipe: 4 problems") as caught:
+        run_recipe(recipe.model_copy(update={"compress": goal}), run=tmp_path / "run")
+    assert all(part in str(caught.value) for part in (*SAID, 'did you mean "fast"'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_do_not_exist_are_said_with_what_is_wrong_in_the_tables() -> None:
+    """An unknown loss keeps nothing else from being looked at."""
+    with pytest.raises(ConfigError, match="options: 4 problems") as caught:
+        validate(Recipe, {**WRONG, "train": {**WRONG["train"], "loss": "vocal"}}, where="finetune options")
+    assert all(part in str(caught.value) for part in (*SAID, 'did you mean "focal"'))
+
+
+def test_one_problem_is_said_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="unknown timm model") as caught:
+        api.finetune("nowhere", ModelConfig(name="resnet81"), run=tmp_path / "run")
+    assert caught.value.fix == "edgeopt models lists some of them"
