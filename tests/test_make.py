@@ -27,7 +27,7 @@ def script(path: Path, text: str) -> Path:
     [
         "-m) mkdir -p .venv/bin; touch .venv/bin/python; exit 1;;",  # Debian without python3-venv
         "-c) exit 1;;",  # Python 3.9
-        '-m) mkdir -p .venv/bin; printf "#!/bin/sh\\nexit 1\\n" > .venv/bin/python; chmod +x .venv/bin/python;;',  # without pip
+        "-m) mkdir -p .venv/bin; cp /bin/false .venv/bin/python;;",  # without pip
     ],
     ids=["no venv", "too old", "no pip"],
 )
