@@ -70,11 +70,21 @@ def test_the_wheel_holds_the_package_and_its_data_and_no_more(built: tuple[Path,
     assert {name.split("/")[0] for name in names} == {"edgeopt", names[-1].split("/")[0]}
 
 
-def test_the_sdist_holds_the_tests(built: tuple[Path, Path]) -> None:
+def test_the_sdist_holds_the_checkout_so_that_its_tests_find_what_they_read(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as archive:
-        names = archive.getnames()
-    assert any(name.endswith("tests/test_packaging.py") for name in names)
-    assert not any("/runs/" in name or "/.venv/" in name for name in names)
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (
+        "tests/test_packaging.py",
+        "SECURITY.md",
+        ".ci/run",
+        ".github/workflows/ci.yml",
+        "benchmarks/demo.json",
+    ):
+        assert name in names
+    assert not any(name.startswith(("runs/", ".venv/")) for name in names)
+    if (ROOT / ".git").exists():
+        tracked = _run("git", "ls-files", cwd=ROOT).splitlines()
+        assert set(tracked) <= names
 
 
 def test_in_an_empty_environment_the_command_lists_targets(empty: Path, tmp_path: Path) -> None:
