@@ -27,8 +27,11 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$*]"
 	touch $@
 
+# One that failed is removed: its python alone would count as made the next time.
+NEEDED := needed is Python >= 3.10 with venv and pip: apt install python3-venv, or make PYTHON=python3.12
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" && $(PYTHON) -m venv $(VENV) && \
+	$@ -m pip --version || { rm -rf $(VENV); echo "$(NEEDED)" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV)

@@ -276,7 +276,11 @@ def machine_id() -> str:
 
 
 def host_id() -> str:
-    """Twelve hex digits for this very machine: tells a run made here from one that was copied here."""
+    """Twelve hex digits for this very machine: tells a run made here from one that was copied here.
+
+    A run that states them may run code, so that they come of a secret, not of hardware that a stranger can guess or
+    that tenants share. A container has none of its own and is another machine at each start, unless it is given one.
+    """
     own = _read("/etc/machine-id") + platform.node()
     return hashlib.sha256(own.encode()).hexdigest()[:12]
 

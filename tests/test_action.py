@@ -170,3 +170,15 @@ def test_the_workflows_pass_actionlint(tmp_path: Path) -> None:
     *ours, planted = json.loads(done.stdout)
     assert ours == [[]] * len(WORKFLOWS)
     assert planted
+
+
+def test_the_oldest_python_that_pyproject_allows_runs_the_tests() -> None:
+    (oldest,) = re.findall(r'^requires-python = ">=(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    jobs = read(ROOT / ".github/workflows/ci.yml")["jobs"].values()
+    versions = [
+        step.get("with", {}).get("python-version")
+        for job in jobs
+        for step in job["steps"]
+        if "make test" in [one.get("run") for one in job["steps"]]
+    ]
+    assert oldest in versions

@@ -29,7 +29,7 @@ def machine() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1100)
 @pytest.mark.parametrize(("target", "cpu"), [("raspberry-pi-5", "cortex-a76"), ("raspberry-pi-4", "cortex-a72")])
 def test_arm64_builds_evaluates_and_predicts_as_x86(
     machine: Path, target: str, cpu: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory

@@ -93,7 +93,7 @@ def _with_runs(desk: Path, made: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1100)
 @pytest.mark.parametrize("lines", _typed(ROOT / "README.md"), ids=lambda lines: lines[0][:60])
 def test_every_line_of_the_readme_does_what_it_says(
     lines: list[str], desk: Path, request: pytest.FixtureRequest
@@ -116,7 +116,7 @@ def test_the_readme_has_blocks_to_type() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1100)
 def test_the_python_of_the_readme_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)

@@ -245,3 +245,17 @@ def test_stage_key_depends_on_inputs_config_and_version() -> None:
 def test_names_unfit_for_a_folder_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a folder"):
         check_name(name)
+
+
+def test_a_machine_is_known_by_its_secret_id_and_name_not_by_hardware_that_can_be_guessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a container with its host's machine-id and a fixed name is one machine, at whichever start."""
+
+    def host(machine_id: str, name: str) -> str:
+        monkeypatch.setattr(environment, "_read", lambda path: machine_id if path == "/etc/machine-id" else "same")
+        monkeypatch.setattr(environment.platform, "node", lambda: name)
+        return environment.host_id()
+
+    assert host("5ec2e7", "board") == host("5ec2e7", "board")
+    assert len({host("5ec2e7", "board"), host("0ther", "board"), host("5ec2e7", "3f9c0a1b2d4e")}) == 3

@@ -34,7 +34,7 @@ def test_every_compute_layer_of_the_three_models_runs_in_int8(name: str, picture
             assert fusion["int8_share"] == 1.0, fusion["float_layers"]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1100)
 def test_the_demo_meets_its_figures(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "edgeopt", "demo", "--run", str(tmp_path / "runs/demo")],

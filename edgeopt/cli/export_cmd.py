@@ -10,7 +10,12 @@ from edgeopt.cli.common import Terminal, data_option, emit, force_option, output
 
 
 @click.command("export")
-@click.option("--variant", "variants", multiple=True, help="Export this variant; may be repeated. [default: all]")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    help="Export this variant; may be repeated. [default: the original and the int8 ones]",
+)
 @run_option
 @data_option
 @force_option

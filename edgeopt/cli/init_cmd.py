@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from edgeopt.cli.common import emit, output_options
 from edgeopt.errors import ConfigError
 from edgeopt.recipe_text import RECIPE
 
 
 @click.command("init")
 @click.argument("path", type=click.Path(path_type=Path), default=Path("edgeopt.toml"))
-def command(path: Path) -> None:
+@output_options
+def command(path: Path, as_json: bool, quiet: bool) -> None:
     """Write a commented recipe to PATH; an existing file is never overwritten."""
     try:
         with path.open("x", encoding="utf-8") as handle:
@@ -21,4 +23,4 @@ def command(path: Path) -> None:
         raise ConfigError(f"{path} exists already", fix="give another name: edgeopt init other.toml") from None
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", fix="give another path") from None
-    click.echo(f"wrote {path}; edit it, then: edgeopt run {path}")
+    emit({"recipe": str(path)}, as_json=as_json, text=f"wrote {path}; edit it, then: edgeopt run {path}")

@@ -166,10 +166,13 @@ class RunFolder:
 
     def next_command(self) -> str:
         """What a newcomer would type next."""
-        variants, engines = self.variants(), self.engines()
+        variants = self.variants()
+        # `eval --variant` lists what PyTorch itself runs, which nobody built.
+        engines = [key for key, record in self.engines().items() if record.get("backend") != "pytorch"]
         if all(record.get("fold") for record in variants.values()):
             return "edgeopt finetune DATA" + (" --folds K, as before: it goes on" if variants else "")
-        if not any(record.get("scheme") for record in variants.values()):
+        imported = all(record.get("stage") == "import" for record in variants.values())  # ONNX, which is built as it is
+        if not imported and not any(record.get("scheme") for record in variants.values()):
             return "edgeopt compress --int8"
         if not engines:
             return "edgeopt build --target onnxruntime   (or another of: edgeopt targets)"

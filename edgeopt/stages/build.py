@@ -26,9 +26,11 @@ from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
 from edgeopt.stages.build_plan import Planned, exported, mixed_variants, plan, source_onnx, target_folder
 
-VERSION = 3  # of what a build leaves; a change makes every build stale
+VERSION = 4  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
 _NAMED = 3  # layers in float that a line names
+#: What a target says that no engine depends on: edited, the engine that is there stays.
+_NOT_OF_THE_ENGINE = {"budget", "title", "sources", "status", "match", "min_int8_share_macs", "round_to"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     folder = target_folder(run, target.name)
     key = stage_key(
         inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
-        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **item.config()},
+        config={**target.model_dump(mode="json", exclude=_NOT_OF_THE_ENGINE), **item.config()},
         version=VERSION,
     )
 
@@ -151,7 +153,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
 
     stage = run.stage(folder, item.name, record="build.json", key=key, force=force, outdated=outdated)
     if stage.done:
-        return Built(target.name, item.name, stage.skipped(console), skipped=True)
+        return Built(target.name, item.name, _of_the_target(stage, target, stage.skipped(console)), skipped=True)
     spec = PreprocessSpec.read(run.output(run.variant(item.variant), "preprocess"))
     request = BuildRequest(
         onnx=onnx,
@@ -168,6 +170,19 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
     record = _commit(stage, target, item, backend, result, parity, export, parted)
     return Built(target.name, stage.name, record, skipped=False)
+
+
+def _of_the_target(stage: Stage, target: Target, record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` of an engine made before, brought up to what the target says now of budget, device and shares."""
+    now = {"profile": _profile(target), "fits_this_machine": environment.matches(target.match)}
+    if {name: record.get(name) for name in now} != now:
+        record = {**record, **now}
+        write_json(stage.record_path, record)
+    return record
+
+
+def _profile(target: Target) -> dict[str, Any]:
+    return target.model_dump(mode="json", by_alias=True)
 
 
 def _requested(result: BuildResult, record: Mapping[str, Any], onnx: Path) -> BuildResult:
@@ -259,7 +274,7 @@ def _commit(
         version=VERSION,
         target=target.name,
         target_folder=stage.folder.parent.name,
-        profile=target.model_dump(mode="json", by_alias=True),
+        profile=_profile(target),
         backend=backend.name,
         backend_version=backend.availability().version,
         variant=item.variant,

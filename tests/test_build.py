@@ -1,0 +1,56 @@
+"""What makes `build` build again, and what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_run import FLOAT, INT8, write_small_run
+
+from edgeopt import Run, api, resources
+from edgeopt.errors import BackendError
+
+TEXT = resources.find("targets", "onnxruntime").read_text(encoding="utf-8")
+EDITED = {
+    "budget": (f"{TEXT}\n[budget]\nmax_drop_points = 0.5\n", {"max_drop_points": 0.5}),
+    "match": (f'{TEXT}\n[match]\nmachine = "pdp11"\n', {"machine": "pdp11"}),
+    "round_to": (TEXT.replace("round_to = 8", "round_to = 4"), 4),
+    "min_int8_share_macs": (f"min_int8_share_macs = 0.25\n{TEXT}", 0.25),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Built for ONNX Runtime; tests build for it again."""
+    return write_small_run(tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.mark.parametrize("key", EDITED)
+def test_a_target_edited_where_no_engine_depends_on_it_keeps_its_engines_and_is_recorded(
+    small: Run, tmp_path: Path, key: str
+) -> None:
+    text, stated = EDITED[key]
+    (tmp_path / "onnxruntime.toml").write_text(text)
+    created = small.engines()[INT8]["created"]
+    assert all(one.skipped for one in api.build(small, str(tmp_path / "onnxruntime.toml")))
+    assert sorted(small.engines()) == [FLOAT, INT8]
+    record = small.engines()[INT8]
+    assert record["created"] == created
+    assert record["fits_this_machine"] is (key != "match")
+    found = record["profile"][key]
+    assert (stated.items() <= found.items()) if isinstance(stated, dict) else (found == stated)
+
+
+def test_strict_asks_for_the_share_that_the_target_states_now(small: Run, tmp_path: Path) -> None:
+    """Of an engine that was built before the target was edited."""
+    target = tmp_path / "onnxruntime.toml"
+    target.write_text(f"min_int8_share_macs = 0.25\n{TEXT}")
+    api.build(small, str(target), strict=True)
+    record = small.path / "device" / INT8 / "build.json"
+    fusion = {**small.engines()[INT8]["fusion"], "int8_share_macs": 0.5, "int8_share": 0.5, "int8_layers": 1}
+    record.write_text(json.dumps({**small.engines()[INT8], "fusion": fusion}))
+    api.build(small, str(target), strict=True)
+    target.write_text(TEXT)
+    with pytest.raises(BackendError, match="onnxruntime asks for 100%"):
+        api.build(small, str(target), strict=True)
