@@ -14,17 +14,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import paint_folder
+from onnx import numpy_helper
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt import run as run_module
 from edgeopt.cli.build_cmd import command as build_command
-from edgeopt.errors import ConfigError, EdgeoptError, ParityError, RunError
+from edgeopt.cli.terminal import Terminal
+from edgeopt.errors import ConfigError, EdgeoptError, LoweringError, ParityError, RunError
+from edgeopt.export import precision
 from edgeopt.files import sha256
 from edgeopt.metrics import Parity
+from edgeopt.registry import load_backend
 from edgeopt.stages import export as export_stage
+from edgeopt.stages.build_plan import source_onnx
 from edgeopt.stages.engines import left_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -341,6 +348,38 @@ def test_a_variant_that_cannot_be_exported_does_not_keep_the_others_from_being_b
     own.remove("int8-u8a7w-other")
     with pytest.raises(ParityError):
         api.build(own, "onnxruntime")
+
+
+@pytest.mark.parametrize("problem", ["too large", "other answers"])
+def test_a_float16_file_that_fails_is_left_out_and_only_those_who_need_it_are_refused(
+    own: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: str
+) -> None:
+    """What is wrong with it is planted."""
+
+    def write(source: Path, destination: Path) -> None:
+        if problem == "too large":
+            raise LoweringError("fc.bias holds 1e+06, too large for float16")
+        precision.to_fp16(source, destination)
+        model = onnx.load(destination)
+        bias = next(one for one in model.graph.initializer if one.name == "fc.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.array([9, -9, 4], np.float16), "fc.bias"))
+        onnx.save(model, destination)
+
+    monkeypatch.setattr(export_stage, "to_fp16", write)
+    shutil.rmtree(own.path / "device")
+    written = api.export(own, variants=["float"], force=True, console=Terminal())["float"]
+    told = "holds 1e+06" if problem == "too large" else "in float16 it does not answer as the trained model"
+    assert told in written["half_problem"]
+    assert (
+        f"float has no float16 file, which TensorRT builds from: {written['half_problem']}" in capsys.readouterr().err
+    )
+    assert set(written["outputs"]) == {"onnx", "logits"}
+    assert not (own.path / "host/float/export/model.fp16.onnx").exists()
+    with pytest.raises(LoweringError, match="float has no float16 file, which tensorrt builds from: ") as caught:
+        source_onnx(own, load_backend("tensorrt"), "float", "fp16")
+    assert told in caught.value.message
+    source_onnx(own, load_backend("tensorrt"), "float", "fp32")
+    assert {item.name for item in api.build(own, "onnxruntime")} == {"float", "int8-u8a7w"}
 
 
 def test_a_target_that_cannot_be_built_does_not_keep_the_next_from_being_built(own: Run) -> None:

@@ -169,7 +169,19 @@ def target_folder(run: Run, target: str) -> str:
 
 
 def source_onnx(run: Run, backend: Backend, variant: str, precision: str) -> tuple[Path, dict[str, Any]]:
-    """The exported file a build starts from, its hash checked, and the export's record."""
+    """The exported file a build starts from, its hash checked, and the export's record.
+
+    Raises LoweringError where a runtime that takes a file's types as they are wants float16, and there is none.
+    """
     record = run.exports()[variant]
     rest = backend.float_rest if precision == "int8" else precision
-    return run.output(record, "onnx_fp16" if rest == "fp16" and "onnx_fp16" in record["outputs"] else "onnx"), record
+    if rest != "fp16" or "onnx_fp16" in record["outputs"]:
+        return run.output(record, "onnx_fp16" if rest == "fp16" else "onnx"), record
+    problem = record.get("half_problem") or ("" if precision == "int8" else "it was not made by edgeopt export")
+    if backend.float_rest == "fp16" and problem:
+        raise LoweringError(
+            f"{variant} has no float16 file, which {backend.name} builds from: {problem}",
+            fix="keep the model's constants within 65504, or build for another runtime: "
+            "edgeopt build --target onnxruntime",
+        )
+    return run.output(record, "onnx"), record
