@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, MissingBackendError
+from edgeopt.errors import BackendError, MissingBackendError, raise_first
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 
@@ -84,14 +84,14 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
 
 
 def _build(journey: Journey) -> None:
-    from edgeopt.stages.build import build_each, raise_first
+    from edgeopt.stages.build import build_each
 
     recipe, console = journey.recipe, journey.console
     config = recipe.build.model_dump()
     built, failed = build_each(journey.opened, recipe.targets, **config, force=journey.force, console=console)
     for item in built:
         console.say(item.summary())
-    raise_first(failed, console)
+    raise_first(failed)
 
 
 def _bench(journey: Journey) -> None:
