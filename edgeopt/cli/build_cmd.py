@@ -90,9 +90,11 @@ def command(
         from edgeopt.remote import run_on
 
         if float_layers:  # on the device there may be no torch
+            from edgeopt.stages.export import export
             from edgeopt.stages.mixing import mix
 
             variants = tuple(one.name for one in mix(run, float_layers, variants=variants, console=console))
+            export(run, variants=variants, console=console)
         typed = options_of(target=targets, variant=variants, **how)
         records = json.loads(run_on(run, on, ["build", "--json", *typed], console=console))
         lines = [Built(one["target"], one["variant"], one, skipped=False).summary() for one in records]

@@ -217,7 +217,10 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
     folder = target_folder(run, target.name)
     key = stage_key(
         inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
-        config={**target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"}), **item.config()},
+        config={
+            **target.model_dump(mode="json", exclude={"budget", "title", "sources", "status", "typed"}),
+            **item.config(),
+        },
         version=VERSION,
     )
 

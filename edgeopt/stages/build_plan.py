@@ -114,7 +114,7 @@ def mixed_variants(
         names = " ".join(f"--float-layer {shlex.quote(name)}" for name in layers)
         raise MissingStageError(
             "layers are taken back to float where the model was trained, and this machine has no torch",
-            fix=f"on that machine: edgeopt build --target {target.name} {names}, then copy the run folder again",
+            fix=f"on that machine: {target.build_command} {names}, then copy the run folder again",
         )
     from edgeopt.stages.mixing import mix
 
