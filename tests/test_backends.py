@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from edgeopt import environment
 from edgeopt.backends import capability, gpu, openvino_passes, trt_common, trt_table
+from edgeopt.backends import openvino as openvino_backend
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
-from edgeopt.backends.openvino import OpenVinoBackend
+from edgeopt.backends.openvino import OpenVinoBackend, OpenVinoSession
 from edgeopt.backends.tensorrt import TensorRtBackend
 from edgeopt.backends.tensorrt_rtx import TensorRtRtxBackend
 from edgeopt.config import SessionOptions, Target
@@ -352,6 +353,38 @@ def test_openvino_refuses_a_precision_the_cpu_lacks(tmp_path: Path, monkeypatch:
         OpenVinoBackend().build(request_for(OpenVinoBackend, source, tmp_path / "b", None, precision="bf16"))
     monkeypatch.setattr("edgeopt.backends.openvino._capabilities", lambda device: ("FP32", "BF16"))
     assert OpenVinoBackend().float_baselines() == ("fp32", "bf16")
+
+
+def test_openvinos_baselines_are_those_of_the_targets_device_with_planted_capabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stated = {"CPU": ("FP32", "BF16", "INT8"), "GPU": ("FP32", "FP16", "INT8"), "NPU": ("FP16", "INT8")}
+    monkeypatch.setattr(openvino_backend, "_capabilities", lambda device: stated.get(device, ()))
+    found = {}
+    for device in ("CPU", "GPU", "NPU", "GPU.7"):
+        target = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device=device))
+        found[device] = OpenVinoBackend().baselines_on(target)
+    assert found == {"CPU": ("fp32", "bf16"), "GPU": ("fp32", "fp16"), "NPU": ("fp16",), "GPU.7": ("fp32",)}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_device_of_fixed_shapes_is_fed_in_the_engines_batch_with_the_cpu_for_one(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = np.random.default_rng(0).normal(size=(6, *tiny_onnx.SHAPE)).astype(np.float32)
+    engine = tmp_path / "built" / str(build(OpenVinoBackend, tmp_path, None).engine)
+    target = Target(schema=1, title="t", backend="openvino", batch=batch)
+    with OpenVinoBackend().open(engine, target, precision="fp32") as session:
+        expected = session.infer(pictures)
+    monkeypatch.setattr(openvino_backend, "_FIXED_SHAPES", frozenset({"CPU"}))
+    compiled: list[int] = []
+    compile_ = OpenVinoSession._compile
+    monkeypatch.setattr(
+        OpenVinoSession, "_compile", lambda self, size, *more: compiled.append(size) or compile_(self, size, *more)
+    )
+    with OpenVinoBackend().open(engine, target, precision="fp32") as session:
+        np.testing.assert_allclose(session.infer(pictures), expected, atol=1e-5)
+    assert set(compiled) == {batch}, "no model of any batch is compiled"
 
 
 def test_openvino_leaves_a_device_that_is_not_here_to_the_device_and_opens_nothing_on_it(tmp_path: Path) -> None:

@@ -45,13 +45,13 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     tree = {
         name: record
         for name, record in known.items()
-        if name in variants or (run.root_of(name) == original and not run.outdated(record))
+        if name in variants or (run.root_of(name) == original and not run.stale(name))
     }
     quantized = [name for name, record in tree.items() if record.get("scheme")]
     floats = [original, *(name for name in variants if not known[name].get("scheme"))]
     if not quantized and not variants:
         floats += [name for name, record in tree.items() if record.get("parent")]
-    precisions = backend.float_baselines() if target.precision == "int8" else (target.precision,)
+    precisions = backend.baselines_on(target) if target.precision == "int8" else (target.precision,)
     planned = [
         Planned(_folder(name, precision), name, precision, None)
         for name in dict.fromkeys(floats)
