@@ -462,7 +462,7 @@ def test_the_parsers_warning_about_uint8_is_an_error(tmp_path: Path) -> None:
     _write_uint8_without_shift(path)
     request = request_for(TensorRtRtxBackend, path, tmp_path / "built", "s8a8w")
     logger = trt_common.collecting_logger(tensorrt_rtx)
-    with pytest.raises(BackendError, match="would take uint8 for int8"):
+    with pytest.raises(trt_common.RejectedTypesError, match="would take uint8 for int8"):
         trt_common.build_engine(tensorrt_rtx, logger, request, capabilities=("SM86",))
 
 
@@ -538,8 +538,18 @@ def test_a_model_the_parser_refuses_is_a_backend_error_with_its_reason(tmp_path:
     request = request_for(
         TensorRtRtxBackend, tmp_path / "odd.onnx", tmp_path / "built", None, compute_capabilities=("SM86",)
     )
-    with pytest.raises(BackendError, match=r"cannot read odd.onnx: .*NoSuchOperator"):
+    with pytest.raises(BackendError, match=r"^TensorRT-RTX cannot read odd.onnx: .*NoSuchOperator") as caught:
         TensorRtRtxBackend().build(request)
+    assert "upgrade TensorRT-RTX" in str(caught.value.fix)
+    if gpu.gpu_count():
+        return
+    # For TensorRT, which is not here, that is a doubt: the file is for a device that may take it.
+    built = TensorRtBackend().build(request_for(TensorRtBackend, tmp_path / "odd.onnx", tmp_path / "trt", None))
+    assert built.engine is None
+    assert built.device_command == "edgeopt build --target here"
+    assert "TensorRT-RTX" in built.reason
+    assert "which stands in for TensorRT, does not take model.onnx" in built.reason
+    assert "NoSuchOperator" in str(built.details["doubt"])
 
 
 INSPECTED_10 = {
