@@ -161,8 +161,8 @@ def _attempt(
     backend.require(to_build=True)
     if embed_preprocessing:
         backend.require_embedding()
-    for name, record in run.variants().items():
-        if run.outdated(record) and name not in variants:
+    for name in run.variants():
+        if run.stale(name) and name not in variants:
             console.say(f"left out: {name}, whose parent was made again since; the same compress makes it again")
     if float_layers:
         variants = mixed_variants(run, profile, backend, float_layers, variants, console)
