@@ -462,8 +462,10 @@ def test_the_parsers_warning_about_uint8_is_an_error(tmp_path: Path) -> None:
     _write_uint8_without_shift(path)
     request = request_for(TensorRtRtxBackend, path, tmp_path / "built", "s8a8w")
     logger = trt_common.collecting_logger(tensorrt_rtx)
-    with pytest.raises(trt_common.RejectedTypesError, match="would take uint8 for int8"):
+    with pytest.raises(BackendError, match="would take uint8 for int8") as caught:
         trt_common.build_engine(tensorrt_rtx, logger, request, capabilities=("SM86",))
+    assert trt_common.concerns_types(caught.value), "TensorRT would answer as wrongly: no doubt, but an error"
+    assert not trt_common.concerns_types(BackendError("TensorRT-RTX cannot read model.onnx: no importer for Foo"))
 
 
 def _write_uint8_without_shift(path: Path) -> None:

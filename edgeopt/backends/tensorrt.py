@@ -15,11 +15,11 @@ from edgeopt.backends.capability import precisions_of, schemes_for
 from edgeopt.backends.gpu import gpu_count
 from edgeopt.backends.onnx_reader import OnnxModel, read_onnx
 from edgeopt.backends.trt_common import (
-    RejectedTypesError,
     TrtSession,
     build_engine,
     check_signed_zero_points,
     collecting_logger,
+    concerns_types,
 )
 from edgeopt.config import Target
 from edgeopt.errors import BackendError
@@ -115,9 +115,10 @@ def _check_only(request: BuildRequest, model: OnnxModel) -> BuildResult:
     product = f"TensorRT-RTX {found.version}"
     try:
         layers = tensorrt_rtx.conformance_layers(request)
-    except RejectedTypesError:
-        raise
-    except BackendError as error:  # of another product: a doubt, which the device decides
+    except BackendError as error:
+        if concerns_types(error):
+            raise
+        # Of another product: a doubt, which the device decides.
         return BuildResult(
             engine=None,
             reason=f"{here}; {product}, which stands in for TensorRT, does not take model.onnx: {error.message}",

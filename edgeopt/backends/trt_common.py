@@ -15,13 +15,9 @@ from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_
 from edgeopt.errors import REPORT, BackendError
 from edgeopt.files import make_folder, write_bytes
 
-#: Words of the parser about the types of quantized values.
-_TYPES = re.compile(r"u?int8|zero.?point", re.IGNORECASE)
+#: Words about types of quantized values that neither TensorRT nor TensorRT-RTX takes.
+_TYPES = re.compile(r"uint8|zero.?point", re.IGNORECASE)
 _REBUILD = "build it from what edgeopt export wrote: edgeopt build --target TARGET --force"
-
-
-class RejectedTypesError(BackendError):
-    """The file's int8 is not what TensorRT and TensorRT-RTX take, whichever of them says so."""
 
 
 def check_signed_zero_points(path: Path) -> OnnxModel:
@@ -42,6 +38,11 @@ def check_signed_zero_points(path: Path) -> OnnxModel:
             fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
         )
     return model
+
+
+def concerns_types(error: BackendError) -> bool:
+    """Whether :func:`build_engine` raised it for the file's int8 types, which both products judge alike."""
+    return bool(_TYPES.search(error.message))
 
 
 def _misfit(node: OnnxNode, model: OnnxModel) -> str:
@@ -95,8 +96,7 @@ def build_engine(
     """The serialized engine of ``request.onnx``: strongly typed, for batches from 1 to the target's.
 
     ``product`` is what ``trt`` is called in errors. ``capabilities`` (TensorRT-RTX) are the GPUs to build for, ahead of
-    time. Raises BackendError with the runtime's reason, RejectedTypesError where that is the int8 of the file; a
-    warning that uint8 is taken for int8 counts as one.
+    time. Raises BackendError with the runtime's reason; a warning that uint8 is taken for int8 counts as one.
     """
     try:
         builder = trt.Builder(logger)
@@ -109,8 +109,7 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(request.onnx.read_bytes()):
         reason = str(parser.get_error(0)).splitlines()[0] if parser.num_errors else errors_in(trt, logger)
-        kind = RejectedTypesError if _TYPES.search(reason) else BackendError
-        raise kind(
+        raise BackendError(
             f"{product} cannot read {request.onnx.name}: {reason}",
             fix=f"upgrade {product}, or build for another runtime: edgeopt build --target onnxruntime",
         )
@@ -132,7 +131,7 @@ def build_engine(
 def _refuse_uint8(lines: Iterable[tuple[int, str]], product: str) -> None:
     for _, text in lines:
         if "UINT8" in text and "INT8 instead" in text:
-            raise RejectedTypesError(
+            raise BackendError(
                 f"{product} would take uint8 for int8: {text.splitlines()[0]}",
                 fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
             )
