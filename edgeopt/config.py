@@ -17,7 +17,7 @@ from edgeopt.compress_table import OUT_OF_SCOPE
 from edgeopt.compress_table import CompressConfig as CompressConfig
 from edgeopt.data_table import DataConfig as DataConfig
 from edgeopt.errors import ConfigError, EdgeoptError, did_you_mean
-from edgeopt.files import printable
+from edgeopt.files import fits_a_command, printable
 from edgeopt.recipe_tables import BaselineConfig as BaselineConfig
 from edgeopt.recipe_tables import BenchConfig as BenchConfig
 from edgeopt.recipe_tables import BuildConfig as BuildConfig
@@ -288,7 +288,9 @@ def load_recipe(path: Path) -> Recipe:
 def load_target(name_or_file: str) -> Target:
     """A shipped target by name, or the user's own TOML file."""
     path = resources.find("targets", name_or_file)
-    return validate(Target, {**read_toml(path), "name": path.stem}, where=f"target {path}")
+    own = resources.is_file_name(name_or_file) and fits_a_command(name_or_file)
+    ours = {"name": path.stem, "typed": name_or_file if own else ""}
+    return validate(Target, {**read_toml(path), **ours}, where=f"target {path}")
 
 
 def load_calibration(name_or_file: str) -> CalibrationRecipe:

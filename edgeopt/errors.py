@@ -26,7 +26,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 #: The fix for what only a bug, or a model or runtime this version does not know, can bring about.
 REPORT = "please report it, with what `edgeopt doctor --json` prints"
@@ -41,6 +41,7 @@ class EdgeoptError(Exception):
         super().__init__(message)
         self.message = message
         self.fix = fix
+        self.others: tuple[EdgeoptError, ...] = ()  # what else went wrong: only one error can be raised
 
     def __str__(self) -> str:
         return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
@@ -114,6 +115,13 @@ class UndecidedError(EdgeoptError):
     """Too few pictures or too little time to judge a budget."""
 
     exit_code = 5
+
+
+def raise_first(failed: Sequence[EdgeoptError]) -> None:
+    """Raise the first of ``failed``, if any, with the others in it: only one can be raised, and none is lost."""
+    if failed:
+        failed[0].others = (*failed[0].others, *failed[1:])
+        raise failed[0]
 
 
 def disk_trouble(error: BaseException | None) -> str:

@@ -224,6 +224,12 @@ def fits_a_folder(name: str) -> bool:
     )
 
 
+def fits_a_command(path: str) -> bool:
+    """Whether ``path`` of a TOML file may be shown to be typed: one line, and to a shell only a path."""
+    harmless = is_plain(path) and not any(character in path for character in "$`;&'\"\\<>|*?!")
+    return harmless and path.endswith(".toml") and not path.startswith("-") and len(path) <= 1000
+
+
 def refuse_links_out(folder: Path) -> None:
     """Raise RunError when a link in ``folder`` leads out of it, or something there is neither a file nor a folder.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgeopt.backends.base import Backend
 from edgeopt.config import Budget, CompressConfig, Recipe, load_target, stated_by
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, MissingBackendError, RunError
+from edgeopt.errors import BackendError, MissingBackendError, RunError, raise_first
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
 
@@ -100,7 +100,7 @@ def _compress_as(journey: Journey, config: CompressConfig) -> None:
 
 
 def _build(journey: Journey) -> None:
-    from edgeopt.stages.build import build_each, raise_first
+    from edgeopt.stages.build import build_each
 
     recipe, console = journey.recipe, journey.console
     config = recipe.build.model_dump()
@@ -109,7 +109,7 @@ def _build(journey: Journey) -> None:
     )
     for item in built:
         console.say(item.summary())
-    raise_first(failed, console)
+    raise_first(failed)
 
 
 def _bench(journey: Journey) -> None:

@@ -41,7 +41,7 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAM
 
 [train]
 epochs = 20                              # passes over the train pictures, at most
-# time = "20m"                           # the most training may take, folds together; epochs are a bound too; default: none
+# time = "20m"                           # the most training may take, folds together, epochs a bound too; default: none
 # patience = 10                          # early stopping: it ends after so many epochs without a better one on val
 # lr = 0.001                             # the head's learning rate; "auto": by a range test
 # layer_decay = 0.9                      # each layer has so much of the rate of the one above it; 1.0: all the same

@@ -18,6 +18,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -25,6 +26,7 @@ from uuid import uuid4
 from edgeopt.console import Console, Silent
 from edgeopt.errors import RemoteError
 from edgeopt.files import make_folder, printable, sha256, write_bytes
+from edgeopt.resources import is_file_name
 from edgeopt.run import Run
 
 _HOME = "edgeopt-runs"  # in the user's home, where the URL states no folder
@@ -74,8 +76,9 @@ def run_on(
 ) -> str:
     """Run ``edgeopt ARGUMENTS --run ...`` on the machine at ``url``, on a copy of ``run``; returns its standard output.
 
-    What is new under ``device/`` there is brought back into ``run``. Its messages are said here. Raises RemoteError
-    when the machine cannot be reached, has no edgeopt, or the command exits with a code that is not ``ok``.
+    Files that ``--target`` names are copied there. What is new under ``device/`` there is brought back to ``run``. Its
+    messages are said here. Raises RemoteError when the machine cannot be reached, has no edgeopt, or the command exits
+    with a code that is not ``ok``.
     """
     console = console or Silent()
     machine = _Machine(Host.parse(url), console)
@@ -83,7 +86,8 @@ def run_on(
     folder = f"{machine.host.folder}/{run.name}-{str(run.info['id'])[:8]}"
     with console.task(f"copying {run.name} to {machine.host.destination}"):
         machine.send(run.path, folder, _needed(run.path))
-    code, out, said = machine.detached([command, *arguments, "--run", folder])
+    there = _with_targets_sent(machine, arguments, f"{folder}-targets")
+    code, out, said = machine.detached([command, *there, "--run", folder])
     for line in said.splitlines():
         console.say(f"{machine.host.destination}: {line}")
     with run.lock():
@@ -95,6 +99,17 @@ def run_on(
             fix="the lines above are that machine's own; mend it there, then type the same again",
         )
     return out
+
+
+def _with_targets_sent(machine: _Machine, arguments: Sequence[str], folder: str) -> list[str]:
+    """``arguments`` with the paths there of the target files they name, which are copied into ``folder``."""
+    sent = list(arguments)
+    for index, (option, value) in enumerate(pairwise(arguments)):
+        if option == "--target" and is_file_name(value):
+            path = Path(value)
+            machine.send(path.parent, folder, [path.name])
+            sent[index + 1] = f"{folder}/{path.name}"
+    return sent
 
 
 def _needed(root: Path) -> list[str]:

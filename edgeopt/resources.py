@@ -24,9 +24,14 @@ def names(kind: Kind) -> list[str]:
     return sorted(path.stem for path in folder(kind).glob("*.toml"))
 
 
+def is_file_name(name_or_file: str) -> bool:
+    """Whether it is meant as the path to a file of one's own, and not as a shipped name."""
+    return name_or_file.endswith(".toml") or "/" in name_or_file
+
+
 def find(kind: Kind, name_or_file: str) -> Path:
     """The TOML file for a shipped name or a path to the user's own file; raises ConfigError when there is none."""
-    if name_or_file.endswith(".toml") or "/" in name_or_file:
+    if is_file_name(name_or_file):
         path = Path(name_or_file)
         if not path.is_file():
             raise ConfigError(f"{kind} file {name_or_file} does not exist", fix="check the path")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from edgeopt.compress_table import known_scheme
+from edgeopt.files import fits_a_command
 from edgeopt.tables import Strict
 from edgeopt.training_tables import Seed
 
@@ -94,6 +96,7 @@ class Target(Strict):
 
     schema_: Literal[1] = Field(1, alias="schema")
     name: str = ""
+    typed: str = ""  # the path of a file of one's own, as it was given
     title: str
     backend: str
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "int8"
@@ -117,6 +120,18 @@ class Target(Strict):
         if strange:
             raise ValueError(f"session.{', session.'.join(strange)}: not read by {self.backend}")
         return self
+
+    @property
+    def build_command(self) -> str:
+        """What to type to build for it."""
+        return f"edgeopt build --target {shlex.quote(self.typed or self.name or self.backend)}"
+
+    @field_validator("typed")
+    @classmethod
+    def _to_be_typed(cls, value: str) -> str:
+        if value and not fits_a_command(value):
+            raise ValueError("is no path to type")
+        return value
 
     @field_validator("scheme")
     @classmethod

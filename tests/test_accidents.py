@@ -13,19 +13,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import paint_folder
+from onnx import numpy_helper
+from small_run import write_small_run
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt import run as run_module
 from edgeopt.cli.build_cmd import command as build_command
-from edgeopt.errors import ConfigError, EdgeoptError, ParityError, RunError
-from edgeopt.files import sha256
+from edgeopt.cli.terminal import Terminal
+from edgeopt.errors import ConfigError, EdgeoptError, LoweringError, ParityError, RunError
+from edgeopt.export import precision
+from edgeopt.files import read_json, sha256, write_json
 from edgeopt.metrics import Parity
+from edgeopt.registry import load_backend
+from edgeopt.report.table import assemble
+from edgeopt.sets import open_set
+from edgeopt.stages import bench as bench_stage
 from edgeopt.stages import export as export_stage
-from edgeopt.stages.engines import left_out
+from edgeopt.stages.build_plan import source_onnx
+from edgeopt.stages.engines import engines, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ModelConfig(name="test_resnet", pretrained=False)
@@ -265,6 +277,64 @@ def test_engines_of_a_variant_that_was_made_again_are_not_used(own: Run) -> None
     assert left_out(own)["onnxruntime/int8-u8a7w"] == "its variant was made again since"
 
 
+def _made_again(run: Run) -> None:
+    """The original's weights are others, as its record says."""
+    record = read_json(run.path / "host/float/stage.json")
+    record["outputs"]["model"]["sha256"] = sha256(run.path / "run.json")
+    write_json(run.path / "host/float/stage.json", record)
+
+
+def test_engines_of_what_an_earlier_original_became_are_named_and_not_measured_or_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_small_run(tmp_path / "run")
+    int8 = "onnxruntime/int8-u8a7w"
+    assert [engine.key for engine in bench_stage._chosen(run, (), False, Terminal())] == ["onnxruntime/float", int8]
+    assert {row.key: row.measured for row in assemble(run.path).engines}[int8]
+    _made_again(run)
+    assert run.stale("int8-u8a7w")
+    assert [engine.key for engine in bench_stage._chosen(run, (), False, Terminal())] == ["onnxruntime/float"]
+    said = f"not measured here: {int8} (what it was made from was made again since"
+    assert said in capsys.readouterr().err
+    [row] = [row for row in assemble(run.path).engines if row.key == int8]
+    assert not row.measured
+    assert "made again since" in row.reason
+
+
+def test_what_comes_of_an_outdated_variant_is_stale_too(tmp_path: Path) -> None:
+    run = write_small_run(tmp_path / "run")
+    shutil.copytree(run.path / "host/int8-u8a7w", run.path / "host/further")
+    record = read_json(run.path / "host/further/stage.json")
+    record["inputs"]["source"] = run.stated(run.variant("int8-u8a7w"), "model")[1]
+    write_json(run.path / "host/further/stage.json", {**record, "name": "further", "parent": "int8-u8a7w"})
+    assert not run.stale("further")
+    _made_again(run)
+    assert not run.outdated(run.variant("further"))
+    assert run.stale("further")
+
+
+def test_accuracy_is_compared_anew_when_the_original_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, original = write_small_run(tmp_path / "run"), "onnxruntime/float"
+    monkeypatch.setattr(bench_stage, "_original_key", lambda _: original)
+    monkeypatch.setattr(bench_stage, "test_set", lambda _: open_set(next((run.data / "sets").iterdir()), "test"))
+
+    def judged() -> dict[str, Any]:
+        return bench_stage._accuracy(engines(run)["onnxruntime/int8-u8a7w"], Terminal(quiet=True))
+
+    before = judged()
+    assert judged() == before, "it is kept while nothing changes"
+    folder = run.path / "device" / original
+    record = read_json(folder / "accuracy.json")
+    others = [(one + 1) % len(record["labels"]) for one in record["predictions"]]
+    write_json(folder / "accuracy.json", {**record, "predictions": others, "build_key": "0" * 64})
+    assert judged().get("drop_points") is None, "figures of another original are none to compare with"
+    write_json(folder / "build.json", {**read_json(folder / "build.json"), "key": "0" * 64})
+    assert judged()["baseline_key"] == "0" * 64
+    assert judged()["drop_points"] != before["drop_points"]
+
+
 # -- signals -------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +411,38 @@ def test_a_variant_that_cannot_be_exported_does_not_keep_the_others_from_being_b
     own.remove("int8-u8a7w-other")
     with pytest.raises(ParityError):
         api.build(own, "onnxruntime")
+
+
+@pytest.mark.parametrize("problem", ["too large", "other answers"])
+def test_a_float16_file_that_fails_is_left_out_and_only_those_who_need_it_are_refused(
+    own: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: str
+) -> None:
+    """What is wrong with it is planted."""
+
+    def write(source: Path, destination: Path) -> None:
+        if problem == "too large":
+            raise LoweringError("fc.bias holds 1e+06, too large for float16")
+        precision.to_fp16(source, destination)
+        model = onnx.load(destination)
+        bias = next(one for one in model.graph.initializer if one.name == "fc.bias")
+        bias.CopyFrom(numpy_helper.from_array(np.array([9, -9, 4], np.float16), "fc.bias"))
+        onnx.save(model, destination)
+
+    monkeypatch.setattr(export_stage, "to_fp16", write)
+    shutil.rmtree(own.path / "device")
+    written = api.export(own, variants=["float"], force=True, console=Terminal())["float"]
+    told = "holds 1e+06" if problem == "too large" else "in float16 it does not answer as the trained model"
+    assert told in written["half_problem"]
+    assert (
+        f"float has no float16 file, which TensorRT builds from: {written['half_problem']}" in capsys.readouterr().err
+    )
+    assert set(written["outputs"]) == {"onnx", "logits"}
+    assert not (own.path / "host/float/export/model.fp16.onnx").exists()
+    with pytest.raises(LoweringError, match="float has no float16 file, which tensorrt builds from: ") as caught:
+        source_onnx(own, load_backend("tensorrt"), "float", "fp16")
+    assert told in caught.value.message
+    source_onnx(own, load_backend("tensorrt"), "float", "fp32")
+    assert {item.name for item in api.build(own, "onnxruntime")} == {"float", "int8-u8a7w"}
 
 
 def test_a_target_that_cannot_be_built_does_not_keep_the_next_from_being_built(own: Run) -> None:

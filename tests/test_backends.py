@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from edgeopt import environment
 from edgeopt.backends import capability, gpu, openvino_passes, trt_common, trt_table
+from edgeopt.backends import openvino as openvino_backend
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult, Session
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
-from edgeopt.backends.openvino import OpenVinoBackend
+from edgeopt.backends.openvino import OpenVinoBackend, OpenVinoSession
 from edgeopt.backends.tensorrt import TensorRtBackend
 from edgeopt.backends.tensorrt_rtx import TensorRtRtxBackend
 from edgeopt.config import SessionOptions, Target
@@ -354,6 +355,38 @@ def test_openvino_refuses_a_precision_the_cpu_lacks(tmp_path: Path, monkeypatch:
     assert OpenVinoBackend().float_baselines() == ("fp32", "bf16")
 
 
+def test_openvinos_baselines_are_those_of_the_targets_device_with_planted_capabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stated = {"CPU": ("FP32", "BF16", "INT8"), "GPU": ("FP32", "FP16", "INT8"), "NPU": ("FP16", "INT8")}
+    monkeypatch.setattr(openvino_backend, "_capabilities", lambda device: stated.get(device, ()))
+    found = {}
+    for device in ("CPU", "GPU", "NPU", "GPU.7"):
+        target = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device=device))
+        found[device] = OpenVinoBackend().baselines_on(target)
+    assert found == {"CPU": ("fp32", "bf16"), "GPU": ("fp32", "fp16"), "NPU": ("fp16",), "GPU.7": ("fp32",)}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_device_of_fixed_shapes_is_fed_in_the_engines_batch_with_the_cpu_for_one(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = np.random.default_rng(0).normal(size=(6, *tiny_onnx.SHAPE)).astype(np.float32)
+    engine = tmp_path / "built" / str(build(OpenVinoBackend, tmp_path, None).engine)
+    target = Target(schema=1, title="t", backend="openvino", batch=batch)
+    with OpenVinoBackend().open(engine, target, precision="fp32") as session:
+        expected = session.infer(pictures)
+    monkeypatch.setattr(openvino_backend, "_FIXED_SHAPES", frozenset({"CPU"}))
+    compiled: list[int] = []
+    compile_ = OpenVinoSession._compile
+    monkeypatch.setattr(
+        OpenVinoSession, "_compile", lambda self, size, *more: compiled.append(size) or compile_(self, size, *more)
+    )
+    with OpenVinoBackend().open(engine, target, precision="fp32") as session:
+        np.testing.assert_allclose(session.infer(pictures), expected, atol=1e-5)
+    assert set(compiled) == {batch}, "no model of any batch is compiled"
+
+
 def test_openvino_leaves_a_device_that_is_not_here_to_the_device_and_opens_nothing_on_it(tmp_path: Path) -> None:
     built = build(OpenVinoBackend, tmp_path, None, device="GPU")
     assert (built.engine, built.runs_here) == (None, False)
@@ -429,8 +462,10 @@ def test_the_parsers_warning_about_uint8_is_an_error(tmp_path: Path) -> None:
     _write_uint8_without_shift(path)
     request = request_for(TensorRtRtxBackend, path, tmp_path / "built", "s8a8w")
     logger = trt_common.collecting_logger(tensorrt_rtx)
-    with pytest.raises(BackendError, match="would take uint8 for int8"):
+    with pytest.raises(BackendError, match="would take uint8 for int8") as caught:
         trt_common.build_engine(tensorrt_rtx, logger, request, capabilities=("SM86",))
+    assert trt_common.concerns_types(caught.value), "TensorRT would answer as wrongly: no doubt, but an error"
+    assert not trt_common.concerns_types(BackendError("TensorRT-RTX cannot read model.onnx: no importer for Foo"))
 
 
 def _write_uint8_without_shift(path: Path) -> None:
@@ -505,8 +540,18 @@ def test_a_model_the_parser_refuses_is_a_backend_error_with_its_reason(tmp_path:
     request = request_for(
         TensorRtRtxBackend, tmp_path / "odd.onnx", tmp_path / "built", None, compute_capabilities=("SM86",)
     )
-    with pytest.raises(BackendError, match=r"cannot read odd.onnx: .*NoSuchOperator"):
+    with pytest.raises(BackendError, match=r"^TensorRT-RTX cannot read odd.onnx: .*NoSuchOperator") as caught:
         TensorRtRtxBackend().build(request)
+    assert "upgrade TensorRT-RTX" in str(caught.value.fix)
+    if gpu.gpu_count():
+        return
+    # For TensorRT, which is not here, that is a doubt: the file is for a device that may take it.
+    built = TensorRtBackend().build(request_for(TensorRtBackend, tmp_path / "odd.onnx", tmp_path / "trt", None))
+    assert built.engine is None
+    assert built.device_command == "edgeopt build --target here"
+    assert "TensorRT-RTX" in built.reason
+    assert "which stands in for TensorRT, does not take model.onnx" in built.reason
+    assert "NoSuchOperator" in str(built.details["doubt"])
 
 
 INSPECTED_10 = {

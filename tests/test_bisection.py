@@ -14,15 +14,18 @@ from onnx import numpy_helper
 from small_run import write_small_run
 
 from edgeopt import api
-from edgeopt.backends.base import Backend
+from edgeopt.backends.base import Backend, BuildRequest, BuildResult, FusionReport
 from edgeopt.backends.bisection import expose, first_difference
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
+from edgeopt.cli import main
 from edgeopt.config import Target
-from edgeopt.errors import ParityError
+from edgeopt.errors import BackendError, ParityError
 from edgeopt.files import read_json, sha256, write_json
 from edgeopt.run import Run
-from edgeopt.stages.build import _noise_floor
+from edgeopt.stages import build as build_stage
+from edgeopt.stages.build import Built, _misjudged, _noise_floor, build_each
+from edgeopt.stages.engines import left_out
 
 BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
 PICTURES = np.random.default_rng(0).normal(size=(8, *tiny_onnx.SHAPE)).astype(np.float32)
@@ -97,10 +100,83 @@ def test_a_build_that_answers_otherwise_says_whether_a_layer_or_the_onnx_differs
 
 def test_an_engine_that_answers_otherwise_does_not_keep_the_next_from_being_built(tmp_path: Path) -> None:
     run = write_small_run(tmp_path / "run")
+    _answers_of_another(run, "int8-u8a7w")
+    built, failed = build_each(run, ["onnxruntime"])
+    assert [item.name for item in built] == ["float", "int8-u8a7w"], "records of engines that failed are not lost"
+    assert [type(error) for error in failed] == [ParityError]
+    assert run.engines()["onnxruntime/float"]["parity"]["ok"]
+
+
+def test_a_float_baseline_that_answers_otherwise_is_named_and_int8_is_built(tmp_path: Path) -> None:
+    run = write_small_run(tmp_path / "run")
     _answers_of_another(run, "float")
-    with pytest.raises(ParityError, match="onnxruntime/float"):
-        api.build(run, "onnxruntime")
+    built, failed = build_each(run, ["onnxruntime"])
+    assert not failed
+    lines = {item.name: item.summary() for item in built}
+    assert "not used, for it does not answer as trained: largest difference" in lines["float"]
     assert run.engines()["onnxruntime/int8-u8a7w"]["parity"]["ok"]
+    assert "onnxruntime/float" in left_out(run)
+    for asked in ({"variants": ["float"]}, {"strict": True}):  # then it is what was asked for
+        with pytest.raises(ParityError, match="onnxruntime/float"):
+            api.build(run, "onnxruntime", **asked)
+
+
+@pytest.mark.parametrize(("refused", "failures"), [("fp32", 0), ("int8", 1)])
+def test_an_engine_that_the_runtime_refuses_leaves_the_others_built_and_in_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, failures: int
+) -> None:
+    """The refusal is planted."""
+    run = write_small_run(tmp_path / "run")
+    shutil.rmtree(run.path / "device")
+    built_before = OnnxRuntimeBackend._build
+
+    def build(self: OnnxRuntimeBackend, request: BuildRequest) -> BuildResult:
+        if request.precision == refused:
+            raise BackendError("it has no such kernel", fix="none")
+        return built_before(self, request)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_build", build)
+    built, failed = build_each(run, ["onnxruntime"])
+    assert [error.message for error in failed] == ["it has no such kernel"] * failures
+    made = [item for item in built if item.record["engine"]]
+    assert [item.record["precision"] for item in made] == ["fp32" if refused == "int8" else "int8"]
+    if refused == "fp32":
+        assert built[0].summary() == ("onnxruntime/float: left out of the comparison: it has no such kernel; none")
+
+
+def test_all_that_went_wrong_is_on_stderr_though_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Both refusals are planted."""
+    run = write_small_run(tmp_path / "run")
+
+    def plan(_run: Run, profile: Target, *_rest: object) -> list[Any]:
+        raise BackendError(f"{profile.name} says no", fix=f"mend {profile.name}")
+
+    monkeypatch.setattr(build_stage, "plan", plan)
+    typed = ["build", "--target", "onnxruntime", "--target", "openvino", "--run", str(run.path), "--quiet"]
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    for name in ("onnxruntime", "openvino"):
+        assert f"edgeopt: {name} says no\n  fix: mend {name}\n" in said
+
+
+def test_strict_is_not_satisfied_without_an_audit() -> None:
+    record: dict[str, Any] = {"precision": "int8", "profile": {"min_int8_share_macs": 0.5}, "reason": "no GPU here"}
+    nothing = FusionReport("tensorrt", 0, 0, (), "planted").to_json()
+    for fusion in (None, {}, nothing):
+        item = Built("tensorrt", "int8-s8a8w", {**record, "fusion": fusion}, skipped=False)
+        [error] = _misjudged([item], strict=True)
+        assert "no audit says what runs in int8 (no GPU here)" in error.message
+        assert not _misjudged([item], strict=False)
+
+
+def test_an_int8_engine_with_a_float16_rest_is_judged_by_the_noise_of_both() -> None:
+    record = {"noise_floor": 0.01, "half_noise": {"fp16": 0.02}}
+    assert _noise_floor(record, "int8", "fp16") == 0.02
+    assert _noise_floor(record, "int8", "fp32") == 0.01
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from numpy.random import default_rng
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -28,7 +29,8 @@ from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import QDQSummary, export_qdq
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.schemes import SCHEMES, get_scheme
-from edgeopt.stages.export import _plain_runner, noise_floor
+from edgeopt.stages import export as export_stage
+from edgeopt.stages.export import _plain_runner, noise_floor, write_half
 from tests.tiny_torch import TinyNet, calibration, tiny_net
 
 SHAPE = (3, 32, 32)
@@ -289,6 +291,71 @@ def test_float16_refuses_what_does_not_fit(float_file: Path, tmp_path: Path) -> 
     with pytest.raises(LoweringError, match=r"head\.bias holds 1e\+06"):
         to_fp16(tmp_path / "large.onnx", tmp_path / "half.onnx")
     assert not (tmp_path / "half.onnx").exists()
+
+
+def _masked(path: Path) -> Path:
+    """Resize (its scales are float32 by ONNX), ConstantOfShape, Range (which has no float16) and a mask of -3.4e38."""
+    least = float(np.finfo(np.float32).min)
+    given = {"scales": np.array([1, 1, 2, 2], np.float32), "least": np.float32(least), "zero": np.float32(0)}
+    given |= {"four": np.float32(4), "one": np.float32(1), "axes": np.array([2, 3]), "shape": np.array([1, 4])}
+    given |= {"weight": default_rng(0).normal(0, 1, (3, 4)).astype(np.float32)}
+    make, node = onnx.helper, onnx.helper.make_node
+    ones = numpy_helper.from_array(np.ones(1, np.float32))
+    nodes = [
+        node("Resize", ["input", "", "scales"], ["large"], "resize", mode="nearest"),
+        node("ReduceMean", ["large", "axes"], ["pooled"], "mean", keepdims=0),
+        node("MatMul", ["pooled", "weight"], ["scores"], "scores"),
+        node("ConstantOfShape", ["shape"], ["ones"], "ones", value=ones),
+        node("ConstantOfShape", ["shape"], ["zeros"], "zeros"),
+        node("Range", ["zero", "four", "one"], ["places"], "places"),
+        node("Less", ["places", "one"], ["first"], "first"),
+        node("Where", ["first", "least", "scores"], ["masked"], "where"),
+        node("Softmax", ["masked"], ["shares"], "softmax"),
+        node("Add", ["shares", "ones"], ["more"], "add"),
+        node("Add", ["more", "zeros"], ["moved"], "add_zeros"),
+        node("Add", ["moved", "places"], ["logits"], "add_places"),
+    ]
+    graph = make.make_graph(
+        nodes,
+        "masked",
+        [make.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [make.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in given.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+def test_float16_keeps_what_onnx_wants_in_float32_and_cuts_a_masks_infinity(tmp_path: Path) -> None:
+    source = _masked(tmp_path / "model.onnx")
+    to_fp16(source, tmp_path / "half.onnx")
+    model = onnx.load(tmp_path / "half.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert kinds["scales"] == onnx.TensorProto.FLOAT
+    assert kinds["weight"] == kinds["least"] == onnx.TensorProto.FLOAT16
+    x = torch.from_numpy(default_rng(1).normal(0, 1, (5, 3, 8, 8)).astype(np.float32))
+    assert np.abs(run(tmp_path / "half.onnx", x, plain=True) - run(source, x, plain=True)).max() < 0.01
+
+
+def test_the_scheme_is_held_against_the_float16_file_too(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in which a layer lost its int8 is planted."""
+    source = exported["s8a8w"][1]
+    write_half(source, tmp_path / "half.onnx", scheme="s8a8w")
+
+    def one_layer_less(source: Path, destination: Path) -> None:
+        to_fp16(source, destination)
+        model = onnx.load(destination)
+        stem = next(node for node in model.graph.node if node.op_type == "Conv")
+        stem.input[0] = next(node for node in model.graph.node if node.op_type == "Cast").output[0]
+        onnx.save(model, destination)
+
+    monkeypatch.setattr(export_stage, "to_fp16", one_layer_less)
+    with pytest.raises(LoweringError, match="5 of 6 layers are int8, not 6"):
+        write_half(source, tmp_path / "half.onnx", scheme="s8a8w")
 
 
 def test_a_bias_too_large_for_its_scale_is_not_cut(net: TinyNet, tmp_path: Path) -> None:

@@ -16,15 +16,19 @@ import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from small_run import write_small_run
 
-from edgeopt import Run
+from edgeopt import Run, remote
 from edgeopt.cli import bench_cmd, build_cmd, eval_cmd
 from edgeopt.errors import RemoteError
 from edgeopt.remote import Host, run_on
+from edgeopt.stages import export as export_stage
+from edgeopt.stages import mixing
 
 ROOT = Path(__file__).resolve().parent.parent
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -177,6 +181,35 @@ def test_a_device_that_is_unknown_empty_or_unwilling_is_a_line(device: Device, t
     device.known_hosts.write_text("")
     with pytest.raises(RemoteError, match="cannot be reached: Host key verification failed"):
         run_on(run, device.url, ["build", "--target", "onnxruntime"])
+
+
+def test_a_target_file_is_copied_there_and_named_by_where_it_is_there(tmp_path: Path) -> None:
+    """No machine: what would be sent is noted."""
+    sent: list[tuple[Path, str, list[str]]] = []
+    machine: Any = SimpleNamespace(send=lambda *what: sent.append(what))
+    file = str(tmp_path / "my-board.toml")
+    typed = ["build", "--json", "--target", file, "--target", "openvino", "--strict"]
+    there = remote._with_targets_sent(machine, typed, "edgeopt-runs/flowers-1-targets")
+    assert there == [
+        *typed[:3], "edgeopt-runs/flowers-1-targets/my-board.toml", "--target", "openvino", "--strict"
+    ]  # fmt: skip
+    assert sent == [(tmp_path, "edgeopt-runs/flowers-1-targets", ["my-board.toml"])]
+
+
+def test_layers_left_in_float_for_another_machine_are_exported_before_they_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a machine nor a model: the steps are noted in their order."""
+    run, steps = _unbuilt(tmp_path / "run"), []
+    variant = SimpleNamespace(name="int8-u8a7w-mixed")
+    monkeypatch.setattr(mixing, "mix", lambda *_, **asked: steps.append(("mix", asked["variants"])) or [variant])
+    monkeypatch.setattr(export_stage, "export", lambda *_, **asked: steps.append(("export", asked["variants"])) or {})
+    monkeypatch.setattr(remote, "run_on", lambda _run, _url, typed, **_: steps.append(("send", typed)) or "[]")
+    typed = ["--target", "onnxruntime", "--variant", "int8-u8a7w", "--float-layer", "fc", "--on", "ssh://pi@pi"]
+    CliRunner().invoke(build_cmd.command, [*typed, "--run", str(run.path)], catch_exceptions=False)
+    assert [name for name, _ in steps] == ["mix", "export", "send"]
+    assert [list(asked) for name, asked in steps if name != "send"] == [["int8-u8a7w"], ["int8-u8a7w-mixed"]]
+    assert "int8-u8a7w-mixed" in steps[-1][1]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from edgeopt import environment, registry, resources
 from edgeopt.backends import capability
 from edgeopt.config import CalibrationRecipe, Match, SessionOptions, Target, load_calibration, load_target
 from edgeopt.fit import fit
+from edgeopt.records.fields import DeviceCommand
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = resources.names("targets")
@@ -133,6 +135,27 @@ def test_calibration_recipes_grow_from_fast_to_thorough() -> None:
     assert (default.selection, thorough.selection) == ("stratified", "diverse")
 
 
+def test_a_file_of_ones_own_is_named_as_it_was_typed_wherever_a_command_is(tmp_path: Path) -> None:
+    text = resources.find("targets", "onnxruntime").read_text()
+    known = TypeAdapter(DeviceCommand)
+    for typed, command in (
+        (f"{tmp_path}/my-board.toml", f"edgeopt build --target {tmp_path}/my-board.toml"),
+        (f"{tmp_path}/my board.toml", f"edgeopt build --target '{tmp_path}/my board.toml'"),
+        (f"{tmp_path}/a$b.toml", "edgeopt build --target 'a$b'"),  # not shown to be typed into a shell
+    ):
+        Path(typed).write_text(text)
+        target = load_target(typed)
+        assert (target.name, target.build_command) == (Path(typed).stem, command)
+        if "$" not in typed:
+            assert known.validate_python(command) == command
+    assert load_target("onnxruntime").build_command == "edgeopt build --target onnxruntime"
+    for strange in ("x'; rm -rf ~; '.toml", "a;b.toml", "-x.toml", "a\nb.toml", "a/b"):
+        with pytest.raises(ValidationError):
+            known.validate_python(f"edgeopt build --target {strange}")
+        with pytest.raises(ValidationError):
+            Target(schema=1, title="t", backend="onnxruntime", typed=strange)
+
+
 @pytest.mark.parametrize("kind", ["targets", "calibration"])
 def test_the_readme_lists_exactly_what_is_shipped(kind: resources.Kind) -> None:
     text = (resources.folder(kind) / "README.md").read_text(encoding="utf-8")
@@ -146,7 +169,7 @@ def test_the_targets_readme_states_each_status_as_it_is() -> None:
     for name in TARGETS:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.rstrip().endswith(f"{load_target(name).status} |")
-        assert all(key in text for key in Target.model_fields if key not in ("schema_", "name"))
+        assert all(key in text for key in Target.model_fields if key not in ("schema_", "name", "typed"))
 
 
 def test_data_folders_hold_data_only() -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from edgeopt.backends import gpu, trt_common
+from edgeopt.backends import gpu, tensorrt, trt_common
 from edgeopt.errors import BackendError
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -221,6 +221,14 @@ def test_an_engine_that_does_not_run_or_load_is_a_clear_error(
     (tmp_path / "other.plan").write_bytes(b"another version's")
     with pytest.raises(BackendError, match=r"cannot load other\.plan"):
         trt_common.TrtSession(session._trt, tmp_path / "other.plan", "TensorRT")
+    assert device.closed, "what was taken of the GPU is given back, since nobody has a session to close"
+
+
+def test_kernel_timings_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tensorrt._timing_cache("10.3").parent == tmp_path / "edgeopt"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the specification
+    assert tensorrt._timing_cache("10.3").is_absolute()
 
 
 def test_every_cuda_call_is_one_that_cuda_python_has_with_as_many_arguments() -> None:

@@ -246,6 +246,10 @@ class Backend(ABC):
         """Precisions, other than int8, worth measuring beside int8 on this machine."""
         return ("fp32",)
 
+    def baselines_on(self, target: Target) -> tuple[str, ...]:
+        """As :meth:`float_baselines`, on the device that ``target`` states; differs where a runtime has several."""
+        return self.float_baselines()
+
     def layer_times(
         self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
     ) -> dict[str, float]:

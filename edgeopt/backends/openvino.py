@@ -40,6 +40,7 @@ _UPGRADE = f"pip install --upgrade openvino, then build again; if that does not 
 #: so float32 must be asked for, and is for the layers int8 leaves over too.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _NEEDS = {"bf16": "BF16", "fp16": "FP16"}  # precision -> name in the device's OPTIMIZATION_CAPABILITIES
+_FIXED_SHAPES = frozenset({"NPU"})  # devices that compile a model for one batch only
 _COMPUTE = frozenset({"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "MHA"})
 _INT8 = frozenset({"i8", "u8"})
 
@@ -69,8 +70,11 @@ class OpenVinoBackend(Backend):
 
     def float_baselines(self) -> tuple[str, ...]:
         """fp32, and bf16 or fp16 where the CPU computes in them natively."""
-        capabilities = _capabilities("CPU")
-        return ("fp32", *(precision for precision, need in _NEEDS.items() if need in capabilities))
+        return _computed_in(_capabilities("CPU"))
+
+    def baselines_on(self, target: Target) -> tuple[str, ...]:
+        """Those that the device of ``target`` computes in natively; fp32 where it is not here to be asked."""
+        return _computed_in(_capabilities(target.session.device))
 
     def schemes_on(self, target: Target) -> tuple[str, ...]:
         """From the capability table, for the device that ``target`` states."""
@@ -107,7 +111,7 @@ class OpenVinoBackend(Backend):
 
         read_onnx(request.onnx)  # refuses external data
         if missing := self.missing(request.target):
-            on_device = f"edgeopt build --target {request.target.name}"
+            on_device = request.target.build_command
             return BuildResult(engine=None, reason=missing, device_command=on_device, runs_here=False)
         try:
             model = _core().read_model(str(request.onnx))
@@ -128,7 +132,7 @@ class OpenVinoBackend(Backend):
             # Without VNNI the kernels saturate and answer wrongly: the engine is right, this CPU is not.
             runs_here=exact,
             reason="" if exact else f"this machine does not compute {request.scheme and request.scheme.name} exactly",
-            device_command="" if exact else f"edgeopt build --target {request.target.name}",
+            device_command="" if exact else request.target.build_command,
             details={"device": device},
         )
 
@@ -297,12 +301,21 @@ class OpenVinoSession(Session):
                 f"expected pictures {tuple(self._input.shape[1:])}, got {batch.shape[1:]}",
                 fix="prepare them with the preprocess.json of the engine's variant",
             )
+        if _family(self._device) in _FIXED_SHAPES:
+            return self._infer_padded(batch)
         if self._any is None:
             self._any = self._compile(-1).create_infer_request()
         shared = np.require(batch, requirements=("C", "W"))  # a mapped picture set cannot be written to, and is copied
         self._any.set_input_tensor(openvino.Tensor(shared, shared_memory=True))
         self._any.infer()
         return self._any.get_output_tensor().data.copy()  # type: ignore[no-any-return]
+
+    def _infer_padded(self, batch: Float32 | UInt8) -> Float32:
+        """A batch of another size in parts of the compiled one, the last filled up with zeros."""
+        filled = np.zeros((-(-len(batch) // self._batch) * self._batch, *batch.shape[1:]), batch.dtype)
+        filled[: len(batch)] = batch
+        parts = [self._infer(part) for part in np.split(filled, len(filled) // self._batch)]
+        return np.concatenate(parts)[: len(batch)]
 
     def _property(self, name: str) -> Any:
         if name not in set(self._compiled.get_property("SUPPORTED_PROPERTIES")):
@@ -329,9 +342,16 @@ def _family(device: str) -> str:
     return device.split(".")[0].split(":")[0]
 
 
+def _computed_in(capabilities: tuple[str, ...]) -> tuple[str, ...]:
+    """The float precisions among a device's capabilities; fp32 of one that says nothing, or nothing of it."""
+    native = tuple(precision for precision, need in _NEEDS.items() if need in capabilities)
+    return ("fp32", *native) if "FP32" in capabilities or not native else native
+
+
 def _capabilities(device: str) -> tuple[str, ...]:
     core = _core()
-    if device not in core.available_devices:
+    known = core.available_devices
+    if device not in known and device not in {_family(name) for name in known}:  # GPU, of GPU.0 and GPU.1
         return ()
     return tuple(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,13 @@ from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResu
 from edgeopt.backends.capability import precisions_of, schemes_for
 from edgeopt.backends.gpu import gpu_count
 from edgeopt.backends.onnx_reader import OnnxModel, read_onnx
-from edgeopt.backends.trt_common import TrtSession, build_engine, check_signed_zero_points, collecting_logger
+from edgeopt.backends.trt_common import (
+    TrtSession,
+    build_engine,
+    check_signed_zero_points,
+    collecting_logger,
+    concerns_types,
+)
 from edgeopt.config import Target
 from edgeopt.errors import BackendError
 
@@ -98,7 +103,7 @@ def _require_scheme(request: BuildRequest, schemes: tuple[str, ...]) -> None:
 def _check_only(request: BuildRequest, model: OnnxModel) -> BuildResult:
     """No GPU: TensorRT-RTX, where installed, parses and builds the file as a check; its engine is dropped."""
     here = "there is no NVIDIA GPU on this machine"
-    command = f"edgeopt build --target {request.target.name or request.target.backend}"
+    command = request.target.build_command
     found = tensorrt_rtx.TensorRtRtxBackend().can_build()
     if not found.ok:
         return BuildResult(
@@ -108,7 +113,18 @@ def _check_only(request: BuildRequest, model: OnnxModel) -> BuildResult:
             details={"checked_with": None, "onnx": "model.onnx"},
         )
     product = f"TensorRT-RTX {found.version}"
-    layers = tensorrt_rtx.conformance_layers(request)
+    try:
+        layers = tensorrt_rtx.conformance_layers(request)
+    except BackendError as error:
+        if concerns_types(error):
+            raise
+        # Of another product: a doubt, which the device decides.
+        return BuildResult(
+            engine=None,
+            reason=f"{here}; {product}, which stands in for TensorRT, does not take model.onnx: {error.message}",
+            device_command=command,
+            details={"checked_with": product, "doubt": error.message, "onnx": "model.onnx"},
+        )
     _write_layers(request.folder, layers, checked_with=product)
     # The report names the product it was read from: it is not TensorRT's own.
     fusion = trt_table.audit(
@@ -130,5 +146,4 @@ def _write_layers(folder: Path, layers: list[trt_table.TrtLayer], *, checked_wit
 
 def _timing_cache(version: str) -> Path:
     """Kernel timings are this machine's, so they live in the user's cache and never in a run folder that travels."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "edgeopt" / f"tensorrt-{version}-{environment.machine_id()}.timing"
+    return environment.cache_folder() / f"tensorrt-{version}-{environment.machine_id()}.timing"

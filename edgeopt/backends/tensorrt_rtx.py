@@ -85,7 +85,7 @@ class TensorRtRtxBackend(Backend):
             files=(engine.name,),
             fusion=trt_table.audit(self.name, layers, model, source),
             reason="" if runs_here else elsewhere,
-            device_command="" if runs_here else f"edgeopt build --target {request.target.name}",
+            device_command="" if runs_here else request.target.build_command,
             runs_here=runs_here,
             details={"compute_capabilities": list(wanted), "layers": "layers.json", "onnx": "model.onnx"},
         )
@@ -110,5 +110,5 @@ def _build_with_table(
     trt: Any = tensorrt_rtx
     # The engine cannot be inspected without a GPU; only the log, at its most talkative, tells the layers' types.
     logger = collecting_logger(trt, verbose=True)
-    serialized = build_engine(trt, logger, request, capabilities=capabilities)
+    serialized = build_engine(trt, logger, request, product="TensorRT-RTX", capabilities=capabilities)
     return serialized, trt_table.from_log(text for _, text in logger.lines), str(trt.__version__)

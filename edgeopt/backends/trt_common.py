@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from edgeopt.backends.base import BuildRequest, Float32, Session
 from edgeopt.backends.gpu import open_gpu
 from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_onnx
 from edgeopt.errors import REPORT, BackendError
+from edgeopt.files import make_folder, write_bytes
 
+#: Words about types of quantized values that neither TensorRT nor TensorRT-RTX takes.
+_TYPES = re.compile(r"uint8|zero.?point", re.IGNORECASE)
 _REBUILD = "build it from what edgeopt export wrote: edgeopt build --target TARGET --force"
 
 
@@ -34,6 +38,11 @@ def check_signed_zero_points(path: Path) -> OnnxModel:
             fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
         )
     return model
+
+
+def concerns_types(error: BackendError) -> bool:
+    """Whether :func:`build_engine` raised it for the file's int8 types, which both products judge alike."""
+    return bool(_TYPES.search(error.message))
 
 
 def _misfit(node: OnnxNode, model: OnnxModel) -> str:
@@ -80,49 +89,50 @@ def build_engine(
     logger: Any,
     request: BuildRequest,
     *,
+    product: str = "TensorRT",
     capabilities: Sequence[str] = (),
     timing_cache: Path | None = None,
 ) -> bytes:
     """The serialized engine of ``request.onnx``: strongly typed, for batches from 1 to the target's.
 
-    ``capabilities`` (TensorRT-RTX) are the GPUs to build for, ahead of time. Raises BackendError with the runtime's
-    reason; a warning that uint8 is taken for int8 counts as one.
+    ``product`` is what ``trt`` is called in errors. ``capabilities`` (TensorRT-RTX) are the GPUs to build for, ahead of
+    time. Raises BackendError with the runtime's reason; a warning that uint8 is taken for int8 counts as one.
     """
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # pybind's null factory: no driver
         raise BackendError(
-            f"TensorRT cannot make a builder: {errors_in(trt, logger)}",
-            fix="update the NVIDIA driver to one that this TensorRT takes; nvidia-smi and `edgeopt doctor` name both",
+            f"{product} cannot make a builder: {errors_in(trt, logger)}",
+            fix=f"update the NVIDIA driver to one that this {product} takes; nvidia-smi and `edgeopt doctor` name both",
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(request.onnx.read_bytes()):
         reason = str(parser.get_error(0)).splitlines()[0] if parser.num_errors else errors_in(trt, logger)
         raise BackendError(
-            f"TensorRT cannot read {request.onnx.name}: {reason}",
-            fix="upgrade TensorRT, or build for another runtime: edgeopt build --target onnxruntime",
+            f"{product} cannot read {request.onnx.name}: {reason}",
+            fix=f"upgrade {product}, or build for another runtime: edgeopt build --target onnxruntime",
         )
-    _refuse_uint8(logger.lines)
+    _refuse_uint8(logger.lines, product)
     config = _configure(trt, builder, network, request, capabilities)
     cache = _load_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BackendError(
-            f"TensorRT cannot build {request.onnx.name}: {errors_in(trt, logger)}",
-            fix=f"when memory ran out, free some or lower batch in the target; else upgrade TensorRT, or {REPORT}",
+            f"{product} cannot build {request.onnx.name}: {errors_in(trt, logger)}",
+            fix=f"when memory ran out, free some or lower batch in the target; else upgrade {product}, or {REPORT}",
         )
     if cache is not None and timing_cache is not None:
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        make_folder(timing_cache.parent)
+        write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(serialized)
 
 
-def _refuse_uint8(lines: Iterable[tuple[int, str]]) -> None:
+def _refuse_uint8(lines: Iterable[tuple[int, str]], product: str) -> None:
     for _, text in lines:
         if "UINT8" in text and "INT8 instead" in text:
             raise BackendError(
-                f"TensorRT would take uint8 for int8: {text.splitlines()[0]}",
+                f"{product} would take uint8 for int8: {text.splitlines()[0]}",
                 fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
             )
 
@@ -176,7 +186,22 @@ class TrtSession(Session):
         self._trt, self._product = trt, product
         logger = collecting_logger(trt)
         self._logger = logger  # the runtime keeps a bare pointer to it
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
+        self._batch, self._limit = 0, 0
+        self._launch: Callable[[], None] | None = None  # the graph of that batch size, where it can be had
+        self._earlier_ms = 0.0  # of the parts of a large batch but for the last
         self._gpu = open_gpu()
+        try:
+            self._load(engine)
+        except BaseException:  # nobody gets a session to close
+            self._give_back()
+            raise
+
+    def _load(self, engine: Path) -> None:
+        """The engine, its context and buffers."""
+        trt, product, logger = self._trt, self._product, self._logger
         self._runtime = trt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
@@ -207,9 +232,6 @@ class TrtSession(Session):
         self._out_address = self._gpu.allocate(self._out.nbytes)
         self._context.set_tensor_address(self._input, self._in_address)
         self._context.set_tensor_address(self._output, self._out_address)
-        self._batch = 0
-        self._launch: Callable[[], None] | None = None  # the graph of that batch size, where it can be had
-        self._earlier_ms = 0.0  # of the parts of a large batch but for the last
 
     def _infer(self, batch: Float32) -> Float32:
         if batch.shape[1:] != self._shape:
@@ -277,6 +299,9 @@ class TrtSession(Session):
         """Frees the engine and its GPU memory."""
         if self._context is not None:
             self._gpu.synchronize()
-            self._in = self._out = np.empty(0, np.float32)
-            self._context = self._engine = self._runtime = self._launch = None
-            self._gpu.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._in = self._out = np.empty(0, np.float32)  # views of memory that goes
+        self._context = self._engine = self._runtime = self._launch = None
+        self._gpu.close()

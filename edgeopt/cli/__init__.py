@@ -124,8 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("EDGEOPT_DEBUG"):
             raise
         if _speaks_of(error):
-            told = f"edgeopt: {error}{_of_the_run(error, sys.argv[1:] if arguments is None else arguments)}"
-            click.echo(printable(told, keep="\n"), err=True)
+            _say(error, sys.argv[1:] if arguments is None else arguments)
         code = error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -140,6 +139,12 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last place that can turn it into words
         code = _unexpected(error)
     sys.exit(code)
+
+
+def _say(error: EdgeoptError, typed: Sequence[str]) -> None:
+    """All that went wrong, what decides the exit code last; on stderr with ``--quiet`` as well."""
+    for one in (*error.others, error):
+        click.echo(printable(f"edgeopt: {one}{_of_the_run(one, typed)}", keep="\n"), err=True)
 
 
 def _say_file_taken_for_option(error: click.NoSuchOption, typed: list[str]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from edgeopt.cli.common import Terminal, emit, force_option, on_option, options_of, output_options, pick_run, run_option
 from edgeopt.config import load_target
+from edgeopt.errors import raise_first
 
 targets_option = click.option(
     "--target",
@@ -71,7 +72,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Build engines for a target, with the float ones they are compared with."""
-    from edgeopt.stages.build import Built, build_each, raise_first
+    from edgeopt.stages.build import Built, build_each
     from edgeopt.stages.foreign import import_onnx
 
     console = Terminal(quiet=quiet)
@@ -89,9 +90,11 @@ def command(
         from edgeopt.remote import run_on
 
         if float_layers:  # on the device there may be no torch
+            from edgeopt.stages.export import export
             from edgeopt.stages.mixing import mix
 
             variants = tuple(one.name for one in mix(run, float_layers, variants=variants, console=console))
+            export(run, variants=variants, console=console)
         typed = options_of(target=targets, variant=variants, **how)
         records = json.loads(run_on(run, on, ["build", "--json", *typed], console=console))
         lines = [Built(one["target"], one["variant"], one, skipped=False).summary() for one in records]
@@ -101,4 +104,4 @@ def command(
     built, failed = build_each(run, targets, variants=variants, **how, console=console)
     if built or not failed:
         emit([item.record for item in built], as_json=as_json, text="\n".join(item.summary() for item in built))
-    raise_first(failed, console)
+    raise_first(failed)

@@ -17,15 +17,19 @@ _CASTS = frozenset({"Cast", "CastLike"})
 
 
 def check_qdq(path: Path, scheme: Scheme) -> tuple[int, int, tuple[str, ...]]:
-    """(compute layers, int8 layers, names of the float ones); raises LoweringError where the file breaks ``scheme``."""
+    """(compute layers, int8 layers, names of the float ones); raises LoweringError where the file breaks ``scheme``.
+
+    A file in float16 has casts at its ends, and where an operator takes only float32.
+    """
     graph = ir.load(path).graph
     compute, quantized, left = 0, 0, []
     of_picture = set(graph.inputs)
+    half = any(value.dtype == ir.DataType.FLOAT16 for node in graph for value in node.outputs)
     for node in graph:
         seen = node.op_type != "Shape" and any(value in of_picture for value in node.inputs)
         if seen:
             of_picture.update(node.outputs)
-        if node.op_type in _FORBIDDEN or (seen and node.op_type in _CASTS):
+        if node.op_type in _FORBIDDEN or (seen and not half and node.op_type in _CASTS):
             raise _broken(node, "should not be there", scheme)
         if node.op_type == "QuantizeLinear":
             _check_activation(node, scheme)

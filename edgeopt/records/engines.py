@@ -46,6 +46,7 @@ class ExportRecord(CommitRecord):
     calibration_set: Name
     noise_floor: Noise | None = None
     half_noise: dict[Text, Noise] | None = None
+    half_problem: Text | None = None
 
 
 class FusionRecord(Part):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from edgeopt.files import MAX_JSON_BYTES, fits_a_folder, is_plain
+from edgeopt.files import MAX_JSON_BYTES, fits_a_command, fits_a_folder, is_plain
 from edgeopt.schemes import SCHEMES
 
 
@@ -26,7 +27,10 @@ def _inside(value: str) -> str:
 
 def _device_command(value: str) -> str:
     target = value.removeprefix("edgeopt build --target ")
-    if value and (target == value or not fits_a_folder(target) or _SHELL & set(target)):
+    known = fits_a_folder(target) and not _SHELL & set(target)
+    path = target.removeprefix("'").removesuffix("'")
+    own = fits_a_command(path) and target == shlex.quote(path)
+    if value and (target == value or not (known or own)):
         raise ValueError("is no command of edgeopt's")
     return value
 

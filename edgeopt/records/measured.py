@@ -220,6 +220,7 @@ class AccuracyRecord(Record):
     best_member: Name | None = None
     baseline: Key | None = None
     build_key: Text | None = None
+    baseline_key: Text | None = None
     agreement: Share | None = None
     drop_points: Points | None = None
     drop_ci_points: PointsPair | None = None

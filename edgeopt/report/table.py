@@ -17,6 +17,7 @@ from edgeopt.report.model import EngineRow, Report
 from edgeopt.report.rows import Record, engine_row, read_optional
 from edgeopt.report.trainings import trainings
 from edgeopt.run import Run, now
+from edgeopt.run.folder import STALE
 
 ORIGINAL_TARGET = "pytorch"
 #: Differences of accuracy between the simulated and the deployed int8 model that are worth a warning, in points.
@@ -90,7 +91,10 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
         if str(bench.get("command")).startswith("edgeopt "):  # not the name of a program that used it as a library
             commands[str(bench.get("created"))] = str(bench["command"])
         figures = variants.get(str(build.get("variant")), {}).get("metrics") or {}
-        row = engine_row(folder, key, build, latency, accuracy, figures)
+        stale = run.stale(str(build.get("variant")))
+        row = engine_row(folder, key, build, {} if stale else latency, {} if stale else accuracy, figures)
+        if stale:
+            row = replace(row, reason=STALE)
         rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
     return [_with_failure(row, failures) for row in rows], machines, [commands[when] for when in sorted(commands)]
 

@@ -12,6 +12,9 @@ from edgeopt import records
 from edgeopt.errors import MissingStageError, RunError, did_you_mean
 from edgeopt.files import fits_a_folder, printable, sha256
 
+#: Why engines of a stale variant are compared with nothing.
+STALE = "what it was made from was made again since; the same compress and build make it again"
+
 
 class RunFolder:
     """A run folder as it is read. Its state is the union of the records in it, computed on reading."""
@@ -163,6 +166,18 @@ class RunFolder:
         if not isinstance(inputs, Mapping) or parent is None:
             return False
         return bool(inputs.get("source") != self.stated(parent, "model")[1])
+
+    def stale(self, variant: str) -> bool:
+        """Whether ``variant`` is outdated, or one that it goes back to is."""
+        variants = self.variants()
+        for _ in range(len(variants)):
+            record = variants.get(variant)
+            if record is None or record.get("parent") is None:
+                return False
+            if self.outdated(record):
+                return True
+            variant = str(record["parent"])
+        return False
 
     def next_command(self) -> str:
         """What a newcomer would type next."""

@@ -23,6 +23,7 @@ from edgeopt.errors import BackendError, ConfigError, EdgeoptError, MissingStage
 from edgeopt.evaluate import evaluate as evaluate_session
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, stage_key
+from edgeopt.run.folder import STALE
 from edgeopt.sets import PictureSet, open_set
 from edgeopt.stages.build_plan import target_folder
 from edgeopt.stages.engines import (
@@ -78,7 +79,7 @@ def bench(
     config, console = validate(BenchConfig, stated, where="bench options"), console or Silent()
     with run.lock():
         _list_pytorch(run)
-        chosen = _chosen(run, targets, trust_engine)
+        chosen = _chosen(run, targets, trust_engine, console)
         # Engines of another device (TensorRT without a GPU) are named below; the original is still worth measuring.
         if not chosen or not any(engine.record["backend"] != "pytorch" for engine in engines(run).values()):
             raise MissingStageError(
@@ -109,18 +110,23 @@ def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
     return [engine for engine in chosen if engine.key not in failures]
 
 
-def _chosen(run: Run, targets: Sequence[str], trust_engine: bool) -> list[Engine]:
-    """The engines to measure: those of ``targets`` that run here and come from the run's original."""
-    names = {load_target(target).name for target in targets}
+def _chosen(run: Run, targets: Sequence[str], trust_engine: bool, console: Console) -> list[Engine]:
+    """The engines to measure: those of ``targets`` that run here and come from the run's original as it is now."""
+    names = {profile.name: profile.build_command for profile in map(load_target, targets)}
     built = {str(engine.record["target"]) for engine in engines(run).values()}
-    for name in sorted(names - built):
-        raise MissingStageError(f"{run.path} has no engine of {name}", fix=f"edgeopt build --target {name}")
+    for name in sorted(names.keys() - built):
+        raise MissingStageError(f"{run.path} has no engine of {name}", fix=names[name])
     original = run.original()
+    usable = usable_engines(run, trust_engine=trust_engine)
+    stale = {key for key, engine in usable.items() if run.stale(engine.variant)}
+    for key in sorted(stale):
+        console.say(f"not measured here: {key} ({STALE})")
     return [
         engine
-        for engine in usable_engines(run, trust_engine=trust_engine).values()
+        for key, engine in usable.items()
+        if key not in stale
         # Another trained model's engines would be compared with a model they do not come from.
-        if run.root_of(engine.variant) == original
+        and run.root_of(engine.variant) == original
         and (not names or engine.record["target"] in names or engine.record["backend"] == "pytorch")
     ]
 
@@ -224,14 +230,15 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
     """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now."""
     path = engine.folder / "accuracy.json"
     original_key = _original_key(engine.run)
-    original = engine.run.path / "device" / original_key / "accuracy.json"
-    baseline = original_key if original.is_file() and engine.key != original_key else None
+    reference = _reference(engine, original_key)
+    baseline = original_key if reference else None
+    baseline_key = reference.get("build_key") if reference else None
     if path.is_file():
         record = records.read(records.AccuracyRecord, path)
         complete = baseline is None or record.get("class_drops") is not None  # older ones have none
-        if record.get("build_key") == engine.record["key"] and record.get("baseline") == baseline and complete:
+        made_of = (engine.record["key"], baseline, baseline_key)
+        if made_of == (record.get("build_key"), record.get("baseline"), record.get("baseline_key")) and complete:
             return record
-    reference = records.read(records.AccuracyRecord, original) if baseline else None
     pictures = test_set(engine)
     with console.task(f"accuracy of {engine.key}") as progress, engine.open() as session:
         answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
@@ -244,7 +251,7 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
         baseline_predictions=reference["predictions"] if reference else None,
         temperature=engine.temperature,
     )
-    record["build_key"] = engine.record["key"]
+    record |= {"build_key": engine.record["key"], "baseline_key": baseline_key}
     if keep:
         write_accuracy(engine.folder, record)
         if engine.record["backend"] == "pytorch":  # its gradients say where a mistake was seen
@@ -252,6 +259,16 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
 
             explain(engine, record, pictures)
     return record
+
+
+def _reference(engine: Engine, original_key: str) -> dict[str, Any] | None:
+    """The figures of the original, to compare with; None for itself, and where they are of earlier weights."""
+    path = engine.run.path / "device" / original_key / "accuracy.json"
+    if engine.key == original_key or not path.is_file():
+        return None
+    record = records.read(records.AccuracyRecord, path)
+    now = engines(engine.run).get(original_key)
+    return record if now is None or record.get("build_key") in (None, now.record["key"]) else None
 
 
 def _threads(timed: Sequence[Engine], console: Console) -> int:

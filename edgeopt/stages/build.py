@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,19 @@ from edgeopt.backends.bisection import first_difference
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import REPORT, BackendError, EdgeoptError, LoweringError, MissingStageError, ParityError
+from edgeopt.errors import (
+    REPORT,
+    BackendError,
+    EdgeoptError,
+    LoweringError,
+    MissingStageError,
+    ParityError,
+    RunError,
+    raise_first,
+)
 from edgeopt.files import read_npy, write_json
 from edgeopt.metrics import Parity, float_parity, int8_parity
+from edgeopt.metrics.parity import INT8_MAX_MEAN_OVER_STD
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
 from edgeopt.run import Run, Stage, stage_key
@@ -28,9 +39,13 @@ from edgeopt.stages.build_plan import Planned, exported, mixed_variants, plan, s
 
 VERSION = 4  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
+#: What :func:`build` does when it is not told.
+_ASKED = MappingProxyType(
+    {"variants": (), "strict": False, "float_layers": (), "embed_preprocessing": False, "force": False}
+)
 _NAMED = 3  # layers in float that a line names
 #: What a target says that no engine depends on: edited, the engine that is there stays.
-_NOT_OF_THE_ENGINE = {"budget", "title", "sources", "status", "match", "min_int8_share_macs", "round_to"}
+_NOT_OF_THE_ENGINE = {"budget", "title", "sources", "status", "match", "min_int8_share_macs", "round_to", "typed"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class Built:
         """One line for a person."""
         record = self.record
         if record.get("engine") is None:
+            if record.get("left_out"):
+                return f"{self.target}/{self.name}: left out of the comparison: {record['reason']}"
             command = f"; on the device: {record['device_command']}" if record.get("device_command") else ""
             return f"{self.target}/{self.name}: no engine here: {record.get('reason')}{command}"
         words = [f"{self.target}/{self.name}: {'made before, unchanged' if self.skipped else 'built'}"]
@@ -62,6 +79,14 @@ class Built:
                 words.append(f"{len(requested)} in float by request")
         if parity:
             words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
+            if parity["ok"] and (parity.get("allowed") or 0) > INT8_MAX_MEAN_OVER_STD:
+                words[-1] += (
+                    f" (mean difference {parity['mean_abs_over_std']:.1%} of the logits' spread; rounding alone moves "
+                    f"this network so far that up to {parity['allowed']:.1%} is allowed, not "
+                    f"{INT8_MAX_MEAN_OVER_STD:.0%})"
+                )
+            if not parity["ok"]:
+                words.append(f"not used, for it does not answer as trained: {_told(parity)}")
         if record.get("reason"):
             words.append(str(record["reason"]))
         return ", ".join(words)
@@ -85,17 +110,61 @@ def build(
     request. ``float_layers`` names layers of the int8 variants, as ``fusion.json`` does, or modules, to leave in float:
     built are variants made for it without training (``...-mixed``). ``embed_preprocessing`` builds
     engines of another name (``...-embedded``) that take uint8 pictures (N, height, width, 3), resized, and normalize
-    these themselves. Raises MissingStageError when no variant has a scheme the target runs, MissingBackendError,
-    BackendError, and, when the other engines are built, ParityError.
+    these themselves. A float engine that int8 is only compared with and that fails is named in its record's ``reason``
+    or ``parity`` and does not count as a failure. Raises MissingStageError when no variant has a scheme the target
+    runs, MissingBackendError, and, when the other engines are built, BackendError, LoweringError, ParityError and
+    RunError, the first of those that there are, with the others in its ``others``.
     """
-    console = console or Silent()
+    built, failed = _attempt(
+        run,
+        target,
+        variants=variants,
+        strict=strict,
+        float_layers=float_layers,
+        embed_preprocessing=embed_preprocessing,
+        force=force,
+        console=console or Silent(),
+    )
+    raise_first(failed)
+    return built
+
+
+def build_each(
+    run: Run, targets: Sequence[str], *, console: Console | None = None, **how: Any
+) -> tuple[list[Built], list[EdgeoptError]]:
+    """:func:`build` for every one of ``targets``; what was built, and the errors of what was not."""
+    built: list[Built] = []
+    failed: list[EdgeoptError] = []
+    for target in targets:
+        try:
+            made, errors = _attempt(run, target, **{**_ASKED, **how}, console=console or Silent())
+        except (BackendError, LoweringError, MissingStageError, ParityError) as error:  # of this target, not the others
+            failed.append(error)
+        else:
+            built += made
+            failed += errors
+    return built, failed
+
+
+def _attempt(
+    run: Run,
+    target: str,
+    *,
+    variants: Sequence[str],
+    strict: bool,
+    float_layers: Sequence[str],
+    embed_preprocessing: bool,
+    force: bool,
+    console: Console,
+) -> tuple[list[Built], list[EdgeoptError]]:
+    """What :func:`build` builds, and what goes wrong with single engines; raises what goes wrong before them."""
     profile = load_target(target)
     backend: Backend = load_backend(profile.backend)
     backend.require(to_build=True)
     if embed_preprocessing:
         backend.require_embedding()
-    for name, record in run.variants().items():
-        if run.outdated(record) and name not in variants:
+    for name in run.variants():
+        if run.stale(name) and name not in variants:
             console.say(f"left out: {name}, whose parent was made again since; the same compress makes it again")
     if float_layers:
         variants = mixed_variants(run, profile, backend, float_layers, variants, console)
@@ -105,38 +174,44 @@ def build(
     every = [item.variant for item in planned]
     planned = exported(run, planned, needed=every if strict else (run.original(), *variants), console=console)
     built: list[Built] = []
-    failed: list[ParityError] = []
+    failed: list[EdgeoptError] = []
+    baselines = _baselines(planned, variants) if not strict else frozenset()
     with run.lock():
         for item in planned:
             try:
                 built.append(_build_one(run, profile, backend, item, force=force, console=console))
-            except ParityError as error:  # of this engine, not the others
+            except (BackendError, LoweringError, ParityError) as error:  # of this engine, not the others
+                if item.name in baselines:
+                    built.append(_left_out(profile, backend, item, error))
+                else:
+                    failed.append(error)
+            except RunError as error:  # a damaged file of this variant, which is to be mended: no baseline goes without
                 failed.append(error)
-    raise_first(failed, console)
-    _judge(built, strict=strict)
-    return built
-
-
-def build_each(
-    run: Run, targets: Sequence[str], *, console: Console | None = None, **how: Any
-) -> tuple[list[Built], list[EdgeoptError]]:
-    """:func:`build` for every one of ``targets``; what was built, and the errors of targets that were not."""
-    built: list[Built] = []
-    failed: list[EdgeoptError] = []
-    for target in targets:
-        try:
-            built += build(run, target, **how, console=console)
-        except (BackendError, LoweringError, MissingStageError, ParityError) as error:  # of this target, not the others
-            failed.append(error)
+    failed += _misjudged([item for item in built if item.name not in baselines], strict=strict)
     return built, failed
 
 
-def raise_first(failed: Sequence[EdgeoptError], console: Console) -> None:
-    """Raise the first of ``failed``, if any, after the others were said: only one can be raised."""
-    for other in failed[1:]:
-        console.say(str(other))
-    if failed:
-        raise failed[0]
+def _baselines(planned: Sequence[Planned], variants: Collection[str]) -> frozenset[str]:
+    """Engines that nobody asked for but to compare int8 with: they fail alone."""
+    if not any(item.scheme for item in planned):
+        return frozenset()
+    return frozenset(item.name for item in planned if not item.scheme and item.variant not in variants)
+
+
+def _left_out(target: Target, backend: Backend, item: Planned, error: EdgeoptError) -> Built:
+    """Of a baseline that cannot be built: what says so. It is no record in the run, and is tried again next time."""
+    record = {
+        "target": target.name,
+        "variant": item.variant,
+        "backend": backend.name,
+        "precision": item.precision,
+        "scheme": None,
+        "profile": target.model_dump(mode="json", by_alias=True),
+        "engine": None,
+        "left_out": True,
+        "reason": f"{error.message}; {error.fix}" if error.fix else error.message,
+    }
+    return Built(target.name, item.name, record, skipped=False)
 
 
 def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, force: bool, console: Console) -> Built:
@@ -229,13 +304,16 @@ def _parity(
     logits = np.concatenate(answers)[: len(reference)]
     if item.precision == "fp32":
         return float_parity(reference, logits)
-    return int8_parity(reference, logits, noise_floor=_noise_floor(export, item.precision))
+    return int8_parity(reference, logits, noise_floor=_noise_floor(export, item.precision, backend.float_rest))
 
 
-def _noise_floor(export: dict[str, Any], precision: str) -> float:
-    """What ``precision`` alone makes of the answers, as the export measured it; 0 where it did not."""
+def _noise_floor(export: dict[str, Any], precision: str, rest: str = "fp32") -> float:
+    """What ``precision`` alone makes of the answers, as the export measured it; 0 where it did not.
+
+    ``rest`` is the precision of what an int8 engine leaves in float.
+    """
     floors = {"int8": export.get("noise_floor"), **(export.get("half_noise") or {})}
-    return float(floors.get(precision) or 0.0)
+    return max(float(floors.get(name) or 0.0) for name in ((precision, rest) if precision == "int8" else (precision,)))
 
 
 def _parted(
@@ -298,30 +376,42 @@ def _told(parity: Mapping[str, Any]) -> str:
     return f"{parity['message']}; {parity['parted']}" if parity.get("parted") else str(parity["message"])
 
 
-def _judge(built: Sequence[Built], *, strict: bool) -> None:
-    """Raise for engines that answer differently from what was trained and, when ``strict``, for too few int8 MACs."""
+def _misjudged(built: Sequence[Built], *, strict: bool) -> list[EdgeoptError]:
+    """Errors of engines that answer differently from what was trained and, when ``strict``, of too few int8 MACs."""
+    failed: list[EdgeoptError] = []
     wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
     if wrong:
         worst = "; ".join(f"{item.target}/{item.name}: {_told(item.record['parity'])}" for item in wrong)
         saturating = not environment.has_int8_dot() and any(item.record["scheme"] == "u8a8w" for item in wrong)
-        raise ParityError(
+        wrongly = ParityError(
             f"an engine does not answer as the model it was made from: {worst}",
             fix="this CPU lacks int8 dot-products: edgeopt compress --int8 --scheme u8a7w"
             if saturating
             else f"name the model, and {REPORT}",
         )
-    for item in built if strict else ():
-        fusion = item.record.get("fusion") or {}
-        share, of = _share_where_asked(fusion)
-        least = float(item.record["profile"]["min_int8_share_macs"])
-        if item.record["precision"] == "int8" and share < least:
-            counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
-            raise BackendError(
-                f"{item.target}/{item.name}: {share:.1%} of the {of} are int8 ({counts}), "
-                f"{item.target} asks for {least:.0%}",
-                fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out "
-                "--strict",
-            )
+        failed.append(wrongly)
+    asked = [item for item in built if strict and item.record["precision"] == "int8"]
+    return failed + [error for item in asked if (error := _too_little_int8(item)) is not None]
+
+
+def _too_little_int8(item: Built) -> BackendError | None:
+    """The error of an int8 engine with a smaller share in int8 than its target asks for, or with no audit of it."""
+    fusion = item.record.get("fusion") or {}
+    if not fusion.get("compute_layers"):
+        why = item.record.get("reason") or "the runtime names no compute layer"
+        return BackendError(
+            f"{item.target}/{item.name}: no audit says what runs in int8 ({why})",
+            fix="build it with --strict where it runs, or leave out --strict",
+        )
+    share, of = _share_where_asked(fusion)
+    least = float(item.record["profile"]["min_int8_share_macs"])
+    if share >= least:
+        return None
+    counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
+    return BackendError(
+        f"{item.target}/{item.name}: {share:.1%} of the {of} are int8 ({counts}), {item.target} asks for {least:.0%}",
+        fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out --strict",
+    )
 
 
 def _share_where_asked(fusion: Mapping[str, Any]) -> tuple[float, str]:

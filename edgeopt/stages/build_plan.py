@@ -46,7 +46,7 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     tree = {
         name: record
         for name, record in known.items()
-        if name in variants or (run.root_of(name) == original and not run.outdated(record))
+        if name in variants or (run.root_of(name) == original and not run.stale(name))
     }
     quantized = [name for name, record in tree.items() if record.get("scheme")]
     floats = [original, *(name for name in variants if not known[name].get("scheme"))]
@@ -77,7 +77,7 @@ def float_precisions(target: Target) -> tuple[str, ...]:
 
 
 def _floats_here(target: Target, backend: Backend) -> tuple[str, ...]:
-    return backend.float_baselines() if target.precision == "int8" else (target.precision,)
+    return backend.baselines_on(target) if target.precision == "int8" else (target.precision,)
 
 
 def _folder(variant: str, precision: str) -> str:
@@ -128,7 +128,7 @@ def mixed_variants(
         names = " ".join(f"--float-layer {shlex.quote(name)}" for name in layers)
         raise MissingStageError(
             "layers are taken back to float where the model was trained, and this machine has no torch",
-            fix=f"on that machine: edgeopt build --target {target.name} {names}, then copy the run folder again",
+            fix=f"on that machine: {target.build_command} {names}, then copy the run folder again",
         )
     from edgeopt.stages.mixing import mix
 
@@ -183,7 +183,19 @@ def target_folder(run: Run, target: str) -> str:
 
 
 def source_onnx(run: Run, backend: Backend, variant: str, precision: str) -> tuple[Path, dict[str, Any]]:
-    """The exported file a build starts from, its hash checked, and the export's record."""
+    """The exported file a build starts from, its hash checked, and the export's record.
+
+    Raises LoweringError where a runtime that takes a file's types as they are wants float16, and there is none.
+    """
     record = run.exports()[variant]
     rest = backend.float_rest if precision == "int8" else precision
-    return run.output(record, "onnx_fp16" if rest == "fp16" and "onnx_fp16" in record["outputs"] else "onnx"), record
+    if rest != "fp16" or "onnx_fp16" in record["outputs"]:
+        return run.output(record, "onnx_fp16" if rest == "fp16" else "onnx"), record
+    problem = record.get("half_problem") or ("" if precision == "int8" else "it was not made by edgeopt export")
+    if backend.float_rest == "fp16" and problem:
+        raise LoweringError(
+            f"{variant} has no float16 file, which {backend.name} builds from: {problem}",
+            fix="keep the model's constants within 65504, or build for another runtime: "
+            "edgeopt build --target onnxruntime",
+        )
+    return run.output(record, "onnx"), record

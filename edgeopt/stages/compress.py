@@ -155,7 +155,7 @@ def _schemes(config: CompressConfig, targets: Sequence[str]) -> tuple[str, ...]:
     for name in targets:
         profile = load_target(name)
         if profile.precision == "int8":
-            wanted.append(profile.scheme or load_backend(profile.backend).schemes()[0])
+            wanted.append(profile.scheme or load_backend(profile.backend).schemes_on(profile)[0])
     if not wanted:
         wanted = ["u8a8w" if environment.has_int8_dot() else "u8a7w", "s8a8w"]
     return tuple(name for name in SCHEMES if name in wanted)

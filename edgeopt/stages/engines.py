@@ -143,7 +143,8 @@ class Engine:
         """The command that makes the engine here; its words are ours, since a stranger's record is no advice."""
         made_here = self.record.get("engine") is not None and self.record.get("machine") == environment.machine_id()
         force = " --force" if made_here and self.record.get("runs_here") is not False else ""
-        return f"edgeopt build --target {shlex.quote(str(self.record['target']))}{force}"
+        target = self.record["profile"].get("typed") or self.record["target"]
+        return f"edgeopt build --target {shlex.quote(str(target))}{force}"
 
 
 def engines(run: Run, *, trust_engine: bool = False) -> dict[str, Engine]:

@@ -14,7 +14,8 @@ from torch import nn
 
 from edgeopt.config import CalibrationRecipe
 from edgeopt.console import Console, Silent
-from edgeopt.errors import REPORT, EdgeoptError, LoweringError, ParityError
+from edgeopt.errors import REPORT, EdgeoptError, LoweringError, ParityError, raise_first
+from edgeopt.export.check import check_qdq
 from edgeopt.export.float_onnx import export_float
 from edgeopt.export.noise import bias_noise, float_noise, half_noise
 from edgeopt.export.precision import to_fp16
@@ -28,9 +29,10 @@ from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
 
-VERSION = 2
+VERSION = 3
 _REFERENCE_PICTURES = 256  # answers kept beside the ONNX, for every device to compare its engine with
 _BATCH = 16
+_OTHERWISE = "build for a runtime that needs no float16: edgeopt build --target onnxruntime"
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,10 +65,7 @@ def export(
                 written[name] = _export_one(workspace, open_variant(run, name), force, console)
             except (LoweringError, ParityError) as error:
                 failed.append(error)
-    for other in failed[1:]:
-        console.say(other.message)  # none is lost: an exception has one
-    if failed:
-        raise failed[0]
+    raise_first(failed)
     return written
 
 
@@ -92,7 +91,10 @@ def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Co
     if stage.done:
         return stage.skipped(console)
     with console.task(f"exporting {variant.name}"):
-        return _write(stage, variant, spec, calibration, calibration_name(recipe))
+        record = _write(stage, variant, spec, calibration, calibration_name(recipe))
+    if record["half_problem"]:
+        console.say(f"{variant.name} has no float16 file, which TensorRT builds from: {record['half_problem']}")
+    return record
 
 
 def _write(
@@ -117,10 +119,18 @@ def _write(
         )
     np.save(stage.folder / "logits.npy", reference, allow_pickle=False)
     outputs = {"onnx": onnx, "logits": stage.folder / "logits.npy"}
+    half_noise, half_problem = None, ""
     # TensorRT runs the rest of an int8 network in half precision; CPUs never ask for this file.
     if scheme in (None, "s8a8w"):
-        outputs["onnx_fp16"] = stage.folder / "model.fp16.onnx"
-        to_fp16(onnx, outputs["onnx_fp16"])
+        half_noise = half_noises(model, calibration, spec)
+        half = stage.folder / "model.fp16.onnx"
+        try:
+            write_half(onnx, half, scheme=scheme)
+            _require_parity(half, reference, calibration, spec, floor=max(floor or 0.0, half_noise["fp16"]))
+            outputs["onnx_fp16"] = half
+        except (LoweringError, ParityError) as error:  # of this file: other runtimes build from the other
+            half.unlink(missing_ok=True)
+            half_problem = error.message
     return stage.commit(
         outputs=outputs,
         stage="export",
@@ -129,10 +139,42 @@ def _write(
         lowering=lowering,
         parity=asdict(parity),
         noise_floor=floor,
-        half_noise=half_noises(model, calibration, spec) if scheme is None else None,
+        half_noise=half_noise,
+        half_problem=half_problem,
         calibration_folder=f"data/sets/{spec.key}",
         calibration_set=set_name,
     )
+
+
+def write_half(onnx: Path, half: Path, *, scheme: str | None) -> None:
+    """Write ``onnx`` to ``half`` with float16 inside and hold that file against ``scheme``; raises LoweringError."""
+    try:
+        to_fp16(onnx, half)
+    except LoweringError:
+        raise
+    except Exception as error:  # onnx's checker and its definitions of operators, on graphs that nobody foresaw
+        raise LoweringError(f"it cannot be written in float16: {_line(error)}", fix=_OTHERWISE) from error
+    if scheme is None:
+        return
+    before, after = (check_qdq(path, get_scheme(scheme)) for path in (onnx, half))
+    if before != after:
+        raise LoweringError(f"in float16 {after[1]} of {after[0]} layers are int8, not {before[1]}", fix=_OTHERWISE)
+
+
+def _require_parity(
+    half: Path, reference: npt.NDArray[np.float32], pictures: PictureSet, spec: PreprocessSpec, *, floor: float
+) -> None:
+    """That the file in float16 answers as the model but for its own noise; raises ParityError or LoweringError."""
+    try:
+        parity = check_file(half, reference, pictures, spec, floor=floor)
+    except Exception as error:  # of the runtime, which has types of its own
+        raise LoweringError(f"ONNX Runtime does not take it in float16: {_line(error)}", fix=_OTHERWISE) from error
+    if not parity.ok:
+        raise ParityError(f"in float16 it does not answer as the trained model: {parity.message}", fix=_OTHERWISE)
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _answers(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> npt.NDArray[np.float32]:

@@ -23,7 +23,7 @@ VERSION = 1
 
 def described(target: Target) -> dict[str, Any]:
     """What of a target decides how fast its engines are."""
-    return target.model_dump(mode="json", exclude={"budget", "title", "sources", "status"})
+    return target.model_dump(mode="json", exclude={"budget", "title", "sources", "status", "typed"})
 
 
 def export_candidates(job: Job, target: Target, scheme: str) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
     key = stage_key(
         inputs={item.name: model_hash(item) for item in finals},
         # More seconds measure again, and train nothing: that is how what is undecided gets decided.
-        config={"latency": job.config.latency, "target": target.model_dump(mode="json"), "seconds": _seconds(job)},
+        config={
+            "latency": job.config.latency,
+            "target": target.model_dump(mode="json", exclude={"typed"}),
+            "seconds": _seconds(job),
+        },
         version=VERSION,
     )
     return [

@@ -67,7 +67,7 @@ def package(
     if settings is None:
         raise BackendError(
             f"engines of {engine.record['backend']} are tied to the GPU, driver and version they were built with",
-            fix=f"copy the run folder to the device, and there: edgeopt build --target {engine.record['target']}",
+            fix=f"copy the run folder to the device, and there: {engine.target.build_command}",
         )
     folder = out or run.path / "packages" / engine.key.replace("/", "-").replace("@", "-")
     if folder.exists() and not (folder / _MARK).is_file():

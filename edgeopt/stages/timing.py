@@ -52,6 +52,6 @@ def _target(job: Job, scheme: str) -> Target | None:
     for name in job.targets or _TARGETS:
         profile = load_target(name)
         backend = load_backend(profile.backend)
-        if environment.matches(profile.match) and backend.availability().ok and scheme in backend.schemes():
+        if environment.matches(profile.match) and backend.availability().ok and scheme in backend.schemes_on(profile):
             return profile
     return None
