@@ -26,7 +26,7 @@ from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend, OpenVinoSession
 from edgeopt.backends.tensorrt import TensorRtBackend
 from edgeopt.backends.tensorrt_rtx import TensorRtRtxBackend
-from edgeopt.config import SessionOptions, Target
+from edgeopt.config import CompressConfig, SessionOptions, Target
 from edgeopt.errors import BackendError, MissingBackendError
 from edgeopt.registry import BACKENDS
 from edgeopt.schemes import SCHEMES, get_scheme
@@ -365,6 +365,20 @@ def test_openvinos_baselines_are_those_of_the_targets_device_with_planted_capabi
         target = Target(schema=1, title="t", backend="openvino", session=SessionOptions(device=device))
         found[device] = OpenVinoBackend().baselines_on(target)
     assert found == {"CPU": ("fp32", "bf16"), "GPU": ("fp32", "fp16"), "NPU": ("fp16",), "GPU.7": ("fp32",)}
+
+
+def test_the_scheme_made_first_for_a_target_is_that_of_its_device_not_of_this_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU is one without dot products, by name only."""
+    from edgeopt.stages.compress import _schemes
+
+    monkeypatch.setattr(openvino_backend, "processor", lambda: "x86")
+    board = tmp_path / "board.toml"
+    board.write_text('schema = 1\ntitle = "an Intel GPU"\nbackend = "openvino"\nsession = { device = "GPU" }\n')
+    best = capability.schemes_for("openvino", "intel-gpu")[0]
+    assert best != OpenVinoBackend().schemes()[0]
+    assert _schemes(CompressConfig(), [str(board)]) == (best,)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

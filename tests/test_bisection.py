@@ -19,12 +19,15 @@ from edgeopt.backends.bisection import expose, first_difference
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
 from edgeopt.cli import main
+from edgeopt.cli.terminal import Terminal
 from edgeopt.config import Target
-from edgeopt.errors import BackendError, ParityError
+from edgeopt.errors import BackendError, ParityError, raise_first
 from edgeopt.files import read_json, sha256, write_json
 from edgeopt.run import Run
 from edgeopt.stages import build as build_stage
+from edgeopt.stages import build_plan
 from edgeopt.stages.build import Built, _misjudged, _noise_floor, build_each
+from edgeopt.stages.build_plan import Planned
 from edgeopt.stages.engines import left_out
 
 BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
@@ -119,6 +122,23 @@ def test_a_float_baseline_that_answers_otherwise_is_named_and_int8_is_built(tmp_
     for asked in ({"variants": ["float"]}, {"strict": True}):  # then it is what was asked for
         with pytest.raises(ParityError, match="onnxruntime/float"):
             api.build(run, "onnxruntime", **asked)
+
+
+def test_every_reason_is_said_when_several_variants_cannot_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both reasons are planted."""
+    run = write_small_run(tmp_path / "run")
+    made = [Planned("int8-u8a7w", "int8-u8a7w", "int8", "u8a7w"), Planned("a", "a", "int8", "u8a7w")]
+
+    def ensure(*_: object) -> None:
+        raise_first([ParityError("a answers otherwise"), ParityError("b answers otherwise")])
+
+    monkeypatch.setattr(build_plan, "ensure_exports", ensure)
+    assert build_plan.exported(run, made, needed=(), console=Terminal()) == made[:1]
+    said = capsys.readouterr().err
+    assert "left out: a: a answers otherwise" in said
+    assert "b answers otherwise" in said
 
 
 @pytest.mark.parametrize(("refused", "failures"), [("fp32", 0), ("int8", 1)])

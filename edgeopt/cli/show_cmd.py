@@ -22,7 +22,9 @@ def command(run_path: Path | None, as_json: bool, quiet: bool) -> None:
         "run": str(run.path),
         "variants": variants,
         "ensembles": run.ensembles(),
-        "outdated": [name for name, record in {**variants, **run.ensembles()}.items() if run.outdated(record)],
+        "outdated": [
+            name for name, record in {**variants, **run.ensembles()}.items() if run.outdated(record) or run.stale(name)
+        ],
         "half_made": run.half_made(),
         "engines": run.engines(),
         "damaged": {key: error.message for key, error in run.damaged_engines().items()},

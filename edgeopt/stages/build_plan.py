@@ -149,7 +149,8 @@ def exported(run: Run, planned: Sequence[Planned], *, needed: Collection[str], c
         left = [item for item in planned if item.variant not in missing]
         if missing & set(needed) or not any(item.scheme for item in left):
             raise
-        console.say(f"left out: {', '.join(sorted(missing))}: {error}")
+        for one in (error, *error.others):
+            console.say(f"left out: {', '.join(sorted(missing))}: {one}")
         return left
     return list(planned)
 
