@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
+from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, environment
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +56,33 @@ def test_the_demo_meets_its_figures(tmp_path: Path) -> None:
         assert row["int8_share"] == 1.0
         assert row["drop_points"] <= 0.5
         assert row["drop_upper_points"] <= 1.5
+
+
+@pytest.mark.timeout(1100)
+def test_the_typed_line_with_tensorrt_as_its_only_target_ends_well(pictures: Path, tmp_path: Path) -> None:
+    """Without a GPU the ONNX is checked, the command for the device is said, and the original alone is measured."""
+    line = (
+        "edgeopt finetune photos/ --epochs 1 --image-size 64 && edgeopt compress --int8 --epochs 1"
+        " && edgeopt build --target tensorrt && edgeopt bench --seconds 3"
+    )
+    (tmp_path / "photos").symlink_to(pictures)
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("report: runs/photos/report/report.html")
+    assert "pytorch/float " in done.stdout
+    reason = "there is no NVIDIA GPU on this machine; model.onnx "
+    if environment.gpus():
+        assert reason not in done.stdout + done.stderr
+        return
+    assert f"tensorrt/int8-s8a8w: no engine here: {reason}" in done.stdout  # build
+    assert "on the device: edgeopt build --target tensorrt" in done.stdout
+    assert f"not measured here: tensorrt/int8-s8a8w ({reason}" in done.stderr  # bench
+    assert f"tensorrt/int8-s8a8w: {reason}" in done.stdout
+    if importlib.util.find_spec("tensorrt_rtx"):
+        assert f"{reason}passed the parser and builder of TensorRT-RTX" in done.stdout
+        fusion = json.loads((tmp_path / "runs/photos/device/tensorrt/int8-s8a8w/fusion.json").read_text())
+        assert fusion["int8_share"] == 1.0, fusion["float_layers"]
 
 
 def _finetune(pictures: Path, run: Path) -> list[str]:
