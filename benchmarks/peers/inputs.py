@@ -48,14 +48,14 @@ class Case:
 
     @property
     def setting(self) -> dict[str, str]:
-        """What edgeopt's recipes find in the environment: the demo's epochs for digits, its defaults for emoji."""
+        """What edgeopt's recipes find in the environment: the demo's for digits, its defaults for emoji."""
         demo = demo_recipe(Path("digits"), ()).compress
         if self.trial:  # of the tiny model's channels no third can be cut in steps of 8
             return {"SETTING": "--epochs 1", "PRUNE": "0.365", "PRUNE_SETTING": "--recovery-epochs 1"}
         found = {"SETTING": "", "PRUNE": str(demo.prune), "PRUNE_SETTING": ""}
         if self.data == "digits":
             found["SETTING"] = f"--epochs {demo.epochs}"
-            found["PRUNE_SETTING"] = f"--recovery-epochs {demo.recovery_epochs}"
+            found["PRUNE_SETTING"] = f"--recovery-epochs {demo.recovery_epochs} --recovery-lr {demo.recovery_lr}"
         return found
 
     def recipe(self, work: Path) -> Recipe:

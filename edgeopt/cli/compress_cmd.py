@@ -69,6 +69,11 @@ from edgeopt.tables import DISTILL
 @click.option("--epochs", type=int, help="Epochs of quantization-aware training. [default: 5]")
 @click.option("--recovery-epochs", type=int, help="Epochs of distilled training after pruning. [default: 10]")
 @click.option(
+    "--recovery-lr",
+    type=float,
+    help="Its learning rate; 3e-4 suits what loses little. [default: 0.001]",
+)
+@click.option(
     "--int8-outputs/--float-outputs",
     "int8_outputs",
     default=None,
@@ -117,6 +122,7 @@ def command(
     importance: str | None,
     epochs: int | None,
     recovery_epochs: int | None,
+    recovery_lr: float | None,
     int8_outputs: bool | None,
     max_drop: float | None,
     time: str | None,
@@ -158,6 +164,7 @@ def command(
                 importance=importance,
                 epochs=epochs,
                 recovery_epochs=recovery_epochs,
+                recovery_lr=recovery_lr,
                 int8_outputs=int8_outputs,
                 max_drop=max_drop,
                 time=time,
