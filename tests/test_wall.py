@@ -21,8 +21,10 @@ DEVICE_STAGES = {
     "__init__", "bench", "build", "build_plan", "candidates", "engines", "foreign", "package", "predict", "report",
 }  # fmt: skip
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
-#: Device-half functions that call the host half where torch is installed, after looking whether it is.
+#: Functions of the core and the device half that call the host half where torch is installed, after looking whether.
 DELIBERATE = {
+    ("config", "edgeopt.models.builders"),
+    ("config", "edgeopt.train.optimizer"),
     ("stages.build_plan", "edgeopt.stages.export"),
     ("stages.build_plan", "edgeopt.stages.mixing"),
     ("stages.bench", "edgeopt.stages.workspace"),
