@@ -36,6 +36,8 @@ def test_the_readme_says_what_the_demo_measured() -> None:
         f"the demo took {demo.minutes(MEASURED['seconds']['process'])} after the installation",
         f"{demo.minutes(MEASURED['seconds']['process, installed'])} with it",
         f"{100 * MEASURED['float_top1']:.1f} % of {MEASURED['test_pictures']} test pictures right in float",
+        "in int8 {:.1%} on ONNX Runtime and {:.1%} on OpenVINO".format(ort["top1"], ov["top1"]).replace("%", " %"),
+        "pruned away {:.1%} and {:.1%}".format(*(row["top1"] for row in pruned)).replace("%", " %"),
         f"int8 {ort['speedup_over_float32']:.2f} times as fast as float32 on ONNX Runtime {ratio(ort)}",
         f"{ov['speedup_over_float32']:.2f} times on OpenVINO {ratio(ov)}",
         f"and {ov['speedup_over_fastest_float']:.2f} times its bf16",
@@ -43,8 +45,6 @@ def test_the_readme_says_what_the_demo_measured() -> None:
         f"{MEASURED['float_size_bytes'] / 2**20:.0f} MiB down to {pruned[0]['size_bytes'] / 2**20:.1f}",
     ):
         assert words in text, words
-    assert {row["top1"] for row in (ort, ov)} == {MEASURED["float_top1"]}
-    assert {f"{100 * row['top1']:.1f} % on both" for row in pruned} == {"99.6 % on both"}
 
 
 @pytest.mark.parametrize(
