@@ -48,6 +48,7 @@ def main() -> None:
         inputs, made = _make(case, work, asked)
         if asked.make:
             return
+        RESULTS.mkdir(exist_ok=True)  # before minutes are measured
         record = measured(case, Course(work, inputs), made, inputs, asked.seconds)
         out = (work if case.trial else RESULTS) / f"{case.name}.json"
         write_json(out, record)
