@@ -56,7 +56,8 @@ FAMILIES = (
     Family("torchvision", "ResNet (torchvision)", "torchvision:resnet18", 32, 1.0, 1.0),
     Family("inception", "Inception", "inception_v3", 96, 1.0, 1.0),
     Family("mobilenetv2", "MobileNetV2", "mobilenetv2_035", 64, 1.0, 1.0),
-    Family("mobilenetv3", "MobileNetV3", "mobilenetv3_small_050", 64, 0.66, 0.94, _SE),
+    # On AVX-512 ONNX Runtime pads the gates' channels to 16, and runs more MACs in float for it: 0.936, not 0.944.
+    Family("mobilenetv3", "MobileNetV3", "mobilenetv3_small_050", 64, 0.66, 0.93, _SE),
     Family("mobilenetv4", "MobileNetV4", "mobilenetv4_conv_small_035", 64, 1.0, 1.0, epochs=4),
     Family("efficientnet", "EfficientNet", "efficientnet_b0", 64, 0.6, 0.97, _SE),
     Family("efficientnet-lite", "EfficientNet-Lite", "tf_efficientnet_lite0", 64, 1.0, 1.0),
