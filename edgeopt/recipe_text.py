@@ -43,10 +43,11 @@ name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAM
 epochs = 20                              # passes over the train pictures, at most
 # time = "20m"                           # the most training may take, folds together, epochs a bound too; default: none
 # patience = 10                          # early stopping: it ends after so many epochs without a better one on val
-# lr = 0.001                             # the head's learning rate; "auto": by a range test
+# lr = 0.001                             # the head's learning rate, here AdamW's; "auto": by a range test
 # layer_decay = 0.9                      # each layer has so much of the rate of the one above it; 1.0: all the same
 # batch_size = 32                        # "auto": by a probe
-# optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", or another of timm's
+# optimizer = "adamw"                    # "adam", "sgd", "momentum", "rmsprop", which bring an lr and weight_decay of
+#                                        # their own where none are stated, or another of timm's
 # momentum = 0.9                         # of sgd, momentum and rmsprop; default: 0.9
 # schedule = "cosine"                    # "step", "one_cycle", "exponential", "plateau"
 # warmup_epochs = 1.0                    # in which the rate rises from zero

@@ -62,7 +62,11 @@ _KEYS = {
     "--time", help="Bound it, all folds together, as 20m, 1h30m, 90s; the schedule fits it. [default: no bound]"
 )
 @click.option("--batch-size", type=OrAuto(int), help="Pictures a step; auto: by a probe. [default: 32]")
-@click.option("--lr", type=OrAuto(float), help="Learning rate of the head; auto: by a range test. [default: 0.001]")
+@click.option(
+    "--lr",
+    type=OrAuto(float),
+    help="Learning rate of the head; auto: by a range test. [default: the optimizer's, AdamW's 0.001]",
+)
 @click.option(
     "--optimizer",
     metavar="NAME",
