@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +15,13 @@ from edgeopt import resources
 from edgeopt.compress_table import OUT_OF_SCOPE
 from edgeopt.compress_table import CompressConfig as CompressConfig
 from edgeopt.data_table import DataConfig as DataConfig
-from edgeopt.errors import ConfigError, EdgeoptError, did_you_mean
+from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.files import fits_a_command, printable
+from edgeopt.recipe_problems import recipe_contradictions, unknown_names
 from edgeopt.recipe_tables import BaselineConfig as BaselineConfig
 from edgeopt.recipe_tables import BenchConfig as BenchConfig
 from edgeopt.recipe_tables import BuildConfig as BuildConfig
+from edgeopt.recipe_tables import CheckConfig as CheckConfig
 from edgeopt.recipe_tables import EnsembleConfig as EnsembleConfig
 from edgeopt.recipe_tables import ModelConfig as ModelConfig
 from edgeopt.recipe_tables import Recipe as Recipe
@@ -34,7 +35,6 @@ from edgeopt.target_tables import SessionOptions as SessionOptions
 from edgeopt.target_tables import Target as Target
 from edgeopt.training_tables import AugmentConfig as AugmentConfig
 from edgeopt.training_tables import TrainConfig as TrainConfig
-from edgeopt.training_tables import contradictions
 from edgeopt.tune_space import Space, read_space
 from edgeopt.tune_table import TuneConfig as TuneConfig
 
@@ -96,9 +96,9 @@ def validate(model: type[Model], values: Mapping[str, Any], *, where: str) -> Mo
     except ValidationError as error:
         problems = [_problem(model, item) for item in error.errors()]
     if issubclass(model, Recipe):
-        problems += [*_contradictions(values), *_space_problems(values)]
+        problems += recipe_contradictions(values)
         if problems:  # else what trains says so itself, with what only it can tell
-            problems += _unknown_names(values)
+            problems += unknown_names(values)
     if made is None or problems:
         raise ConfigError(listed(problems, where=where), fix=f"correct {where}")
     return made
@@ -111,102 +111,6 @@ def listed(problems: Sequence[str], *, where: str) -> str:
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     return f"{where}: {count}\n" + "\n".join(f"  - {line}" for line in lines)
-
-
-def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Those of a recipe whose other tables may be wrong."""
-    latency = _against_targets(values)
-    try:
-        train = _readable_training(values.get("train", {}))
-        model = ModelConfig.model_validate(values.get("model", {}))
-        augment = AugmentConfig.model_validate(values.get("augment", {}))
-        wanted = values.get("ensemble")
-        return [
-            *latency,
-            *contradictions(train, augment, random_weights=model.random_weights),
-            *(_against_ensemble(train, EnsembleConfig.model_validate(wanted)) if wanted is not None else ()),
-            *_against_features(wanted, CompressConfig.model_validate(values.get("compress", {}))),
-        ]
-    except ValidationError:
-        return latency
-
-
-def _readable_training(table: Any) -> TrainConfig:
-    """``[train]``, as if no loss were stated when that is all that is wrong: it contradicts the least of them."""
-    try:
-        return TrainConfig.model_validate(table)
-    except ValidationError as error:
-        if not isinstance(table, Mapping) or any(item["loc"] != ("loss",) for item in error.errors()):
-            raise
-    return TrainConfig.model_validate({key: value for key, value in table.items() if key != "loss"})
-
-
-def _unknown_names(values: Mapping[str, Any]) -> list[str]:
-    """Names that timm and torchvision do not know; none where these are not installed."""
-    if find_spec("timm") is None or find_spec("torchvision") is None:
-        return []
-    from edgeopt.models.builders import require_known, split_name
-    from edgeopt.train.optimizer import require_known_optimizer
-
-    found = []
-    for table, key, check in (
-        ("model", "name", lambda name: require_known(*split_name(name))),
-        ("train", "optimizer", require_known_optimizer),
-    ):
-        stated = values.get(table)
-        name = stated.get(key) if isinstance(stated, Mapping) else getattr(stated, key, None)
-        try:
-            check(name) if isinstance(name, str) else None
-        except EdgeoptError as error:
-            found.append(f"{table}.{key}: {error.message}")
-    return found
-
-
-def _against_targets(values: Mapping[str, Any]) -> list[str]:
-    """A latency is measured on one target, and so are its candidates."""
-    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
-    if not isinstance(targets, (list, tuple)) or len(targets) == 1:
-        return []
-    return [
-        f"compress.{name}: it is measured on one target, and targets names {len(targets)}; name one"
-        for name in ("latency", "latency_candidates")
-        if (compress.get(name) if isinstance(compress, Mapping) else getattr(compress, name, None))
-    ]
-
-
-def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
-    if wanted.members:
-        return []
-    if train.folds is None:
-        return ["ensemble.members: one model is trained, and an ensemble needs two; set train.folds, or name variants"]
-    if wanted.vote == "stacking":
-        return [
-            "ensemble.vote: stacking learns from pictures no member was trained on, and every one was in the training "
-            "of all folds but one; name cross-validated variants in ensemble.members"
-        ]
-    if wanted.vote == "soup" and train.keep == "soup":
-        return ["ensemble.vote: train.keep makes the soup of the folds already; leave one of them out"]
-    return []
-
-
-def _against_features(ensemble: Any, compress: CompressConfig) -> list[str]:
-    if ensemble is None or compress.teacher is not None or compress.distill != "features":
-        return []
-    if EnsembleConfig.model_validate(ensemble).vote == "soup":
-        return []
-    return [
-        "compress.distill: the ensemble teaches, and has no features of its own; name one of its members in "
-        "compress.teacher, or take another way"
-    ]
-
-
-def _space_problems(values: Mapping[str, Any]) -> list[str]:
-    """Those of the search space of ``[tune]``, if it is a table at all."""
-    table = values.get("tune")
-    space = (
-        table.get("space", {}) if isinstance(table, Mapping) else table.space if isinstance(table, TuneConfig) else {}
-    )
-    return [f"tune.space.{one}" for one in read_space(space, Recipe)[1]] if isinstance(space, Mapping) else []
 
 
 def search_space(tune: TuneConfig) -> Space:
@@ -283,6 +187,26 @@ def load_recipe(path: Path) -> Recipe:
     targets = tuple(file(name) for name in recipe.targets)
     tables = {"data": data, "model": model, "train": train, "compress": compress, "baseline": baseline}
     return recipe.model_copy(update={**tables, "targets": targets})
+
+
+def over_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values``, over what a recipe's file states where their ``data.path`` is one (.toml) and no folder of pictures.
+
+    Raises ConfigError when that is no recipe.
+    """
+    path = str(values["data"]["path"])
+    if not path.endswith(".toml"):
+        return dict(values)
+    typed = {**values, "data": {key: value for key, value in values["data"].items() if key != "path"}}
+    return merged(load_recipe(Path(path)).model_dump(exclude_unset=True), typed)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of a recipe, values of ``above`` first."""
+    tables = dict(below)
+    for name, one in above.items():
+        tables[name] = {**(below.get(name) or {}), **one} if isinstance(one, Mapping) else one
+    return tables
 
 
 def load_target(name_or_file: str) -> Target:

@@ -45,6 +45,22 @@ class Journey:
         return self.run
 
 
+def _check(journey: Journey) -> None:
+    wanted = journey.recipe.check
+    if wanted is None:
+        return
+    from edgeopt.stages.check import check
+
+    recipe = journey.recipe
+    found = check(recipe.data, model=wanted.model, labels=wanted.labels, again=journey.force, console=journey.console)
+    journey.console.say(found.summary())
+    if wanted.leave_out:
+        listed = found.also(found.folder / "leave-out.txt")
+        journey.console.say(f"{len(found.left_out())} pictures are left out: {listed.exclude}")
+        data = recipe.data.model_copy(update={"exclude": str(listed.exclude)})
+        journey.recipe = recipe.model_copy(update={"data": data})
+
+
 def _finetune(journey: Journey) -> None:
     from edgeopt.stages.finetune import finetune
     from edgeopt.stages.report import keep_budget
@@ -130,7 +146,7 @@ def _package(journey: Journey) -> None:
 
 
 Step = Callable[[Journey], None]
-STEPS: tuple[Step, ...] = (_finetune, _ensemble, _compress, _build, _bench, _package)
+STEPS: tuple[Step, ...] = (_check, _finetune, _ensemble, _compress, _build, _bench, _package)
 DEMO_STEPS: tuple[Step, ...] = (_finetune, _compress_unpruned, _compress, _build, _bench)
 
 
@@ -148,7 +164,7 @@ def run_recipe(
     after it are taken all the same. A target whose backend is not installed, or cannot build what ``[build]`` asks for,
     and a goal of ``[compress]`` that cannot be measured are errors before anything is trained.
     """
-    path = run or (Path("runs") / recipe.name if recipe.name else None)
+    path = run or recipe.run_path
     _require_possible(recipe, path)
     journey = Journey(recipe, path, force, console or Silent())
     for step in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -38,6 +39,18 @@ class ModelConfig(Strict):
         """Whether it starts from random numbers because that was stated; ``module:attr`` models may load their own."""
         own_code = ":" in self.name and not self.name.startswith(("timm:", "torchvision:"))
         return not self.pretrained and self.weights is None and not own_code
+
+
+class CheckConfig(Strict):
+    """Looking at the pictures before training, as ``edgeopt check`` does.
+
+    ``model`` is the pretrained backbone that labels are checked with. With ``leave_out`` training is without the
+    pictures that the check would leave out; each is named with its reason.
+    """
+
+    model: str = "tf_efficientnet_lite0"
+    labels: bool = True
+    leave_out: bool = False
 
 
 class EnsembleConfig(Strict):
@@ -96,6 +109,7 @@ class Recipe(Strict):
     targets: tuple[str, ...] = ("onnxruntime", "openvino")
     package: bool = False  # one for each target, where its engines can be packaged
     data: DataConfig
+    check: CheckConfig | None = None
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -106,3 +120,8 @@ class Recipe(Strict):
     budget: Budget = Budget()
     baseline: BaselineConfig = BaselineConfig()
     tune: TuneConfig = TuneConfig()
+
+    @property
+    def run_path(self) -> Path | None:
+        """Where its run is, when it has a name; else the pictures' folder names it."""
+        return Path("runs") / self.name if self.name else None

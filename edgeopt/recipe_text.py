@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.config import EnsembleConfig, Recipe
+from edgeopt.config import CheckConfig, EnsembleConfig, Recipe
 
 RECIPE = """\
 # An edgeopt recipe: the whole run. Every key is here; one left out or commented keeps its default, which a comment
@@ -32,6 +32,11 @@ path = "photos"                          # one subfolder a class; or train/val/t
 # max_pixels = 100000000                 # a picture of more pixels is refused: it could fill the memory
 # exclude = "leave-out.txt"              # pictures to leave out, as `edgeopt check --exclude` lists them; default: none
 # group_near = false                     # true: near duplicates stay in one split
+
+# [check]                                # before training the pictures are looked at, as by `edgeopt check`
+# model = "tf_efficientnet_lite0"        # pretrained, labels are checked with it
+# labels = true                          # false: not for wrong labels, which takes longest
+# leave_out = false                      # true: train without the pictures it would leave out; each is named
 
 [model]
 name = "tf_efficientnet_lite0"           # see `edgeopt models`; torchvision:NAME; module:attr of your own
@@ -199,7 +204,8 @@ def recipe_text(recipe: Recipe, head: Sequence[str], *, name: str = "edgeopt.tom
 
     What keeps its default is left a comment; a search space (``[tune]``) is left out.
     """
-    default = Recipe.model_validate({"data": {"path": ""}, "ensemble": EnsembleConfig()}).model_dump(mode="json")
+    tables = {"data": {"path": ""}, "check": CheckConfig(), "ensemble": EnsembleConfig()}
+    default = Recipe.model_validate(tables).model_dump(mode="json")
     stated: dict[str, dict[str, Any]] = {"": {}}
     for key, value in _absolute(recipe.model_dump(mode="json", exclude={"tune"})).items():
         if isinstance(value, Mapping):

@@ -20,9 +20,9 @@ from edgeopt import api
 from edgeopt.config import DataConfig, load_recipe
 from edgeopt.data import exclusion, near
 from edgeopt.data.checks import labels
+from edgeopt.data.checks.result import CheckResult
 from edgeopt.data.ingest import ingest
 from edgeopt.errors import ConfigError, DataError, ModelError
-from edgeopt.stages.check import CheckResult
 
 
 def scene(label: int, seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

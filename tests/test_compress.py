@@ -14,25 +14,17 @@ import torch
 
 from edgeopt import CompressConfig, ModelConfig, Recipe, Run, TrainConfig, api, cli
 from edgeopt.config import DataConfig, validate
-from edgeopt.console import Silent
 from edgeopt.errors import ConfigError, TrainingError
 from edgeopt.pipeline import STEPS, run_recipe
 from edgeopt.registry import load_backend
 from edgeopt.stages import ladder, pruning, quantizing, rungs
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.train import clock
+from tests.listening import Listening
 
 PLAIN = {"name": "tests.tiny_torch:PlainNet", "pretrained": False}
 TRAIN = {"epochs": 1, "batch_size": 16, "layer_decay": 1.0, "augment": "light", "flip": False}
 PRUNED = {"prune": 0.27, "recovery_epochs": 0}
-
-
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +61,9 @@ def test_a_recipe_with_bf16_prunes_skips_int8_and_builds_the_pruned_model_in_it(
     recipe = validate(Recipe, {**values, "train": TRAIN, "compress": compress}, where="recipe")
     if "bf16" not in backend.float_baselines():
         with pytest.raises(ConfigError, match="no target has float engines in bf16 on this machine"):
-            run_recipe(recipe, run=run.path, steps=STEPS[:4])
+            run_recipe(recipe, run=run.path, steps=STEPS[:5])
         return
-    run_recipe(recipe, run=run.path, steps=STEPS[:4])
+    run_recipe(recipe, run=run.path, steps=STEPS[:5])
     assert set(run.variants()) == {"float", "float-prune27"}, "no int8"
     engines = {key: record["precision"] for key, record in run.engines().items()}
     assert engines["openvino/float-prune27-bf16"] == "bf16"

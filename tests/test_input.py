@@ -18,7 +18,6 @@ from torch import nn
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Recipe, Run, TrainConfig, api, load_recipe, models
 from edgeopt.cli import group
 from edgeopt.config import validate
-from edgeopt.console import Silent
 from edgeopt.data.augment import cached_picture, make_augment
 from edgeopt.data.dataset import Dataset
 from edgeopt.data.ingest import ingest
@@ -28,6 +27,7 @@ from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.stages.variants import open_variant
 from edgeopt.train.gradcam import gradcam
 from edgeopt.training_tables import AugmentConfig
+from tests.listening import Listening
 
 TINY = ModelConfig(name="test_resnet", pretrained=False)
 QUICK = TrainConfig(epochs=1, batch_size=16, augment="light", precision="fp32", memory_format="contiguous")
@@ -127,12 +127,6 @@ def test_a_channel_that_never_changes_is_divided_by_one_grey_level(tmp_path: Pat
 
 
 def test_weights_trained_on_other_normalization_are_used_and_it_is_said(pictures: Path, tmp_path: Path) -> None:
-    class Listening(Silent):
-        said: tuple[str, ...] = ()
-
-        def say(self, text: str) -> None:
-            self.said += (text,)
-
     torch.manual_seed(0)
     source = models.create("test_resnet", num_classes=9, pretrained=False)
     models.save(source.model, source.architecture, tmp_path / "weights")

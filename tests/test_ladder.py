@@ -15,7 +15,6 @@ from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, a
 from edgeopt.compress.quantize import quantize
 from edgeopt.compress.sensitivity import layer_sensitivity
 from edgeopt.config import validate
-from edgeopt.console import Silent
 from edgeopt.errors import ConfigError
 from edgeopt.report.sections.ladder import render
 from edgeopt.report.table import assemble
@@ -24,6 +23,7 @@ from edgeopt.stages import ladder, rungs
 from edgeopt.stages.calibrating import CalibrationBatches
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import open_workspace
+from tests.listening import Listening
 from tests.report_fixture import write_run
 from tests.tiny_torch import PlainNet, calibration, uneven_channels
 
@@ -204,11 +204,8 @@ def test_where_nothing_holds_the_best_is_kept_and_the_exit_code_says_so(
 @pytest.mark.slow
 def test_an_interrupted_rung_is_gone_on_with(uneven: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CHEAP.model_copy(update={"max_drop": 0.0, "epochs": 1, "trials": 3})
-    said: list[str] = []
-
-    class Listening(Silent):
-        def say(self, message: str) -> None:
-            said.append(message)
+    console = Listening()
+    said = console.said
 
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -216,13 +213,13 @@ def test_an_interrupted_rung_is_gone_on_with(uneven: Run, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(rungs, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            api.compress(uneven, config, console=Listening())
+            api.compress(uneven, config, console=console)
     assert [line for line in said if line.startswith("rung")][-1].startswith("rung 3")
     assert not any(
         (record.get("ladder") or {}).get("stopped") == "no rung is left" for record in uneven.variants().values()
     )
     said.clear()
-    (made,) = api.compress(uneven, config, console=Listening())
+    (made,) = api.compress(uneven, config, console=console)
     taken = [line for line in said if line.startswith("rung")]
     assert [line.split(":")[0] for line in taken] == ["rung 3"], "the first two are not climbed again"
     assert [rung["name"] for rung in made.record["ladder"]["rungs"]] == ["ptq", "ranges", "qat"]

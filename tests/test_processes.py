@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import psutil
 import pytest
@@ -25,10 +26,15 @@ from safetensors.torch import load_file
 from test_train_parts import tiny
 
 from edgeopt import AugmentConfig, DataConfig
+from edgeopt.cli.common import settings
+from edgeopt.cli.finetune_cmd import _KEYS
+from edgeopt.cli.finetune_cmd import command as finetune_command
+from edgeopt.config import Recipe
 from edgeopt.data.ingest import ingest
 from edgeopt.data.loader import TrainLoader
 from edgeopt.errors import DataError
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.recipe_text import recipe_text
 from edgeopt.sets import PictureSet
 from edgeopt.train.evaluate_torch import evaluator
 from edgeopt.train.processes import Processes, divided
@@ -100,6 +106,16 @@ PORT = free_port()
 
 def finetune(run: str, *options: str) -> list[str]:
     return [*FINETUNE[:5], *FINETUNE[6:], "--weights", "start.safetensors", "--run", run, *options]
+
+
+def recipe_of(command: list[str], file: Path) -> str:
+    """The name of a recipe that states what ``command`` has as options."""
+    with click.Context(finetune_command) as context:
+        typed, _, _ = finetune_command.make_parser(context).parse_args(command[2:])
+    stated = {_KEYS[name]: typed[name] for name in ("path", "name", "weights", "image_size", "epochs", "batch_size")}
+    stated["train.flip"] = "--no-flip" not in command
+    file.write_text(recipe_text(Recipe.model_validate(settings(stated, typed["others"])), []))
+    return file.name
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -247,10 +263,14 @@ def test_processes_agree_on_everything_and_one_writes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(photos: Path) -> None:
-    """Losses, figures and weights agree to rounding; one record, one log, one event file, one JSON object."""
+    """Losses, figures and weights agree to rounding; one record, one log, one event file, one JSON object.
+
+    One is told by options, two by a recipe.
+    """
     options = ["--epochs", "3", "--json"]
     alone, _ = finished([*ALONE, *finetune("one", *options)], photos)
-    both, err = finished([*TORCHRUN, *finetune("two", *options)], photos)
+    recipe = recipe_of(finetune("two", *options), photos / "two.toml")
+    both, err = finished([*TORCHRUN, "edgeopt", "finetune", recipe, "--run", "two", "--json"], photos)
     one, two = json.loads(alone), json.loads(both)
     assert (one["metrics"]["training"]["processes"], two["metrics"]["training"]["processes"]) == (1, 2)
     assert one["metrics"]["training"]["batch_size"] == two["metrics"]["training"]["batch_size"] == 8

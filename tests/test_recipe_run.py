@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from edgeopt.errors import ConfigError, ModelError
 from edgeopt.files import write_json
 from edgeopt.pipeline import STEPS, Outcome, run_recipe
 from edgeopt.recipe_text import RECIPE as INIT
+from edgeopt.stages.report import kept_budget
+from tests.listening import Listening
 from tests.small_run import write_small_run
 
 RECIPE = """\
@@ -49,7 +52,7 @@ def test_a_missed_goal_of_compression_is_exit_code_3_after_everything_else_was_d
 ) -> None:
     path, folder = tmp_path / "edgeopt.toml", tmp_path / "run"
     path.write_text(RECIPE.format(pictures=pictures))
-    *_, missed = run_recipe(load_recipe(path), run=folder, steps=STEPS[:3])
+    *_, missed = run_recipe(load_recipe(path), run=folder, steps=STEPS[:4])
     assert missed == ()
     (stage,) = folder.glob("host/int8-*/stage.json")
     record = json.loads(stage.read_text())
@@ -116,6 +119,101 @@ def test_a_latency_beside_the_two_default_targets_is_a_problem_of_the_recipe(goa
     with pytest.raises(ConfigError, match=r"it is measured on one target, and targets names 2; name one"):
         validate(Recipe, {"data": {"path": "x"}, "compress": goal}, where="recipe")
     assert re.search(r"targets = .*one alone\n#\s+# where \[compress\] has a latency", INIT)
+
+
+def test_finetune_of_a_recipe_trains_what_run_goes_on_from(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edgeopt.toml").write_text(
+        'name = "mine"\n' + RECIPE.format(pictures=pictures) + "[budget]\nmin_top1 = 0.25\n"
+    )
+    assert ended("finetune", "edgeopt.toml", "--json") == 0
+    trained = json.loads(capsys.readouterr().out)
+    stage = json.loads((tmp_path / "runs/mine/host/float/stage.json").read_text())
+    assert stage["config"]["model"]["name"] == "test_resnet"
+    assert (stage["config"]["train"]["epochs"], trained["skipped"]) == (1, False)
+    run, budget, _ = run_recipe(load_recipe(tmp_path / "edgeopt.toml"), steps=STEPS[:2])
+    assert run.path.resolve() == tmp_path / "runs/mine"
+    assert json.loads((tmp_path / "runs/mine/host/float/stage.json").read_text()) == stage, "trained once"
+    assert kept_budget(run) == budget == Budget(min_top1=0.25)
+    assert ended("finetune", "edgeopt.toml", "--epochs", "2", "--run", "runs/longer", "--quiet") == 0
+    longer = json.loads((tmp_path / "runs/longer/host/float/stage.json").read_text())
+    assert longer["config"]["train"]["epochs"] == 2
+    assert longer["config"]["train"]["batch_size"] == 8, "what no option says is the recipe's"
+
+
+CHECKING = """\
+[data]
+path = "photos"
+image_size = 32
+[check]
+labels = false
+leave_out = true
+[model]
+name = "test_resnet"
+pretrained = false
+[train]
+epochs = 1
+"""
+
+
+@pytest.fixture
+def copied(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the working one, with ``photos``, one of which is there twice, and a recipe that checks them."""
+    shutil.copytree(pictures, tmp_path / "photos")
+    first = min((tmp_path / "photos").rglob("*.png"))
+    shutil.copy(first, first.with_name("zz-copy.png"))
+    (tmp_path / "edgeopt.toml").write_text(CHECKING)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_recipe_checks_the_pictures_and_trains_without_those_it_would_leave_out(copied: Path) -> None:
+    console = Listening()
+    run = run_recipe(load_recipe(copied / "edgeopt.toml"), steps=STEPS[:2], console=console).run
+    said = "\n".join(console.said)
+    assert "checked 121 pictures: 1 exact copies, " in said
+    assert "; page: runs/checks/photos/check.html" in said
+    listed = json.loads((copied / "runs/checks/photos/issues.json").read_text())["leave_out"]
+    assert f"{len(listed)} pictures are left out: runs/checks/photos/leave-out.txt" in said
+    of_run = {path for path, *_ in json.loads((run.path / "data/split.json").read_text())["items"]}
+    every = {str(path.relative_to(copied / "photos")) for path in (copied / "photos").rglob("*.png")}
+    assert of_run == every - set(listed)
+    assert [path for path in listed if path.endswith("zz-copy.png")]
+    page = copied / "runs/checks/photos/check.html"
+    before = page.stat().st_mtime_ns
+    again = run_recipe(load_recipe(copied / "edgeopt.toml"), steps=STEPS[:2]).run
+    assert (again.path, page.stat().st_mtime_ns) == (run.path, before), "looked at once, trained once"
+    other = min((copied / "photos").rglob("*.png"))
+    shutil.copy(other, other.with_name("zz-more.png"))
+    console = Listening()
+    more = run_recipe(load_recipe(copied / "edgeopt.toml"), steps=STEPS[:2], console=console).run
+    assert "2 exact copies" in console.said[0], "pictures that are new are looked at"
+    assert more.path == run.path, "the same are trained on"
+
+
+def test_check_of_a_recipe_takes_its_tables_and_options_over_them(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("check", "edgeopt.toml", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["pictures"], record["counts"]["duplicate"], record["label_quality"]) == (121, 1, [])
+    assert ended("check", "edgeopt.toml", "--labels", "--model", "resnet81") == 1
+    assert 'did you mean "resnet18"' in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said_once_and_by_run_alone(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended("finetune", "edgeopt.toml") == 1
+    said = capsys.readouterr().err
+    assert "check.leave_out of the recipe is for edgeopt run" in said
+    assert "fix: edgeopt check edgeopt.toml --exclude leave-out.txt" in said
+    assert ended("tune", "edgeopt.toml") == 1
+    assert "check.leave_out of the recipe is for edgeopt run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"check\.leave_out: data\.exclude names the pictures to leave out already"):
+        validate(
+            Recipe, {"data": {"path": "x", "exclude": "list.txt"}, "check": {"leave_out": True}}, where="edgeopt.toml"
+        )
 
 
 WRONG = {"data": {"path": "nowhere"}, "model": {"name": "resnet81"}, "train": {"optimizer": "adamv", "lr_decay": 0.5}}

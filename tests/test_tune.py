@@ -39,6 +39,7 @@ from edgeopt.tuning.defaults import baseline, default_space
 from edgeopt.tuning.result import TuneResult, best_of, importances, rows
 from edgeopt.tuning.study import StudyFolder, make_pruner
 from edgeopt.tuning.trial import _Watch
+from tests.listening import Listening
 
 GOOD, BAD = 0.01, 1e-7
 
@@ -91,17 +92,6 @@ def recipe_of(
         "tune": {"space": dict(space), **settings},
     }
     return validate(Recipe, values, where="test")
-
-
-class Listening(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        """Keep it."""
-        self.said.append(text)
 
 
 def study_of(result: TuneResult) -> optuna.Study:

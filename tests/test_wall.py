@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "arrays", "classify", "compress_table", "config", "console", "cross_validation", "data_table",
     "environment", "errors", "files", "latency_goal", "metrics", "model_table", "picture_files", "pixels", "preprocess",
-    "probability", "recipe_tables", "recipe_text", "records", "registry", "remote", "resources", "run", "schemes",
-    "sets", "tables", "target_tables", "telemetry", "training_tables", "tune_space", "tune_table", "voting",
+    "probability", "recipe_problems", "recipe_tables", "recipe_text", "records", "registry", "remote", "resources",
+    "run", "schemes", "sets", "tables", "target_tables", "telemetry", "training_tables", "tune_space", "tune_table",
+    "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {
@@ -23,8 +24,8 @@ DEVICE_STAGES = {
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Functions of the core and the device half that call the host half where torch is installed, after looking whether.
 DELIBERATE = {
-    ("config", "edgeopt.models.builders"),
-    ("config", "edgeopt.train.optimizer"),
+    ("recipe_problems", "edgeopt.models.builders"),
+    ("recipe_problems", "edgeopt.train.optimizer"),
     ("stages.build_plan", "edgeopt.stages.export"),
     ("stages.build_plan", "edgeopt.stages.mixing"),
     ("stages.bench", "edgeopt.stages.workspace"),

@@ -22,7 +22,7 @@ from edgeopt.cli.common import (
     settings,
     table,
 )
-from edgeopt.config import DataConfig, Recipe, validate
+from edgeopt.config import CheckConfig, Recipe, over_recipe, validate
 from edgeopt.errors import ConfigError
 
 #: Options that change nothing but the preview, and the keys of the recipe they set.
@@ -36,11 +36,11 @@ _OF_PREVIEW = {
 @click.argument("data", type=path_or_name)
 @click.option("--exclude", type=click.Path(path_type=Path), help="Write the pictures one would leave out to this file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the page. [default: runs/checks/NAME OF DATA]")
+@click.option("--model", help="Pretrained model that labels are checked with. [default: tf_efficientnet_lite0]")
 @click.option(
-    "--model", default="tf_efficientnet_lite0", show_default=True, help="Pretrained model that labels are checked with."
-)
-@click.option(
-    "--labels/--no-labels", default=True, help="Whether to look for mislabelled pictures, which takes longest."
+    "--labels/--no-labels",
+    default=None,
+    help="Whether to look for mislabelled pictures, which takes longest. [default: labels]",
 )
 @max_pixels_option
 @preview_option
@@ -52,8 +52,8 @@ def command(
     data: str,
     exclude: Path | None,
     out: Path | None,
-    model: str,
-    labels: bool,
+    model: str | None,
+    labels: bool | None,
     max_pixels: int | None,
     preview: Path | None,
     others: tuple[str, ...],
@@ -62,6 +62,8 @@ def command(
     **options: Any,
 ) -> None:
     """Find damaged, doubled, leaked, mislabelled, dark, bright, blurry and odd pictures in DATA, as for finetune.
+
+    DATA may be a recipe (.toml): its [data] and [check] hold where no option says otherwise.
 
     Writes check.html, a page of thumbnails, and issues.json. Nothing is ever deleted or moved: look at the page, edit
     the list that --exclude writes, and give it to finetune --exclude.
@@ -73,17 +75,20 @@ def command(
     if preview is not None:
         stated = {"data.path": data, "data.max_pixels": max_pixels, "model.name": model}
         values = settings({**stated, **{_OF_PREVIEW[name]: value for name, value in options.items()}}, others)
-        draw_preview(validate(Recipe, values, where="check options"), preview, console, as_json=as_json)
+        recipe = validate(Recipe, over_recipe(values), where="check options")
+        draw_preview(recipe, preview, console, as_json=as_json)
         return
     if given(**options) or others:
         raise ConfigError(
             "how training would see pictures is not part of the checks", fix="to draw it: --augment-preview grid.png"
         )
-    config = validate(DataConfig, given(path=data, max_pixels=max_pixels), where="check options")
+    typed = {"data.path": data, "data.max_pixels": max_pixels, "check.model": model, "check.labels": labels}
+    recipe = validate(Recipe, over_recipe(settings(typed)), where="check options")
+    config = recipe.check or CheckConfig()
     from edgeopt.data.checks.issues import KINDS
     from edgeopt.stages.check import check
 
-    result = check(config, model=model, labels=labels, out=out, exclude=exclude, console=console)
+    result = check(recipe.data, model=config.model, labels=config.labels, out=out, exclude=exclude, console=console)
     worst = {kind: next(issue for issue in result.issues if issue.kind == kind) for kind in result.counts}
     rows = [(KINDS[kind][0], str(n), f"{worst[kind].path}: {worst[kind].reason}") for kind, n in result.counts.items()]
     lines = [f"{result.pictures} pictures of {len(result.classes)} classes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from edgeopt.cli.typed import one_table as one_table
 from edgeopt.cli.typed import options_of as options_of
 from edgeopt.cli.typed import settings as settings
 from edgeopt.config import Recipe
+from edgeopt.errors import ConfigError
 from edgeopt.files import printable
 from edgeopt.run import Run
 from edgeopt.training_tables import PRESETS
@@ -183,6 +185,16 @@ def draw_preview(recipe: Recipe, file: Path, console: Terminal, *, as_json: bool
 
     made = augment_preview(recipe.data, file, recipe.model, recipe.train, augment=recipe.augment, console=console)
     emit({"preview": str(made)}, as_json=as_json, text=f"wrote {made}")
+
+
+def require_nothing_to_leave_out(recipe: Recipe, path: str) -> None:
+    """Raises ConfigError for a recipe whose pictures ``edgeopt run`` would check and leave out in part."""
+    if recipe.check is not None and recipe.check.leave_out:
+        raise ConfigError(
+            "check.leave_out of the recipe is for edgeopt run: nothing looks here for what to leave out",
+            fix=f"edgeopt check {shlex.quote(path)} --exclude leave-out.txt; then in the recipe, in place of "
+            'leave_out, in [data]: exclude = "leave-out.txt"',
+        )
 
 
 data_option = click.option(

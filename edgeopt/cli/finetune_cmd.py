@@ -23,10 +23,11 @@ from edgeopt.cli.common import (
     path_or_name,
     picture_options,
     preview_option,
+    require_nothing_to_leave_out,
     set_option,
     settings,
 )
-from edgeopt.config import Recipe, validate
+from edgeopt.config import Recipe, over_recipe, validate
 from edgeopt.environment import process_rank
 from edgeopt.tables import DISTILL
 from edgeopt.training_tables import SCHEDULES, UNFREEZE
@@ -128,7 +129,8 @@ def command(
     """Fine-tune a pretrained model on DATA.
 
     DATA is a folder with one subfolder a class, a folder with train/val/test subfolders of such, a CSV or JSONL file
-    with the columns path and label (and split, group, weight), or torchvision:NAME.
+    with the columns path and label (and split, group, weight), or torchvision:NAME. It may be a recipe (.toml) too: its
+    [data], [model], [train] and [augment] hold where no option says otherwise, and edgeopt run goes on from there.
 
     On several GPUs or nodes: torchrun --nproc_per_node=N -m edgeopt finetune DATA
     """
@@ -137,22 +139,26 @@ def command(
         {**stated, "data.seed": seed, "train.seed": seed, "data.group_near": group_near or None},
         [*as_settings(model_arguments), *others],
     )
-    recipe = validate(Recipe, values, where="finetune options")
+    recipe = validate(Recipe, over_recipe(values), where="finetune options")
     from edgeopt.stages.finetune import finetune
+    from edgeopt.stages.report import keep_budget
 
     leads = process_rank() == 0
     console = Terminal(quiet=quiet or not leads)
     if preview is not None:
         draw_preview(recipe, preview, console, as_json=as_json)
         return
+    require_nothing_to_leave_out(recipe, options["path"])
     trained = finetune(
         recipe.data,
         recipe.model,
         recipe.train,
         augment=recipe.augment,
-        run=run_path,
+        run=run_path or recipe.run_path,
         force=force,
         console=console,
     )
+    if leads and recipe.budget.model_fields_set:
+        keep_budget(trained.run, recipe.budget)
     if leads:
         emit(trained.to_json(), as_json=as_json, text=trained.summary())

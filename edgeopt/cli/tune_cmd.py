@@ -18,10 +18,11 @@ from edgeopt.cli.common import (
     output_options,
     path_or_name,
     picture_options,
+    require_nothing_to_leave_out,
     settings,
     table,
 )
-from edgeopt.config import Recipe, load_recipe, read_toml, validate
+from edgeopt.config import Recipe, merged, over_recipe, read_toml, validate
 
 if TYPE_CHECKING:
     from edgeopt.tuning.result import State, TuneResult
@@ -94,6 +95,7 @@ def command(
         models=models,
         image_sizes=image_sizes,
     )
+    require_nothing_to_leave_out(recipe, options["path"])
     from edgeopt.stages.tune import tune
 
     result = tune(recipe, run=run_path, out=out, console=Terminal(quiet=quiet))
@@ -120,12 +122,9 @@ def search_recipe(
     for key, choices in varied.items():
         head, _, name = key.partition(".")
         values.setdefault(head, {}).setdefault(name, choices[0])
-    path = str(stated["data.path"])
-    if path.endswith(".toml"):
-        del values["data"]["path"]
-        values = _merged(load_recipe(Path(path)).model_dump(exclude_unset=True), values)
+    values = over_recipe(values)
     known = read_toml(space) if space else values.get("tune", {}).get("space", {})
-    return validate(Recipe, _merged(values, {"tune": {"space": {**known, **varied}}}), where="tune options")
+    return validate(Recipe, merged(values, {"tune": {"space": {**known, **varied}}}), where="tune options")
 
 
 def _summary(result: TuneResult) -> str:
@@ -157,11 +156,3 @@ def _words(key: str, text: str | None) -> dict[str, list[Any]]:
     """A list with commas between as the choices of ``key``; numbers are numbers."""
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
     return {key: [int(word) if word.isdigit() else word for word in words]} if words else {}
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables of a recipe, values of ``above`` first."""
-    merged = dict(below)
-    for name, one in above.items():
-        merged[name] = {**below.get(name, {}), **one} if isinstance(one, Mapping) else one
-    return merged

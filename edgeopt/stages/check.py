@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from edgeopt.config import DataConfig
 from edgeopt.console import Console, Silent
-from edgeopt.data import exclusion
 from edgeopt.data.checks import duplicates
 from edgeopt.data.checks.issues import KINDS, Issue, NotRun, missing, of
 from edgeopt.data.checks.look import make_look
 from edgeopt.data.checks.page import render
+from edgeopt.data.checks.result import CheckResult
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.examine import Examined, examine
 from edgeopt.data.folder_source import Found
@@ -23,60 +22,11 @@ from edgeopt.data.manifest_source import is_manifest
 from edgeopt.data.torchvision_source import is_reference
 from edgeopt.errors import ConfigError, DataError, ModelError
 from edgeopt.files import make_folder, write_json, write_text
+from edgeopt.run import stage_key
 
 #: A class that has this many times fewer pictures than the largest is said to be small.
 _IMBALANCED = 10.0
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What was found. ``issues`` are in the order of their kinds, worst first within each.
-
-    ``classes`` counts the pictures that can be used; ``label_quality`` ranks (path, probability of its own label),
-    worst first, when labels were checked; ``not_run`` says which checks could not be made, and why.
-    """
-
-    data: str
-    created: str
-    pictures: int
-    classes: dict[str, int]
-    issues: tuple[Issue, ...]
-    notes: tuple[str, ...]
-    not_run: tuple[NotRun, ...]
-    label_quality: tuple[tuple[str, float], ...]
-    html: Path
-    json: Path
-    exclude: Path | None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Issues by kind, in the order of KINDS, those that were found."""
-        found = Counter(issue.kind for issue in self.issues)
-        return {kind: found[kind] for kind in KINDS if found[kind]}
-
-    def left_out(self) -> list[tuple[str, str]]:
-        """(path, reason) of the pictures to leave out, each once, sorted by path."""
-        reasons: dict[str, str] = {}
-        for issue in self.issues:
-            if issue.leave_out:
-                reasons.setdefault(issue.path, f"{KINDS[issue.kind][0].lower()}: {issue.reason}")
-        return sorted(reasons.items())
-
-    def to_json(self) -> dict[str, Any]:
-        """``issues.json``."""
-        return {
-            "schema": 1,
-            "data": self.data,
-            "created": self.created,
-            "pictures": self.pictures,
-            "classes": self.classes,
-            "counts": self.counts,
-            "issues": [issue.to_json() for issue in self.issues],
-            "leave_out": [path for path, _ in self.left_out()],
-            "notes": list(self.notes),
-            "not_run": [asdict(item) for item in self.not_run],
-            "label_quality": [[path, round(quality, 6)] for path, quality in self.label_quality],
-        }
+_VERSION = 1  # what is looked for, and how: raised when the same pictures would be found otherwise
 
 
 def check(
@@ -86,6 +36,7 @@ def check(
     labels: bool = True,
     out: Path | None = None,
     exclude: Path | None = None,
+    again: bool = True,
     console: Console | None = None,
 ) -> CheckResult:
     """Look for damaged, doubled, leaked, probably mislabelled, dark, bright, blurry, empty and odd pictures.
@@ -93,7 +44,8 @@ def check(
     Writes ``check.html`` and ``issues.json`` into ``out`` (default: ``runs/checks/<name of the data>``), and the list
     of pictures one would leave out into ``exclude``; nothing is deleted or moved. ``model`` is the pretrained backbone
     that labels are checked with, unless ``labels`` is False. A check whose packages or weights are not at hand is
-    named in ``not_run`` with what to install. Raises DataError, ModelError for an unknown model, ConfigError.
+    named in ``not_run`` with what to install. Unless ``again``, what was found earlier in the same pictures, all of it
+    looked for, is what ``out`` holds. Raises DataError, ModelError for an unknown model, ConfigError.
     """
     console = console or Silent()
     data = data if isinstance(data, DataConfig) else DataConfig(path=str(data))
@@ -106,6 +58,10 @@ def check(
     not_run = [item for item in (missing("pictures' quality", "cleanvision"),) if item is not None]
     with console.task("reading pictures") as progress:
         examined = examine(data, look=make_look(measure=not not_run), progress=progress)
+    folder = make_folder(out or Path("runs") / "checks" / _name(data.path))
+    key = _key(examined, data, model=model, labels=labels)
+    if not again and (earlier := CheckResult.read(folder, key)) is not None:
+        return earlier.also(exclude)
     issues = _unusable(examined)
     with console.task("comparing pictures"):
         alike, groups = duplicates.find(examined.checked)
@@ -123,9 +79,9 @@ def check(
         for item in said:
             notes += [item] if isinstance(item, str) else []
             not_run += [item] if isinstance(item, NotRun) else []
-    folder = make_folder(out or Path("runs") / "checks" / _name(data.path))
     order = list(KINDS)
     result = CheckResult(
+        key=key,
         data=examined.root,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pictures=len(examined.checked),
@@ -134,20 +90,21 @@ def check(
         notes=tuple(notes),
         not_run=tuple(not_run),
         label_quality=tuple(ranking),
-        html=folder / "check.html",
-        json=folder / "issues.json",
-        exclude=exclude,
+        folder=folder,
     )
-    _write(result, _dataset(examined), data, console)
-    return result
-
-
-def _write(result: CheckResult, dataset: Dataset, data: DataConfig, console: Console) -> None:
     with console.task("writing the page"):
-        write_text(result.html, render(result, dataset, data.max_pixels))
+        write_text(result.html, render(result, _dataset(examined), data.max_pixels))
     write_json(result.json, result.to_json())
-    if result.exclude is not None:
-        exclusion.write(result.exclude, result.data, result.left_out())
+    return result.also(exclude)
+
+
+def _key(examined: Examined, data: DataConfig, *, model: str, labels: bool) -> str:
+    """What the findings follow from: the pictures, where they are and what they are labelled, and the settings."""
+    lines = [repr((item.found.path, item.found.label, item.found.split, item.sha256)) for item in examined.checked]
+    lines += [repr(item) for item in sorted((*examined.broken, *examined.listing.set_aside))]
+    pictures = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    config = {"root": examined.root, "max_pixels": data.max_pixels, "model": model if labels else None}
+    return stage_key(inputs={"pictures": pictures}, config=config, version=_VERSION)
 
 
 def _unusable(examined: Examined) -> list[Issue]:

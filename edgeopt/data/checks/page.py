@@ -5,19 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from edgeopt.data.checks.issues import KINDS, Issue
+from edgeopt.data.checks.result import CheckResult
 from edgeopt.data.dataset import Dataset, Item
 from edgeopt.data.threads import in_threads
 from edgeopt.errors import DataError
 from edgeopt.preprocess import to_rgb
 from edgeopt.report.page import asset, fragment
-
-if TYPE_CHECKING:
-    from edgeopt.stages.check import CheckResult
 
 #: Of each kind so many are shown; issues.json has all.
 _SHOWN = 60
