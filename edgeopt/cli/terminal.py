@@ -58,6 +58,7 @@ def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Itera
     """A line when work passes two seconds, then one in ten seconds for work that counts."""
     started = time.monotonic()
     last = [started + silent_s - every_s]
+    first: list[tuple[float, int]] = []  # when work was first told of, and how much: what came before is no work done
 
     def announce() -> None:
         last[0] = time.monotonic()
@@ -65,10 +66,14 @@ def _lines(title: str, *, every_s: float = 10.0, silent_s: float = 2.0) -> Itera
 
     def progress(done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
+        if not first:
+            first.append((now, done))
         if now - last[0] >= every_s:
             timer.cancel()
             last[0] = now
-            left = f", about {duration((now - started) * (total - done) / done)} left" if 0 < done < total else ""
+            (since, before), left = first[0], ""
+            if before < done < total:
+                left = f", about {duration((now - since) * (total - done) / (done - before))} left"
             words = f"{title}: {done}/{total} ({now - started:.0f} s{left})"
             click.echo(words + (f", {note}" if note else ""), err=True)
 
