@@ -77,6 +77,6 @@ def path_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     api.compress(run, CompressConfig(epochs=1, prune=0.3, recovery_epochs=2))
     for target in ("onnxruntime", "openvino", "tensorrt", "rtx-desktop"):
         api.build(run, target)
-    api.bench(run, seconds=3)
+    api.bench(run, seconds=3, starts=1)
     api.report(run)
     return run

@@ -345,7 +345,7 @@ def test_a_copied_run_builds_benches_evaluates_and_predicts_the_same_without_tor
     no_torch = subprocess.run([str(device / "python"), "-c", "import torch"], capture_output=True, check=False)
     assert no_torch.returncode != 0
     edgeopt("build", "--target", "onnxruntime")
-    edgeopt("bench", "--seconds", "2", "--quiet")
+    edgeopt("bench", "--seconds", "2", "--starts", "1", "--quiet")
     there = json.loads((run / "device" / key / "accuracy.json").read_text())
     here = json.loads((path_run.path / "device" / key / "accuracy.json").read_text())
     assert there["predictions"] == here["predictions"]

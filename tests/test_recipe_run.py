@@ -37,6 +37,7 @@ epochs = 0
 calibration = "fast"
 [bench]
 seconds = 1
+starts = 1
 """
 
 
