@@ -314,7 +314,7 @@ def _weights(model: object) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small_trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("latency")
     return api.finetune(
         DataConfig(path=str(paint_folder(folder / "pictures", each=24)), image_size=64),
@@ -322,6 +322,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         TrainConfig(epochs=1, batch_size=8, flip=False, precision="fp32", memory_format="contiguous"),
         run=folder / "run",
     ).run
+
+
+@pytest.fixture
+def small_run(small_trained: Run, tmp_path: Path) -> Run:
+    """A copy for each test: what one of them pruned to a latency would be among the other's verdicts."""
+    return Run.open(shutil.copytree(small_trained.path, tmp_path / "small"))
 
 
 class _Notes:

@@ -114,6 +114,8 @@ def recipe_of(command: list[str], file: Path) -> str:
         typed, _, _ = finetune_command.make_parser(context).parse_args(command[2:])
     stated = {_KEYS[name]: typed[name] for name in ("path", "name", "weights", "image_size", "epochs", "batch_size")}
     stated["train.flip"] = "--no-flip" not in command
+    for key in ("data.path", "model.weights"):  # made absolute by what writes recipes, as if it stood here
+        stated[key] = str(file.parent / stated[key])
     file.write_text(recipe_text(Recipe.model_validate(settings(stated, typed["others"])), []))
     return file.name
 
