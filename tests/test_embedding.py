@@ -162,7 +162,9 @@ def test_bench_and_the_runtimes_own_tools_time_embedded_engines(run: Run) -> Non
         assert latency["session"]["embedded_preprocessing"] is True
         # Compared with what does the same work: the embedded float engine, not the one given normalized pictures.
         against = [one["baseline"] for one in latency["ratios"] if one["kind"] == "float"]
-        assert against == ([] if "float" in key else [key.replace("int8-u8a7w", "float")])
+        wanted = set() if "float" in key else {key.replace("int8-u8a7w", "float")}
+        # Where the CPU computes in bfloat16, that engine is one more of the kind, and the faster one is compared with.
+        assert wanted <= set(against) <= wanted | {"openvino/float-bf16-embedded"}, key
     for key in (key for key in keys if "int8" in key):
         built = engines(run)[key]
         spec = EngineSpec(key, str(built.record["backend"]), built.path, built.target, "int8").completed(

@@ -72,6 +72,9 @@ def test_compress_makes_a_tree_of_variants_that_really_shrank(path_run: Run) -> 
     assert abs(1 - pruned["macs"] / whole["macs"] - 0.3) < 0.03
     assert pruned["parameters"] < whole["parameters"]
     assert pruned["model_bytes"] < 0.9 * whole["model_bytes"]
+    latency = variants["float-prune30"]["pruning"]["latency"]
+    assert (latency["target"], latency["scheme"]) == ("onnxruntime", scheme)
+    assert latency["share_of_unpruned"] > 0
 
 
 @pytest.mark.parametrize("name", ["float", "float-prune30", "int8-{}-prune30"])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from edgeopt import CompressConfig, TrainConfig
+from edgeopt import CompressConfig, TrainConfig, environment
 from edgeopt.errors import ModelError
-from edgeopt.stages import pruning
+from edgeopt.stages import cut_timing, pruning
 from edgeopt.stages.training import TrainingPlan
 
 LOSSES = {"one ratio": 0.9, "importance per MAC": 0.7}
@@ -92,6 +92,37 @@ def test_a_step_that_takes_nothing_away_is_refused() -> None:
     record = {"macs_before": 10, "macs_after": 5, "parameters_before": 7, "parameters_after": 7}
     with pytest.raises(ModelError, match="did not lower the parameters"):
         pruning._require_smaller(record)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ([0.6, 0.7], "int8 on openvino it takes 0.65 (0.60 to 0.70) of the whole network's time"),
+        ([0.6, 1.1], "(0.60 to 1.10) of the whole network's time; whether it is faster cannot be told"),
+        (None, "it takes 0.65 of the whole network's time; whether it is faster cannot be told"),
+        ([1.0, 1.1], None),
+    ],
+)
+def test_cuts_that_make_the_engine_no_faster_are_refused_before_anything_is_trained(
+    interval: list[float] | None, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"target": "openvino", "share_of_unpruned": 0.65, "share_of_unpruned_ci": interval}
+    monkeypatch.setattr(cut_timing, "share_after", lambda *_: found)
+    told: list[str] = []
+    if said is None:
+        with pytest.raises(ModelError, match=r"did not lower the latency: int8 on openvino it takes 0\.65 \(1\.00 to"):
+            cut_timing.require_faster(job(told), nn.Identity(), [])
+    else:
+        assert cut_timing.require_faster(job(told), nn.Identity(), []) == found
+        assert said in told[0]
+
+
+def test_without_int8_or_a_runtime_here_nothing_is_timed() -> None:
+    asked: Any = job([])
+    asked.config, asked.targets = CompressConfig(int8=False, prune=0.3), ("openvino",)
+    assert cut_timing.require_faster(asked, nn.Identity(), []) is None
+    asked.config, asked.targets = CompressConfig(prune=0.3), ("raspberry-pi-5",)
+    assert environment.record()["board"] or cut_timing.require_faster(asked, nn.Identity(), []) is None
 
 
 def test_every_training_of_a_run_sees_views_of_its_own() -> None:

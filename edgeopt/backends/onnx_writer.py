@@ -6,15 +6,18 @@ https://protobuf.dev/programming-guides/encoding describes the encoding.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt.backends.onnx_reader import FLOAT
+from edgeopt.backends.onnx_reader import FLOAT, UINT8
 
-_INT, _INTS = 2, 7  # AttributeProto.AttributeType
+_FLOAT, _INT, _INTS = 1, 2, 7  # AttributeProto.AttributeType
+_FIXED_32 = 5  # a wire type
+_TYPES: dict[str, tuple[int, str]] = {"float32": (FLOAT, "<f4"), "uint8": (UINT8, "u1")}
 
 
 def field(number: int, content: bytes | int | str) -> bytes:
@@ -26,23 +29,30 @@ def field(number: int, content: bytes | int | str) -> bytes:
 
 
 def node(
-    op_type: str, inputs: Sequence[str], output: str, attributes: Mapping[str, int | Sequence[int]] | None = None
+    op_type: str,
+    inputs: Sequence[str],
+    output: str,
+    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
 ) -> bytes:
-    """A NodeProto with one output, named after it; ``attributes`` are non-negative integers or lists of them."""
+    """A NodeProto with one output, named after it; ``attributes`` are floats, or non-negative integers or lists of
+    them."""
     parts = [field(1, name) for name in inputs] + [field(2, output), field(3, output), field(4, op_type)]
     for name, value in (attributes or {}).items():
         if isinstance(value, int):
             attribute = field(1, name) + field(3, value) + field(20, _INT)
+        elif isinstance(value, float):
+            attribute = field(1, name) + _varint(2 << 3 | _FIXED_32) + struct.pack("<f", value) + field(20, _FLOAT)
         else:
             attribute = field(1, name) + b"".join(field(8, one) for one in value) + field(20, _INTS)
         parts.append(field(5, attribute))
     return b"".join(parts)
 
 
-def tensor(name: str, values: npt.NDArray[np.float32]) -> bytes:
-    """A TensorProto of float32."""
+def tensor(name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> bytes:
+    """A TensorProto of float32 or uint8."""
+    kind, stored = _TYPES[values.dtype.name]
     dims = b"".join(field(1, size) for size in values.shape)
-    return dims + field(2, FLOAT) + field(8, name) + field(9, values.astype("<f4").tobytes())
+    return dims + field(2, kind) + field(8, name) + field(9, values.astype(stored).tobytes())
 
 
 def value_info(name: str, dtype: int, dims: Sequence[int | str] | None = None) -> bytes:

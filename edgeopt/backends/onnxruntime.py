@@ -27,6 +27,7 @@ from edgeopt.backends.base import (
 )
 from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
+from edgeopt.backends.onnxruntime_gates import quantize_gates
 from edgeopt.config import Target
 from edgeopt.errors import REPORT, BackendError
 
@@ -110,11 +111,15 @@ class OnnxRuntimeBackend(Backend):
         # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
         # what is timed.
         engine = request.folder / "engine.onnx"
-        provider = request.target.session.provider
-        if request.target.session.optimized:
-            _optimize(request.onnx, engine, provider)
-        else:
-            shutil.copyfile(request.onnx, engine)
+        provider, source = request.target.session.provider, request.onnx
+        with tempfile.TemporaryDirectory(dir=request.folder) as folder:
+            if request.precision == "int8" and provider == _CPU:
+                source = Path(folder) / "gated.onnx"
+                quantize_gates(request.onnx, source)
+            if request.target.session.optimized:
+                _optimize(source, engine, provider)
+            else:
+                shutil.copyfile(source, engine)
         fusion = audit(engine, provider, request.blank(1))
         return BuildResult(
             engine=engine.name,

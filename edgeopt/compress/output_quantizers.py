@@ -1,4 +1,4 @@
-"""Quantizers behind convolutions that NNCF leaves open: ONNX Runtime has int8 convolutions with int8 outputs only."""
+"""Quantizers that NNCF leaves out and ONNX Runtime needs: its int8 convolutions and pools have int8 outputs only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgeopt.compress.quantizers import Quantizer, activation_quantizer
 from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
+_POOLS = frozenset({"mean", "adaptive_avg_pool2d"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 # What the lowering folds into the convolution, so that the quantizer still stands right behind it. One before a ReLU6
 # would make two in a row, which ONNX Runtime merges into a scale that the next layer's bias was not made for.
@@ -21,14 +22,15 @@ _ZERO_BELOW = {"hardswish": -3.0, "hardswish_": -3.0}
 
 
 def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequence[Tensor], scheme: Scheme) -> None:
-    """Add a quantizer to ``model`` (in place) behind every int8 convolution whose output stays float.
+    """Add a quantizer to ``model`` (in place) behind every int8 convolution, and pool of int8 maps, that stays open.
 
-    They are those before a HardSwish, SiLU, GELU or LayerNorm, and those that a residual addition reads in float too.
+    They are convolutions before a HardSwish, SiLU, GELU or LayerNorm, those that a residual addition reads in float
+    too, and the pools of squeeze-and-excitation, for which whole maps would be made float and laid out anew.
     ``graph`` is NNCF's graph of the float model, ``storage`` the hook storage of the quantized one; ranges are the
     smallest and largest values over ``batches``.
     """
     _close_for_every_reader(graph, storage)
-    places = _open_places(graph, storage)
+    places = {**_open_places(graph, storage), **dict.fromkeys(_open_pools(graph, storage))}
     recorders = {name: _Recorder() for name in places}
     handles = [storage.register_post_function_hook(name, 0, recorder) for name, recorder in recorders.items()]
     with hooked(handles), torch.no_grad():
@@ -70,6 +72,19 @@ def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
         if not closed and ports and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
             places[last.node_name] = _ZERO_BELOW.get(ports[0][0].node_type) if len(ports) == 1 else None
     return places
+
+
+def _open_pools(graph: Any, storage: Any) -> Iterator[str]:
+    """Pools over whole maps that are quantized themselves, read by what takes float."""
+    for node in graph.get_all_nodes():
+        if node.node_type not in _POOLS or _has(storage.post_hooks, node, 0):
+            continue
+        (source, *_) = graph.get_previous_nodes(node) or [None]
+        int8 = source is not None and (_has(storage.pre_hooks, node, 0) or _has(storage.post_hooks, source, 0))
+        ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(node)]
+        read = ports and not any(_has(storage.pre_hooks, *port) for port in ports)
+        if int8 and read and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
+            yield node.node_name
 
 
 def _close_for_every_reader(graph: Any, storage: Any) -> None:

@@ -30,6 +30,7 @@ class PruneStepRecord(Record):
     history: Cuts
     reasons: dict[Text, Text]
     metrics: dict[Text, Any]
+    latency: dict[Text, Any] | None = None
 
 
 class LatencySearchRecord(StageRecord.LatencySearch, Record):

@@ -21,6 +21,7 @@ from edgeopt.errors import ModelError
 from edgeopt.files import write_json
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.stages.cut_timing import require_faster
 from edgeopt.stages.half_made import PruneStepRecord
 from edgeopt.stages.passes import Job, Recovered, model_hash, recovered, training_recipe
 from edgeopt.stages.training import TrainingPlan, fit
@@ -46,11 +47,14 @@ def pruned(job: Job) -> Variant:
         keep_memory()
         spec, start = job.start.preprocess, job.start.load()
         plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
-        model, history, reasons, metrics = _in_steps(job, start, plan, folder)
-        record = pruning_record(start, model, torch.zeros(1, *spec.input_shape), reasons)
+        model, done = _in_steps(job, start, plan, folder)
+        record = pruning_record(start, model, torch.zeros(1, *spec.input_shape), done["reasons"])
         _require_smaller(record)
         _say(job, record)
-        return Recovered(model, job.start.architecture.pruned(history), spec, metrics, {"pruning": record})
+        if done["latency"] is not None:
+            record["latency"] = done["latency"]
+        architecture = job.start.architecture.pruned(done["history"])
+        return Recovered(model, architecture, spec, done["metrics"], {"pruning": record})
 
     origin = {"round_to": "target" if job.targets else "default"}
     variant = recovered(job, f"{job.start.name}{_suffix(job)}", "prune", config=config, origin=origin, make=make)
@@ -65,16 +69,14 @@ def _suffix(job: Job) -> str:
     return blocks + (f"-prune{round(job.config.prune * 100):02d}" if job.config.prune is not None else "")
 
 
-def _in_steps(
-    job: Job, start: nn.Module, plan: TrainingPlan, folder: Path
-) -> tuple[nn.Module, History, dict[str, str], dict[str, Any]]:
-    """The recovered model, what was cut, why layers were not, and its figures on val.
+def _in_steps(job: Job, start: nn.Module, plan: TrainingPlan, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The recovered model, and of it: what was cut, why layers were not, what it takes in int8, its figures on val.
 
     Every step removes the same share of the MACs that are left, fits layers and gathers BatchNorm's statistics anew and
     recovers for its share of the epochs. A finished step is kept, so that a killed run goes on with the next.
     """
     steps = job.config.prune_steps
-    done: dict[str, Any] = {"schema": 1, "steps": 0, "history": [], "reasons": {}, "metrics": {}}
+    done: dict[str, Any] = {"schema": 1, "steps": 0, "history": [], "reasons": {}, "metrics": {}, "latency": None}
     if (folder / _STEP).is_file():
         done = records.read(PruneStepRecord, folder / _STEP)
         model = models.load(folder / f"step-{done['steps']}", allow_code=is_own(job.run))
@@ -87,6 +89,7 @@ def _in_steps(
             done["reasons"], done["history"] = dict(result.untouched), [*done["history"], *result.history]
         else:
             model = settled(job, start, model, done["history"], plan, what="the rest")
+        done["latency"] = require_faster(job, start, done["history"])
         part, own = plan, folder
         if steps > 1:
             part, own = (
@@ -98,7 +101,7 @@ def _in_steps(
         if steps > 1:
             models.save(model, job.start.architecture.pruned(done["history"]), own)
             write_json(folder / _STEP, {**done, "steps": step})
-    return model, done["history"], done["reasons"], done["metrics"]
+    return model, done
 
 
 def recover(

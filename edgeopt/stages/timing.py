@@ -47,11 +47,25 @@ def times_of(
     return target.name, {name: one.p50 for name, one in result.engines.items()}
 
 
+def first_here(job: Job) -> tuple[Target, str] | None:
+    """The first target that this machine is, and the first of the job's schemes that its backend runs exactly here."""
+    for profile, schemes in _here(job):
+        wanted = job.config.schemes or ((profile.scheme,) if profile.scheme else schemes)
+        for scheme in wanted:
+            if scheme in schemes:
+                return profile, scheme
+    return None
+
+
 def _target(job: Job, scheme: str) -> Target | None:
     """The first that this machine is, and whose backend runs the scheme exactly here."""
+    return next((profile for profile, schemes in _here(job) if scheme in schemes), None)
+
+
+def _here(job: Job) -> Iterator[tuple[Target, tuple[str, ...]]]:
+    """The job's targets that this machine is, where their runtime is installed, and the schemes it runs exactly."""
     for name in job.targets or _TARGETS:
         profile = load_target(name)
         backend = load_backend(profile.backend)
-        if environment.matches(profile.match) and backend.availability().ok and scheme in backend.schemes_on(profile):
-            return profile
-    return None
+        if environment.matches(profile.match) and backend.availability().ok:
+            yield profile, tuple(backend.schemes_on(profile))
