@@ -82,6 +82,7 @@ def test_products_and_pools_run_in_int8(exported: Path, tmp_path: Path) -> None:
     before, after = executed(exported, tmp_path), executed(built(exported, tmp_path), tmp_path)
     assert before["Mul"] == 2, "what is mended is there to mend"
     assert (after["Mul"], after["QLinearMul"], after["QLinearSigmoid"]) == (0, 3, 1)
+    assert (before["HardSigmoid"], after["HardSigmoid"], after["QLinearAdd"]) == (1, 0, 1)
     assert after["GlobalAveragePool"] == 0
     assert after["QLinearGlobalAveragePool"] >= 1
     assert after["DequantizeLinear"] < before["DequantizeLinear"]

@@ -34,13 +34,17 @@ _INTEGERS = {UINT8: np.uint8, INT8: np.int8, INT32: np.int32}
 
 @dataclass(frozen=True)
 class OnnxTensor:
-    """An initializer. ``small`` holds its bytes when they are integers and few, ``largest`` an int8's magnitude."""
+    """An initializer. ``small`` holds its bytes when they are integers and few, ``largest`` an int8's magnitude.
+
+    ``number`` is the value of a single float32.
+    """
 
     name: str
     dtype: int
     dims: tuple[int, ...]
     small: bytes | None = None
     largest: int = 0
+    number: float | None = None
 
     def integers(self) -> npt.NDArray[np.integer] | None:
         """Its values, flat, when it is a small integer tensor."""
@@ -217,6 +221,8 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
             dims += integers(value, _MAX_DIMS - len(dims))
         elif number == 2 and isinstance(value, int):
             dtype = value
+        elif number == 4 and isinstance(value, memoryview):
+            raw = value  # float32, listed: the same bytes
         elif number == 5:
             too_long = too_long or (0 if isinstance(value, int) else len(value)) > _SMALL or len(listed) > _SMALL
             listed += [] if too_long else integers(value, _SMALL)
@@ -228,7 +234,9 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
         raise _ExternalError(f'"{printable(name)[:100]}"')
     if too_long:  # of weights that are listed, which nobody does, the worst is assumed
         return OnnxTensor(name, dtype, tuple(dims), None, 128 if dtype == INT8 else 0)
-    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed))
+    single = raw is not None and dtype == FLOAT and len(raw) == 4
+    number = float(np.frombuffer(raw, "<f4")[0]) if raw is not None and single else None
+    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed), number)
 
 
 def _small(dtype: int, raw: memoryview | None, listed: list[int]) -> bytes | None:

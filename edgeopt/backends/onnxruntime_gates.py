@@ -3,7 +3,9 @@
 x * sigmoid(x) between quantizers runs as a dequantized map, a float product and a quantized one, in another layout than
 the convolutions around it: MobileNetV3's int8 engine was slower than its float one. A gate is a number from 0 to 1, so
 its quantizer needs no calibration: in uint8 codes of 1/255 it moves the product by 0.2 % of x at most, half a code of a
-quantizer as wide as x. Other runtimes fuse the activation whole and must not get these.
+quantizer as wide as x. The gate of hard-swish, x / 6 + 0.5 cut off at 0 and 1, is then an int8 addition: codes with a
+sixth of their scale, and a half; codes of 1/255 end at 0 and 1 by themselves. Other runtimes fuse the activation whole
+and must not get these.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ _NODE, _INITIALIZER = 1, 5  # of GraphProto
 _OUTPUT = 2  # of NodeProto
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})  # whose values are from 0 to 1
 _SCALE, _ZERO_POINT = "gate.scale", "gate.zero_point"
+_HALF, _HALF_CODES = "gate.half.scale", "gate.half.codes"  # code 1 of the scale 0.5
 
 
 def quantize_gates(source: Path, destination: Path) -> int:
@@ -34,16 +37,16 @@ def quantize_gates(source: Path, destination: Path) -> int:
     model = read_onnx(source)  # refuses external data
     graph = _Graph(model)
     made = 0
+    constants = list(_constants())
 
     def written(position: int, layer: memoryview) -> bytes:
         nonlocal made
         found = model.nodes[position]
-        if found.op_type == "HardSwish" and graph.is_uint8(found.inputs[0]) and graph.is_quantized(found.outputs[0]):
+        if found.op_type == "HardSwish" and graph.is_int8_between(found):
             made += 1
-            (x,), (y,) = found.inputs, found.outputs
-            gate = node("HardSigmoid", [x], f"{y}.gate.float", {"alpha": 1 / 6, "beta": 0.5})
-            product = node("Mul", [x, f"{y}.gate"], y)
-            return b"".join(field(_NODE, one) for one in (gate, *_rounded(f"{y}.gate"), product))
+            nodes, sixth = graph.hard_swish(found)
+            constants.append(sixth)
+            return b"".join(field(_NODE, one) for one in nodes)
         if found.op_type in _GATES and graph.gates_int8(found):
             made += 1
             (gate_name,) = found.outputs
@@ -65,7 +68,7 @@ def quantize_gates(source: Path, destination: Path) -> int:
                 else:
                     content.append(field(inner, _content(one)))
             if made:
-                content += [field(_INITIALIZER, one) for one in _constants()]
+                content += [field(_INITIALIZER, one) for one in constants]
             parts.append(field(number, b"".join(content)))
         else:
             parts.append(field(number, _content(value)))
@@ -108,6 +111,30 @@ class _Graph:
             for one in products
         )
 
+    def is_int8_between(self, layer: OnnxNode) -> bool:
+        """Whether ``layer`` makes one int8 map of another, whose scale is a constant of the file."""
+        (x,), (y,) = layer.inputs, layer.outputs
+        return self.is_uint8(x) and self._scale(x) is not None and self.is_quantized(y)
+
+    def hard_swish(self, layer: OnnxNode) -> tuple[list[bytes], bytes]:
+        """Nodes in place of ``layer``, of a uint8 map, and a constant they need."""
+        (x,), (y,) = layer.inputs, layer.outputs
+        codes, _, zero_point = self._maker[x].inputs
+        gate, sixth, half = f"{y}.gate", f"{y}.gate.sixth", f"{y}.gate.half"
+        nodes = [
+            node("DequantizeLinear", [codes, f"{sixth}.scale", zero_point], sixth),
+            node("DequantizeLinear", [_HALF_CODES, _HALF, _ZERO_POINT], half),
+            node("Add", [sixth, half], f"{gate}.float"),
+            *_rounded(gate),
+            node("Mul", [x, gate], y),
+        ]
+        return nodes, tensor(f"{sixth}.scale", np.asarray((self._scale(x) or 0.0) / 6, np.float32))
+
+    def _scale(self, name: str) -> float | None:
+        """What a code of ``name`` is worth."""
+        found = self._model.initializers.get(self._maker[name].inputs[1])
+        return found.number if found is not None else None
+
 
 def _rounded(name: str) -> tuple[bytes, bytes]:
     """Nodes that make ``name`` of ``name.float``, in 255 steps."""
@@ -118,8 +145,13 @@ def _rounded(name: str) -> tuple[bytes, bytes]:
     )
 
 
-def _constants() -> tuple[bytes, bytes]:
-    return tensor(_SCALE, np.asarray(1 / 255, np.float32)), tensor(_ZERO_POINT, np.asarray(0, np.uint8))
+def _constants() -> tuple[bytes, ...]:
+    return (
+        tensor(_SCALE, np.asarray(1 / 255, np.float32)),
+        tensor(_ZERO_POINT, np.asarray(0, np.uint8)),
+        tensor(_HALF, np.asarray(0.5, np.float32)),
+        tensor(_HALF_CODES, np.asarray(1, np.uint8)),
+    )
 
 
 def _content(value: int | memoryview) -> int | bytes:
