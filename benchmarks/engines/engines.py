@@ -283,12 +283,13 @@ def tables(records: Mapping[str, Mapping[str, Any]]) -> str:
     if not measured:
         return "Not measured yet."
     shown = [one for one in rivals if any(one in g["engines"] for r in measured.values() for g in r["groups"].values())]
-    head = ["network", "px", "backend, batch", OURS, "of the MACs in int8", *(f"against {one}" for one in shown)]
+    head = ["network", "px", "CPU", "backend, batch", OURS, "of the MACs in int8", *(f"against {one}" for one in shown)]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for record in measured.values():
         for name, group in record["groups"].items():
             ours = group["engines"][OURS]
-            cells = [record["network"], str(record["image_size"]), name, f"{ours['p50_ms']:.2f} ms", _share(ours)]
+            cells = [record["network"], str(record["image_size"]), _cpu(record["environment"]["cpu"]), name]
+            cells += [f"{ours['p50_ms']:.2f} ms", _share(ours)]
             cells += [_cell(group["engines"].get(one)) for one in shown]
             lines.append(f"| {' | '.join(cells)} |")
     kinds = {
@@ -307,6 +308,13 @@ def tables(records: Mapping[str, Mapping[str, Any]]) -> str:
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cpu(cpu: Mapping[str, Any]) -> str:
+    """Its maker, its cores, and what computes in int8."""
+    units = (("amx_int8", "AMX"), ("avx512_vnni", "VNNI"), ("avx_vnni", "VNNI"))
+    unit = next((name for flag, name in units if flag in cpu["flags"]), "AVX2")
+    return f"{cpu['name'].partition('(')[0].split()[0]}, {unit}, {cpu['cores']} cores"
 
 
 def _share(one: Mapping[str, Any]) -> str:
