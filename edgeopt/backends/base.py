@@ -213,6 +213,10 @@ class Backend(ABC):
         """As :meth:`schemes`, on the device that ``target`` states; differs where a runtime has several."""
         return self.schemes()
 
+    def float_rest_on(self, target: Target) -> str:
+        """Precision of what stays float in an int8 engine for ``target``: by which its answers are judged."""
+        return self.float_rest
+
     def missing(self, target: Target) -> str:
         """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""
         return ""

@@ -116,7 +116,9 @@ PRECISIONS = (
     Precision("openvino", "fp32", "", "measured"),
     Precision("openvino", "bf16", "BF16 in the device's OPTIMIZATION_CAPABILITIES", "measured on AVX512-BF16"),
     Precision("openvino", "fp16", "FP16 in the device's OPTIMIZATION_CAPABILITIES", "documented, not run here"),
-    Precision("openvino", "int8", "", "measured; see TABLE"),
+    Precision(
+        "openvino", "int8", "", "measured, float32 for the rest; see TABLE; documented: float16 for it on GPU and NPU"
+    ),
     Precision("tensorrt", "fp32", "", "documented, not run here"),
     Precision("tensorrt", "fp16", "", "documented, not run here: a strongly typed network of the float16 ONNX"),
     Precision("tensorrt", "int8", "", "documented, not run here: int8, and float16 for the rest"),

@@ -77,6 +77,8 @@ class Built:
                 words[-1] += f" (in float: {', '.join(left[:_NAMED])}{more}; see fusion.json)"
             if requested:
                 words.append(f"{len(requested)} in float by request")
+        if record["precision"] == "int8" and not fusion:
+            words.append("what it runs in int8 is not known, for the runtime names no layers")
         if parity:
             words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
             if parity["ok"] and (parity.get("allowed") or 0) > INT8_MAX_MEAN_OVER_STD:
@@ -304,7 +306,9 @@ def _parity(
     logits = np.concatenate(answers)[: len(reference)]
     if item.precision == "fp32":
         return float_parity(reference, logits)
-    return int8_parity(reference, logits, noise_floor=_noise_floor(export, item.precision, backend.float_rest))
+    return int8_parity(
+        reference, logits, noise_floor=_noise_floor(export, item.precision, backend.float_rest_on(target))
+    )
 
 
 def _noise_floor(export: dict[str, Any], precision: str, rest: str = "fp32") -> float:
