@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -225,6 +226,9 @@ def _cuda_provider() -> Finding:
     import onnxruntime
 
     wanted = "CUDAExecutionProvider"
+    if hasattr(onnxruntime, "preload_dlls"):  # as sessions of edgeopt do
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls(msvc=False)
     session = onnxruntime.InferenceSession(_IDENTITY, providers=[wanted, "CPUExecutionProvider"])
     if wanted in session.get_providers():
         return Finding("onnxruntime on cuda", "ok", f"{wanted} opens a session")

@@ -184,6 +184,7 @@ class Backend(ABC):
     extra: ClassVar[str]  # of edgeopt, that installs the runtime
     precisions: ClassVar[tuple[str, ...]]
     native_code: ClassVar[bool] = True  # whether opening an engine may run code that is in it; say False only if sure
+    version_bound: ClassVar[bool] = False  # whether only the version of the runtime that built an engine loads it
     embeds_preprocessing: ClassVar[bool] = False  # whether it builds engines that normalize pictures themselves
     float_rest: ClassVar[str] = "fp32"  # precision of what stays float in an int8 engine: which ONNX it is built from
 
@@ -208,6 +209,10 @@ class Backend(ABC):
     def session_settings(self, engine: Path, target: Target, precision: str) -> dict[str, Any] | None:
         """What a package's ``predict.py`` opens ``engine`` with, JSON-able; None where engines are not packaged."""
         return None
+
+    def extra_for(self, target: Target) -> str:
+        """As ``extra``, for what ``target`` states; differs where a runtime's devices come in packages of their own."""
+        return self.extra
 
     def schemes_on(self, target: Target) -> tuple[str, ...]:
         """As :meth:`schemes`, on the device that ``target`` states; differs where a runtime has several."""
