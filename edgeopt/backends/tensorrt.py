@@ -25,6 +25,7 @@ from edgeopt.config import Target
 from edgeopt.errors import BackendError
 
 _INSTALL = 'pip install "edgeopt[tensorrt]"'
+_OLDEST = 10  # strongly typed networks, and every call that is made here
 
 
 class TensorRtBackend(Backend):
@@ -33,6 +34,7 @@ class TensorRtBackend(Backend):
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
     precisions: ClassVar[tuple[str, ...]] = precisions_of("tensorrt")
+    version_bound: ClassVar[bool] = True
     float_rest: ClassVar[str] = "fp16"
 
     def availability(self) -> Availability:
@@ -45,7 +47,12 @@ class TensorRtBackend(Backend):
             return Availability(False, f"tensorrt cannot be imported ({error})", _INSTALL)
         if not hasattr(tensorrt, "Builder"):
             return Availability(False, "the tensorrt package is only a stub", _INSTALL)
-        return Availability(True, version=str(tensorrt.__version__))
+        version = str(tensorrt.__version__)
+        if int(version.split(".", maxsplit=1)[0]) < _OLDEST:
+            return Availability(
+                False, f"TensorRT {version} is older than {_OLDEST}.0", f"{_INSTALL} --upgrade", version
+            )
+        return Availability(True, version=version)
 
     def can_build(self) -> Availability:
         """Ok without a GPU as well: then the build checks the ONNX and says what to type on the device."""

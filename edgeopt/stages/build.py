@@ -219,14 +219,20 @@ def _left_out(target: Target, backend: Backend, item: Planned, error: EdgeoptErr
 def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, force: bool, console: Console) -> Built:
     onnx, export = source_onnx(run, backend, item.variant, item.precision)
     folder = target_folder(run, target.name)
+    runtime = backend.availability().version if backend.version_bound else ""
     key = stage_key(
-        inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
+        inputs={
+            "onnx": _stated_hash(export, onnx, run),
+            "machine": environment.machine_id(),
+            **({"runtime": runtime} if runtime else {}),
+        },
         config={**target.model_dump(mode="json", exclude=_NOT_OF_THE_ENGINE), **item.config()},
         version=VERSION,
     )
 
     def outdated(record: Mapping[str, Any]) -> bool:
-        return record.get("onnx_sha256") != _stated_hash(export, onnx, run) or record.get("version") != VERSION
+        made_of = {"onnx_sha256": _stated_hash(export, onnx, run), "version": VERSION, "runtime": runtime}
+        return any(record.get(name) != value for name, value in made_of.items() if value)
 
     stage = run.stage(folder, item.name, record="build.json", key=key, force=force, outdated=outdated)
     if stage.done:
@@ -245,7 +251,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         result = _requested(backend.build(request), run.variant(item.variant), request.onnx)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
         parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
-    record = _commit(stage, target, item, backend, result, parity, export, parted)
+    record = _commit(stage, target, item, backend, result, parity, export, parted, runtime)
     return Built(target.name, stage.name, record, skipped=False)
 
 
@@ -344,6 +350,7 @@ def _commit(
     parity: Parity | None,
     export: dict[str, Any],
     parted: str,
+    runtime: str,
 ) -> dict[str, Any]:
     if result.fusion is not None:
         write_json(stage.folder / "fusion.json", result.fusion.to_json())
@@ -359,6 +366,7 @@ def _commit(
         profile=_profile(target),
         backend=backend.name,
         backend_version=backend.availability().version,
+        runtime=runtime,
         variant=item.variant,
         precision=item.precision,
         scheme=item.scheme,
