@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def test_a_package_is_built_again_from_what_it_holds(desk: Path, tmp_path: Path)
     assert api.predict(first, photos) == api.predict(second, photos)
     squashed = api.predict(first, photos)[0]
     assert squashed[0].label == _answer(desk / "float.onnx", desk / "photos" / "00.png", own)
+
+
+@pytest.mark.parametrize("name", ["float", "int8"])
+def test_the_command_in_a_packages_readme_builds_it_again_by_its_own_preprocessing(
+    desk: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = PreprocessSpec(size=(SIDE, SIDE), resize="squash", mean=(0.5, 0.5, 0.5))
+    (tmp_path / "preprocess.json").write_text(json.dumps(own.to_json()))
+    first = api.import_onnx(
+        desk / f"{name}.onnx",
+        desk / "labels.txt",
+        preprocess=tmp_path / "preprocess.json",
+        pictures=[str(desk / "photos")],
+        run=tmp_path / "first",
+    )
+    api.build(first, "onnxruntime")
+    package = api.package(first, "onnxruntime").folder
+    [typed] = re.findall(r"^\$ edgeopt build (.*)$", (package / "README.md").read_text(), re.MULTILINE)
+    assert ("PICTURES" in typed) == (name == "int8")
+    monkeypatch.chdir(package)
+    done = CliRunner().invoke(command, typed.replace("PICTURES", str(desk / "photos")).split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    [again] = (package / "runs").iterdir()
+    photos = [str(desk / "photos")]
+    assert api.predict(Run.open(again), photos) == api.predict(first, photos)
 
 
 def test_strict_asks_for_the_targets_share_of_the_macs(desk: Path, tmp_path: Path) -> None:
