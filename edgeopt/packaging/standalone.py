@@ -132,8 +132,10 @@ def _open_openvino(engine: Path, settings: Mapping[str, Any], threads: int, batc
     shape = model.input().get_partial_shape()
     shape[0] = batch  # a fixed shape is fastest
     model.reshape(shape)
-    properties = {**settings["properties"], **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
-    request = core.compile_model(model, settings["device"], properties).create_infer_request()
+    device = str(settings["device"])
+    counted = threads and device.startswith(("CPU", "AUTO"))  # others have none, and refuse to be told
+    properties = {**settings["properties"], **({"INFERENCE_NUM_THREADS": str(threads)} if counted else {})}
+    request = core.compile_model(model, device, properties).create_infer_request()
 
     def infer(pictures: Any) -> Float32:
         request.infer({0: pictures})
