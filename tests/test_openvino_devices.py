@@ -19,7 +19,7 @@ from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.openvino import OpenVinoBackend
 from edgeopt.config import SessionOptions, Target
 from edgeopt.errors import BackendError
-from edgeopt.stages.build import Built
+from edgeopt.stages.built import Built
 
 
 def _planted(built: Path, *, device: str, drop_weights: bool = True, nameless: bool = False) -> Any:

@@ -19,7 +19,8 @@ CORE = {
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {
-    "__init__", "bench", "build", "build_plan", "candidates", "engines", "foreign", "package", "predict", "report",
+    "__init__", "bench", "build", "build_plan", "built", "candidates", "engines", "foreign", "package", "predict",
+    "report",
 }  # fmt: skip
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Functions of the core and the device half that call the host half where torch is installed, after looking whether.
