@@ -7,19 +7,18 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeopt import environment
+from edgeopt.backends.tensorrt import hidden_tensorrt
 from edgeopt.registry import backends, load_backend
 
 _GIB = 2**30
 _TRAINING_MEMORY = 3.5 * _GIB  # torch, a small network with its teacher, and the pictures
 _RUN_SPACE = 2 * _GIB  # the demo's run takes 0.2 GiB; sets, checkpoints and engines grow with the pictures
-
-#: Where NVIDIA's own packages put TensorRT's Python module on a Jetson; pip has none for its driver.
-SYSTEM_TENSORRT = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info.minor}/dist-packages")
 
 #: An ONNX file, y = Identity(x) of one float, in opset 13: a device has no onnx package to write it with.
 _IDENTITY = bytes.fromhex(
@@ -182,28 +181,11 @@ def _backend(name: str) -> Finding:
     text = " ".join(part for part in (found.version, found.reason) if part)
     if found.ok:
         return Finding(title, "ok", text)
-    if name == "tensorrt" and _jetson() and (where := _system_tensorrt()):
-        return Finding(
-            title,
-            "missing",
-            f"TensorRT is in {where}, which this environment does not see",
-            cost="no TensorRT engine can be built or run",
-            fix=f"{sys.executable} -m venv --system-site-packages {sys.prefix}",
-        )
+    if name == "tensorrt" and (where := hidden_tensorrt()):
+        return Finding(title, "missing", where[0], cost="no TensorRT engine can be built or run", fix=where[1])
     can_build = backend.can_build().ok
     cost = "engines can be built here, and run on the device" if can_build else "its targets cannot be built or run"
     return Finding(title, "missing", text, cost=cost, fix=found.install)
-
-
-def _jetson() -> bool:
-    return "jetson" in environment.board().lower()
-
-
-def _system_tensorrt() -> str | None:
-    """The folder of the system's TensorRT, when this Python has none."""
-    if importlib.util.find_spec("tensorrt") is not None:
-        return None
-    return next((folder for folder in SYSTEM_TENSORRT if (Path(folder) / "tensorrt").is_dir()), None)
 
 
 def _onnxruntime_pair() -> Iterator[Finding]:
@@ -225,6 +207,9 @@ def _cuda_provider() -> Finding:
     import onnxruntime
 
     wanted = "CUDAExecutionProvider"
+    if hasattr(onnxruntime, "preload_dlls"):  # as sessions of edgeopt do
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls(msvc=False)
     session = onnxruntime.InferenceSession(_IDENTITY, providers=[wanted, "CPUExecutionProvider"])
     if wanted in session.get_providers():
         return Finding("onnxruntime on cuda", "ok", f"{wanted} opens a session")

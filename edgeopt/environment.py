@@ -6,8 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -16,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeopt.config import Match
+from edgeopt.nvidia import gpus as gpus
 
 #: Flags that decide which int8 and bf16 kernels a CPU runs, by the names /proc/cpuinfo gives them.
 _FLAGS = (
@@ -114,24 +113,6 @@ def has_int8_dot() -> bool:
 def has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["flags"]))
-
-
-@lru_cache(maxsize=1)
-def gpus() -> tuple[dict[str, str], ...]:
-    """NVIDIA GPUs as ``nvidia-smi`` lists them: name, driver, memory, compute capability."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()  # a driver that hangs runs nothing
-    if done.returncode != 0:
-        return ()
-    keys = ("name", "driver", "memory", "compute_capability")
-    return tuple(
-        dict(zip(keys, (cell.strip() for cell in line.split(",")), strict=False)) for line in done.stdout.splitlines()
-    )
 
 
 def memory_bytes() -> int:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from edgeopt.console import Console, Silent
@@ -41,12 +41,16 @@ _NEEDED = (
     "host/*/model.*", "host/*/architecture.json", "host/*/preprocess.json", "host/*/export/*", "host/*/candidates-*/*",
     "device/pytorch/**/*.json",
 )  # fmt: skip
+_HOST = re.compile(r"(?:^|@)\[?([^@\[\]]*?)\]?(?::\d*)?$")  # of a URL's netloc, as it was typed
 _PLAIN = re.compile(r"device/[\w@.+-]+(/[\w@.+-]+)+")
 
 
 @dataclass(frozen=True)
 class Host:
-    """Where ``ssh://[user@]host[:port][/folder]`` leads; ``folder`` is in the user's home unless it is stated."""
+    """Where ``ssh://[user@]host[:port][/folder]`` leads; ``folder`` is in the user's home unless it is stated.
+
+    The host keeps its case, for it may be an alias of ``~/.ssh/config``; ``/~/folder`` is in the user's home.
+    """
 
     destination: str
     port: int | None
@@ -60,15 +64,16 @@ class Host:
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        name, user = parts.hostname or "", parts.username or ""
-        sound = re.fullmatch(r"[\w.:-]+", name) and re.fullmatch(r"[\w.-]*", user)
+        user, (name,) = parts.username or "", _HOST.findall(parts.netloc) or ("",)
+        folder = unquote(parts.path).removeprefix("/~/").rstrip("/")
+        sound = re.fullmatch(r"[\w.:-]+", name) and re.fullmatch(r"[\w.-]*", user) and folder.isprintable()
         if parts.scheme != "ssh" or not sound or (name + user).startswith("-") or user.startswith("-"):
             raise RemoteError(
                 f"{printable(url)} is no ssh://user@host", fix="write it so: --on ssh://pi@raspberrypi.local"
             )
         if parts.password is not None or parts.query or parts.fragment:
             raise RemoteError("passwords do not belong into a URL", fix="set up a key: ssh-copy-id user@host")
-        return cls(f"{user}@{name}" if user else name, port, parts.path.rstrip("/") or _HOME)
+        return cls(f"{user}@{name}" if user else name, port, folder or _HOME)
 
 
 def run_on(
@@ -173,7 +178,13 @@ class _Machine:
                 fix=f"ssh {self.host.destination} 'python3 -m venv ~/.edgeopt && ~/.edgeopt/bin/pip install "
                 '"edgeopt[onnxruntime]"\'',
             )
-        return done.stdout.decode().strip()
+        found = done.stdout.decode(errors="replace").strip().splitlines()
+        if len(found) != 1:
+            raise RemoteError(
+                f"the shell of {self.host.destination} prints when it should not: {printable(found[0])}",
+                fix="see what it prints: ssh HOST true; in its ~/.bashrc, print only where [ -t 1 ]",
+            )
+        return found[0]
 
     def hashes(self, folder: str) -> dict[str, str]:
         """SHA-256 of every file in a folder there, by its path; empty when there is none."""
@@ -202,12 +213,17 @@ class _Machine:
         try:
             wait = f"for i in 1 2 3 4 5; do [ -f {here}/pid ] || sleep 1; done; "
             wait += f"while [ ! -f {here}/code ] && {alive}; do sleep 0.3; done; cat {here}/code"
-            code = self.checked(wait).decode().strip()
+            code = self.checked(f"{wait} 2>/dev/null || echo gone").decode().strip()
             out, said = (self.checked(f"cat {here}/{name}").decode(errors="replace") for name in ("out", "err"))
         except KeyboardInterrupt:
             self.call(f'kill -TERM -- "-$(cat {here}/pid)"')
             raise
         self.checked(f"rm -rf {here}")
+        if not code.isascii() or not code.isdigit():
+            raise RemoteError(
+                f"{self.host.destination}: the command ended without a word, as when a machine is switched off",
+                fix="see that the machine is well, then type the same again",
+            )
         return int(code), out, said
 
     def fetch(self, folder: str, root: Path) -> list[str]:
@@ -219,15 +235,25 @@ class _Machine:
             names = changed[start : start + 64]
             listed = "".join(f"{name}\n" for name in names).encode()
             packed = self.checked(f"cd {shlex.quote(folder)} && tar -cf - -T -", given=listed)
-            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-                for name in names:
-                    content = archive.extractfile(name)
-                    data = content.read() if content is not None else b""
-                    if hashlib.sha256(data).hexdigest() != there[name]:
-                        raise RemoteError(f"{name} changed while it was copied", fix="type the same again")
-                    make_folder((root / name).parent)
-                    write_bytes(root / name, data)
+            for name, data in _unpacked(packed, names):
+                if hashlib.sha256(data).hexdigest() != there[name]:
+                    raise RemoteError(f"{name} changed while it was copied", fix="type the same again")
+                make_folder((root / name).parent)
+                write_bytes(root / name, data)
         return changed
+
+
+def _unpacked(packed: bytes, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """What a tar from there holds of ``names``; nothing of one that is missing or no file."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            for name in names:
+                content = archive.extractfile(name)
+                yield name, b"" if content is None else content.read()
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise RemoteError(
+            f"what the machine sent is not what it listed: {printable(str(error))}", fix="type the same again"
+        ) from None
 
 
 def _is_ours(name: str) -> bool:

@@ -390,7 +390,7 @@ def test_a_device_of_fixed_shapes_is_fed_in_the_engines_batch_with_the_cpu_for_o
     target = Target(schema=1, title="t", backend="openvino", batch=batch)
     with OpenVinoBackend().open(engine, target, precision="fp32") as session:
         expected = session.infer(pictures)
-    monkeypatch.setattr(openvino_backend, "_FIXED_SHAPES", frozenset({"CPU"}))
+    monkeypatch.setattr("edgeopt.backends.openvino_session.FIXED_SHAPES", frozenset({"CPU"}))
     compiled: list[int] = []
     compile_ = OpenVinoSession._compile
     monkeypatch.setattr(

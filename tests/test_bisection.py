@@ -26,8 +26,9 @@ from edgeopt.files import read_json, sha256, write_json
 from edgeopt.run import Run
 from edgeopt.stages import build as build_stage
 from edgeopt.stages import build_plan
-from edgeopt.stages.build import Built, _misjudged, _noise_floor, build_each
+from edgeopt.stages.build import _noise_floor, build_each
 from edgeopt.stages.build_plan import Planned
+from edgeopt.stages.built import Built, misjudged
 from edgeopt.stages.engines import left_out
 
 BACKENDS = [OnnxRuntimeBackend, OpenVinoBackend]
@@ -188,9 +189,9 @@ def test_strict_is_not_satisfied_without_an_audit() -> None:
     nothing = FusionReport("tensorrt", 0, 0, (), "planted").to_json()
     for fusion in (None, {}, nothing):
         item = Built("tensorrt", "int8-s8a8w", {**record, "fusion": fusion}, skipped=False)
-        [error] = _misjudged([item], strict=True)
+        [error] = misjudged([item], strict=True)
         assert "no audit says what runs in int8 (no GPU here)" in error.message
-        assert not _misjudged([item], strict=False)
+        assert not misjudged([item], strict=False)
 
 
 def test_an_int8_engine_with_a_float16_rest_is_judged_by_the_noise_of_both() -> None:

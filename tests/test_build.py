@@ -9,7 +9,10 @@ import pytest
 from small_run import FLOAT, INT8, write_small_run
 
 from edgeopt import Run, api, resources
+from edgeopt.backends.base import Availability
+from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.errors import BackendError
+from edgeopt.stages.engines import engines
 
 TEXT = resources.find("targets", "onnxruntime").read_text(encoding="utf-8")
 EDITED = {
@@ -54,3 +57,30 @@ def test_strict_asks_for_the_share_that_the_target_states_now(small: Run, tmp_pa
     target.write_text(TEXT)
     with pytest.raises(BackendError, match="onnxruntime asks for 100%"):
         api.build(small, str(target), strict=True)
+
+
+def test_an_engine_of_another_version_is_recognized_before_it_is_loaded_and_built_again_in_its_place(
+    small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime stands for TensorRT, which cannot run here: only the version that built a plan loads it."""
+    monkeypatch.setattr(OnnxRuntimeBackend, "version_bound", True)
+    for found in ("10.3.0", "10.8.0"):
+        monkeypatch.setattr(OnnxRuntimeBackend, "availability", lambda self, v=found: Availability(True, version=v))
+        monkeypatch.setattr(OnnxRuntimeBackend, "_open", _forbidden)
+        if found == "10.8.0":
+            reasons = {key: engines(small)[key].unusable() for key in (FLOAT, INT8)}
+            assert set(reasons.values()) == {"it is for onnxruntime 10.3.0 alone, and here is 10.8.0"}
+            with pytest.raises(BackendError, match=r"10\.3\.0 alone.*\n.*edgeopt build --target onnxruntime --force"):
+                engines(small)[INT8].open()
+        monkeypatch.setattr(OnnxRuntimeBackend, "_open", OPEN)
+        assert not any(one.skipped for one in api.build(small, "onnxruntime"))
+        assert all(one.skipped for one in api.build(small, "onnxruntime"))
+        assert sorted(small.engines()) == [FLOAT, INT8], "no second folder beside the one that nothing loads"
+        assert engines(small)[INT8].unusable() == ""
+
+
+OPEN = OnnxRuntimeBackend._open
+
+
+def _forbidden(*_: object) -> None:
+    raise AssertionError("it was loaded")

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgeopt import doctor, environment
+from edgeopt.backends import tensorrt
 from edgeopt.backends.base import Availability
 from edgeopt.doctor import Finding, examine
+from edgeopt.errors import MissingBackendError
 
 GIB = 2**30
 Fake = Callable[[Mapping[str, str]], None]
@@ -197,13 +199,18 @@ def test_a_cuda_provider_that_loads_is_fine(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_on_a_jetson_the_systems_tensorrt_is_pointed_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tensorrt").mkdir()
-    monkeypatch.setattr(doctor, "SYSTEM_TENSORRT", (str(tmp_path),))
+    monkeypatch.setattr(tensorrt, "SYSTEM_TENSORRT", (str(tmp_path),))
     monkeypatch.setattr(environment, "board", lambda: "NVIDIA Jetson Orin Nano Developer Kit")
     find = doctor.importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorrt" else find(name))
     finding = found("backend tensorrt")
     assert str(tmp_path) in finding.text
     assert "--system-site-packages" in finding.fix
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # a build meets it as well, on the board itself
+    monkeypatch.setattr(tensorrt, "gpu_count", lambda: 1)
+    with pytest.raises(MissingBackendError, match="which this environment does not see") as caught:
+        tensorrt.TensorRtBackend().require(to_build=True)
+    assert caught.value.fix == finding.fix
 
 
 def test_a_missing_backend_says_what_it_costs_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 import tiny_onnx
 from click.testing import CliRunner
 from conftest import paint
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import Run, api
+from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.cli.build_cmd import command
 from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
+from edgeopt.stages import foreign
 
 NAMES = [f"class {index}" for index in range(tiny_onnx.CLASSES)]
 SIDE = tiny_onnx.SHAPE[1]
@@ -82,6 +85,31 @@ def test_a_package_is_built_again_from_what_it_holds(desk: Path, tmp_path: Path)
     assert squashed[0].label == _answer(desk / "float.onnx", desk / "photos" / "00.png", own)
 
 
+@pytest.mark.parametrize("name", ["float", "int8"])
+def test_the_command_in_a_packages_readme_builds_it_again_by_its_own_preprocessing(
+    desk: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = PreprocessSpec(size=(SIDE, SIDE), resize="squash", mean=(0.5, 0.5, 0.5))
+    (tmp_path / "preprocess.json").write_text(json.dumps(own.to_json()))
+    first = api.import_onnx(
+        desk / f"{name}.onnx",
+        desk / "labels.txt",
+        preprocess=tmp_path / "preprocess.json",
+        pictures=[str(desk / "photos")],
+        run=tmp_path / "first",
+    )
+    api.build(first, "onnxruntime")
+    package = api.package(first, "onnxruntime").folder
+    [typed] = re.findall(r"^\$ edgeopt build (.*)$", (package / "README.md").read_text(), re.MULTILINE)
+    assert ("PICTURES" in typed) == (name == "int8")
+    monkeypatch.chdir(package)
+    done = CliRunner().invoke(command, typed.replace("PICTURES", str(desk / "photos")).split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    [again] = (package / "runs").iterdir()
+    photos = [str(desk / "photos")]
+    assert api.predict(Run.open(again), photos) == api.predict(first, photos)
+
+
 def test_strict_asks_for_the_targets_share_of_the_macs(desk: Path, tmp_path: Path) -> None:
     part = tiny_onnx.write_qdq(tmp_path / "part.onnx", "u8a7w", float_gemm=True)  # 40 of 18,472 MACs in float
     run = api.import_onnx(part, desk / "labels.txt", pictures=[str(desk / "photos")], run=tmp_path / "run")
@@ -110,6 +138,12 @@ def _broken(path: Path, **changes: object) -> Path:
         model.opset_import[0].version = changes["opset"]  # type: ignore[assignment]
     if "domain" in changes:
         model.opset_import.append(helper.make_opsetid("my.company", 1))
+    if "last" in changes:
+        graph.node[-1].output[0] = "scores"
+        graph.node.append(helper.make_node(changes["last"], ["scores"], ["told"]))  # type: ignore[arg-type]
+        graph.node.append(helper.make_node("Flatten", ["told"], ["logits"]))
+    if "dynamic" in changes:
+        graph.node.insert(0, helper.make_node("DynamicQuantizeLinear", ["input"], ["q", "scale", "zero"]))
     if "second" in changes:
         graph.output.append(helper.make_tensor_value_info("r2", TensorProto.FLOAT, ["batch", 8, 8, 8]))
     path.write_bytes(model.SerializeToString())
@@ -129,6 +163,9 @@ def _broken(path: Path, **changes: object) -> Path:
         ({"opset": 99, "shape": [4, 3, 16, 16]}, "its opset is 99, not 13 to 21; its batch is fixed to 4"),
         ({"domain": True}, "operators of my.company"),
         ({"second": True}, "1 inputs and 2 outputs"),
+        ({"last": "Softmax"}, "it ends with Softmax, so that it answers with no logits"),
+        ({"last": "Sigmoid"}, "it ends with Sigmoid"),
+        ({"dynamic": True}, r"quantized while it runs \(DynamicQuantizeLinear\)"),
         ({"output": ["batch", 7]}, "it has 7 classes, the labels name 5"),
         ({"output": ["batch", 5, 1, 1]}, r"its output \(\?, 5, 1, 1\) is not float32 logits"),
     ],
@@ -141,6 +178,27 @@ def test_what_is_wrong_with_a_file_is_said_at_once_with_its_fix(
         api.import_onnx(path, desk / "labels.txt", run=tmp_path / "run")
     assert refused.value.fix
     assert not (tmp_path / "run").exists()
+
+
+def test_log_probabilities_are_logits(desk: Path, tmp_path: Path) -> None:
+    made = api.import_onnx(_broken(tmp_path / "log.onnx", last="LogSoftmax"), desk / "labels.txt", run=tmp_path / "run")
+    assert list(made.variants()) == ["log"]
+
+
+@pytest.mark.parametrize(("uint8", "scheme"), [(False, "u8a7w"), (True, "u8a8w")])
+def test_weights_of_uint8_are_no_seven_bit_weights(tmp_path: Path, uint8: bool, scheme: str) -> None:
+    """As ``quantize_static`` makes them of QUInt8: where u8*s8 saturates, what shifts them to int8 does so."""
+    model = onnx.load(str(tiny_onnx.write_qdq(tmp_path / "a.onnx", "u8a7w")))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node if uint8 else ():
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            for name, shift in ((node.input[0], 128), (node.input[2], 128)):
+                values = numpy_helper.to_array(stored[name])
+                if values.dtype == np.int8:
+                    moved = (values.astype(np.int16) + shift).astype(np.uint8)
+                    stored[name].CopyFrom(numpy_helper.from_array(moved, name))
+    onnx.save(model, str(tmp_path / "b.onnx"))
+    assert foreign._scheme(tmp_path / "b.onnx", read_onnx(tmp_path / "b.onnx")) == scheme
 
 
 def test_labels_preprocessing_and_pictures_that_do_not_fit_are_refused(desk: Path, tmp_path: Path) -> None:

@@ -493,7 +493,8 @@ def test_external_data_is_refused_before_a_runtime_sees_it(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the runtime was asked to load it")
 
-    monkeypatch.setattr("edgeopt.backends.onnxruntime._load", forbidden)
+    for module in ("onnxruntime", "onnxruntime_audit"):
+        monkeypatch.setattr(f"edgeopt.backends.{module}.load", forbidden)
     folder, record = {
         "export": (run / "host/int8-u8a7w/export", "parity.json"),
         "engine": (run / "device" / INT8, "build.json"),

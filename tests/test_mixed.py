@@ -22,7 +22,7 @@ from edgeopt.console import Silent
 from edgeopt.errors import ModelError
 from edgeopt.pipeline import STEPS, Journey
 from edgeopt.schemes import get_scheme
-from edgeopt.stages.build import Built, _share_where_asked
+from edgeopt.stages.built import Built, _share_where_asked
 from tests.tiny_torch import PlainNet, calibration, tiny_net
 
 SCHEME = get_scheme("u8a7w")

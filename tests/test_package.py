@@ -13,7 +13,9 @@ import sys
 import venv
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import paint
@@ -23,8 +25,10 @@ from edgeopt import Recipe, Run, api
 from edgeopt.cli.predict_cmd import command
 from edgeopt.console import Silent
 from edgeopt.errors import BackendError, MissingStageError, RunError
-from edgeopt.packaging.contents import FOLDER
+from edgeopt.packaging import standalone
+from edgeopt.packaging.contents import FOLDER, write_cpp
 from edgeopt.pipeline import STEPS, Journey, Step
+from edgeopt.preprocess import PreprocessSpec
 from edgeopt.stages.package import Packaged
 from edgeopt.stages.predict import predict
 
@@ -164,6 +168,34 @@ def test_what_cannot_be_packaged_says_why(run: Run, path_run: Run) -> None:
         api.package(run, "onnxruntime", variant="int8-u8a7")
     with pytest.raises(BackendError, match="tied to the GPU"):
         api.package(path_run, "rtx-desktop")
+
+
+@pytest.mark.parametrize(("device", "told"), [("CPU", True), ("AUTO:CPU", True), ("GPU", False), ("NPU", False)])
+def test_only_what_has_threads_is_told_of_them_with_a_planted_core(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, told: bool
+) -> None:
+    """The GPU's and the NPU's plugins refuse a property that is not theirs."""
+    import openvino
+    from openvino import opset13 as ops
+
+    picture = ops.parameter([1, 3, 2, 2], np.float32)
+    openvino.save_model(openvino.Model([ops.relu(picture)], [picture], "m"), str(tmp_path / "engine.xml"))
+    real, stated = openvino.Core(), {}
+
+    def compile_model(model: object, device: str, properties: dict[str, str]) -> object:
+        stated.update(properties)
+        return real.compile_model(model, "CPU")
+
+    core = SimpleNamespace(read_model=real.read_model, compile_model=compile_model)
+    monkeypatch.setattr(openvino, "Core", lambda: core)
+    settings = {"device": device, "threads": 2, "properties": {}}
+    standalone._open_openvino(tmp_path / "engine.xml", settings, 2, 1)
+    assert ("INFERENCE_NUM_THREADS" in stated) is told
+    manifest = {
+        "engine": "engine.xml", "batch": 1, "embedded_preprocessing": False, "temperature": 1.0, "session": settings,
+    }  # fmt: skip
+    write_cpp(tmp_path / "cpp", manifest, PreprocessSpec(size=(2, 2)))
+    assert ("INFERENCE_NUM_THREADS" in (tmp_path / "cpp/model.hpp").read_text()) is told
 
 
 def test_a_recipe_packages_every_target_that_can_be(path_run: Run, tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ class Capped(nn.Module):
 
 def test_int8_outputs_are_fused_by_onnx_runtime_behind_a_relu6_and_before_a_residual(tmp_path: Path) -> None:
     """Two quantizers in a row, or a second reader in float, left such convolutions in float."""
-    from edgeopt.backends.onnxruntime import audit
+    from edgeopt.backends.onnxruntime_audit import audit
     from edgeopt.export.qdq import export_qdq
 
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ from small_run import write_small_run
 
 from edgeopt import Run, remote
 from edgeopt.cli import bench_cmd, build_cmd, eval_cmd
+from edgeopt.console import Silent
 from edgeopt.errors import RemoteError
 from edgeopt.remote import Host, run_on
 from edgeopt.stages import export as export_stage
@@ -213,8 +214,12 @@ def test_layers_left_in_float_for_another_machine_are_exported_before_they_are_s
 
 
 @pytest.mark.parametrize(
-    "url", ["http://pi@board", "ssh://", "ssh://-oProxyCommand=x", "ssh://pi:secret@board", "ssh://board:none", "board"]
-)
+    "url",
+    [
+        "http://pi@board", "ssh://", "ssh://-oProxyCommand=x", "ssh://pi:secret@board", "ssh://board:none", "board",
+        "ssh://board/a%0ab",
+    ],
+)  # fmt: skip
 def test_what_is_no_url_of_ssh_is_refused(url: str) -> None:
     with pytest.raises(RemoteError):
         Host.parse(url)
@@ -223,3 +228,42 @@ def test_what_is_no_url_of_ssh_is_refused(url: str) -> None:
 def test_a_url_says_who_where_and_in_which_folder() -> None:
     assert Host.parse("ssh://pi@board.local:2222/srv/edge/") == Host("pi@board.local", 2222, "/srv/edge")
     assert Host.parse("ssh://board") == Host("board", None, "edgeopt-runs")
+    assert Host.parse("ssh://MyPi").destination == "MyPi", "an alias of ~/.ssh/config is matched by its case"
+    assert Host.parse("ssh://pi@[fe80::1]:2222/a") == Host("pi@fe80::1", 2222, "/a")
+    assert Host.parse("ssh://pi@board/~/my%20runs/") == Host("pi@board", None, "my runs")
+    assert Host.parse("ssh://pi@board/srv/my runs").folder == "/srv/my runs"
+
+
+def _answering(monkeypatch: pytest.MonkeyPatch, *answers: bytes) -> remote._Machine:
+    """No machine: its answers, one a call, the last for all that follow."""
+    left = list(answers)
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    done = lambda *_, **__: subprocess.CompletedProcess([], 0, left.pop(0) if len(left) > 1 else left[0], b"")  # noqa: E731
+    monkeypatch.setattr(machine, "call", done)
+    return machine
+
+
+def test_a_shell_that_prints_at_login_is_named_before_its_words_are_taken_for_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RemoteError, match="prints when it should not: Welcome to pi"):
+        _answering(monkeypatch, b"Welcome to pi\n/home/pi/.edgeopt/bin/edgeopt\n").edgeopt()
+    assert _answering(monkeypatch, b"/home/pi/.edgeopt/bin/edgeopt\n").edgeopt() == "/home/pi/.edgeopt/bin/edgeopt"
+
+
+@pytest.mark.parametrize("code", [b"gone\n", b"", b"0\nnoise\n"])
+def test_a_command_that_ends_without_a_word_is_a_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, code: bytes
+) -> None:
+    with pytest.raises(RemoteError, match="pi: the command ended without a word"):
+        _answering(monkeypatch, b"", code, b"").detached(["edgeopt", "build"])
+
+
+@pytest.mark.parametrize("sent", [b"no tar", b"", bytes(1024)])
+def test_what_a_machine_sends_that_is_no_archive_of_what_it_listed_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sent: bytes
+) -> None:
+    listed = f"{'0' * 64}  ./device/onnxruntime/int8/build.json\n".encode()
+    with pytest.raises(RemoteError, match="what the machine sent is not what it listed"):
+        _answering(monkeypatch, listed, sent).fetch("runs/a", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -6,11 +6,12 @@ import ast
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from edgeopt import environment, registry, resources
+from edgeopt import environment, nvidia, registry, resources
 from edgeopt.backends import capability
 from edgeopt.config import CalibrationRecipe, Match, SessionOptions, Target, load_calibration, load_target
 from edgeopt.fit import fit
@@ -63,6 +64,36 @@ def test_a_gpu_is_recognized_by_whole_words(
 ) -> None:
     monkeypatch.setattr(environment, "gpus", lambda: ({"name": gpu},))
     assert environment.matches(Match(gpu=stated)) is found
+
+
+class Driver:
+    """``libcuda`` of a Jetson, as far as it is asked."""
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: int) -> int:
+        name.value = b"Orin"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> int:
+        value._obj.value = {75: 8, 76: 7}[attribute]
+        return 0
+
+
+def test_a_gpu_is_found_by_its_driver_where_nvidia_smi_is_not_with_a_planted_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvidia.shutil, "which", lambda name: None)
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: Driver())
+    found = nvidia.gpus.__wrapped__()
+    assert found == ({"name": "Orin", "compute_capability": "8.7"},)
+    monkeypatch.setattr(environment, "gpus", lambda: found)
+    assert not any("no NVIDIA GPU" in why for why in environment.misfits(load_target("tensorrt").match))
 
 
 def test_this_machine_fits_what_it_is_and_the_rest_says_why_not() -> None:

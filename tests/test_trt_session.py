@@ -11,6 +11,7 @@ import ast
 import ctypes
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +19,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.backends import gpu, tensorrt, trt_common
-from edgeopt.errors import BackendError
+from edgeopt.backends import gpu, tensorrt, trt_common, trt_table
+from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.bench import crosscheck
+from edgeopt.errors import BackendError, MissingBackendError
 
 trt = pytest.importorskip("tensorrt_rtx")
 SHAPE, CLASSES, LIMIT = (3, 2, 2), 2, 2
@@ -229,6 +234,88 @@ def test_kernel_timings_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPa
     assert tensorrt._timing_cache("10.3").parent == tmp_path / "edgeopt"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the specification
     assert tensorrt._timing_cache("10.3").is_absolute()
+
+
+class Config:
+    """A builder's configuration as far as timings go; it refuses those of ``strange``, as of another GPU."""
+
+    def __init__(self, strange: bytes = b"", *, damaged: bool = False) -> None:
+        self.strange, self.damaged, self.attached = strange, damaged, None
+
+    def create_timing_cache(self, serialized: bytes) -> Any:
+        return None if serialized and self.damaged else SimpleNamespace(serialize=lambda: serialized + b"+measured")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if self.strange and cache.serialize().startswith(self.strange):
+            return False
+        self.attached = cache
+        return True
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        (Config(), b"old+measured"),
+        (Config(strange=b"old"), b"+measured"),  # a Jetson in another power mode
+        (Config(damaged=True), b"+measured"),
+    ],
+)
+def test_timings_that_the_builder_refuses_are_left_behind_and_the_build_goes_on(
+    config: Config, kept: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "kept.timing").write_bytes(b"old")
+    cache = trt_common._load_cache(config, tmp_path / "kept.timing")
+    assert cache is not None
+    assert config.attached is cache
+    assert bytes(cache.serialize()) == kept
+
+
+def test_the_real_builder_has_what_timings_are_kept_with(tmp_path: Path) -> None:
+    """TensorRT-RTX's does nothing with them, and says so, but takes the same calls."""
+    asked = set(re.findall(r"config\.(\w+)", inspect.getsource(trt_common._load_cache)))
+    assert asked <= set(dir(trt.IBuilderConfig))
+    assert "serialize" in dir(trt.ITimingCache)
+
+
+@pytest.mark.parametrize(("version", "ok"), [("8.6.1", False), ("10.3.0", True), ("11.0.1.2", True)])
+def test_a_tensorrt_without_strongly_typed_networks_is_named_before_anything_is_built_with_a_planted_module(
+    monkeypatch: pytest.MonkeyPatch, version: str, ok: bool
+) -> None:
+    monkeypatch.setattr(tensorrt, "gpu_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(Builder=object, __version__=version))
+    found = tensorrt.TensorRtBackend().availability()
+    assert (found.ok, found.version) == (ok, version)
+    if not ok:
+        with pytest.raises(MissingBackendError, match=r"TensorRT 8\.6\.1 is older than 10\.0") as caught:
+            tensorrt.TensorRtBackend().require(to_build=True)
+        assert caught.value.fix == 'pip install "edgeopt[tensorrt]" --upgrade'
+
+
+def test_trtexec_is_given_the_engines_batch_with_a_planted_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "trtexec"
+    program.write_text("")
+    monkeypatch.setattr(crosscheck.shutil, "which", lambda name: str(program))
+    spec = SimpleNamespace(engine=tmp_path / "engine.plan")
+    found = crosscheck._trtexec(spec, [8, 3, 224, 224], {"input": "pixels"}, 1.0)  # type: ignore[arg-type]
+    assert found is not None
+    assert "--shapes=pixels:8x3x224x224" in found[1]
+
+
+def test_the_rows_of_a_matrix_product_are_counted_also_when_heads_are_split(tmp_path: Path) -> None:
+    """197 tokens of 192 features to 576, as DeiT-Tiny's; the table's dimensions are the kernel's."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 197, 192])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 197, 576])
+    weight = numpy_helper.from_array(np.zeros((192, 576), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="qkv")], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph), str(tmp_path / "a.onnx"))
+    model = read_onnx(tmp_path / "a.onnx")
+    for dims in ((-1, 197, 576), (1, 197, 3, 3, 64), (8, 3, 3, 197, 64)):
+        row = trt_table.TrtLayer("qkv_myl0_1", "gemm", ("Int8",), ("Int8",), (dims,), ())
+        assert trt_table._macs(model.nodes[0], row, model) == 197 * 192 * 576
+    assert trt_table._macs(model.nodes[0], None, model) is None, "of how many rows nobody knows"
 
 
 def test_every_cuda_call_is_one_that_cuda_python_has_with_as_many_arguments() -> None:

@@ -12,14 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
     "__init__", "api", "arrays", "classify", "compress_table", "config", "console", "cross_validation", "data_table",
-    "environment", "errors", "files", "latency_goal", "metrics", "model_table", "picture_files", "pixels", "preprocess",
-    "probability", "recipe_problems", "recipe_tables", "recipe_text", "records", "registry", "remote", "resources",
-    "run", "schemes", "sets", "tables", "target_tables", "telemetry", "training_tables", "tune_space", "tune_table",
-    "voting",
+    "environment", "errors", "files", "latency_goal", "metrics", "model_table", "nvidia", "picture_files", "pixels",
+    "preprocess", "probability", "recipe_problems", "recipe_tables", "recipe_text", "records", "registry", "remote",
+    "resources", "run", "schemes", "sets", "tables", "target_tables", "telemetry", "training_tables", "tune_space",
+    "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {
-    "__init__", "bench", "build", "build_plan", "candidates", "engines", "foreign", "package", "predict", "report",
+    "__init__", "bench", "build", "build_plan", "built", "candidates", "engines", "foreign", "package", "predict",
+    "report",
 }  # fmt: skip
 HOST = {"compress", "data", "export", "models", "torch_session", "train", "tuning"}
 #: Functions of the core and the device half that call the host half where torch is installed, after looking whether.

@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeopt import environment
 from edgeopt.backends.base import FusionReport, Session
-from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession, audit
+from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
+from edgeopt.backends.onnxruntime_audit import audit
 from edgeopt.config import Target
 from edgeopt.errors import BackendError
 

@@ -184,6 +184,7 @@ class Backend(ABC):
     extra: ClassVar[str]  # of edgeopt, that installs the runtime
     precisions: ClassVar[tuple[str, ...]]
     native_code: ClassVar[bool] = True  # whether opening an engine may run code that is in it; say False only if sure
+    version_bound: ClassVar[bool] = False  # whether only the version of the runtime that built an engine loads it
     embeds_preprocessing: ClassVar[bool] = False  # whether it builds engines that normalize pictures themselves
     float_rest: ClassVar[str] = "fp32"  # precision of what stays float in an int8 engine: which ONNX it is built from
 
@@ -209,9 +210,17 @@ class Backend(ABC):
         """What a package's ``predict.py`` opens ``engine`` with, JSON-able; None where engines are not packaged."""
         return None
 
+    def extra_for(self, target: Target) -> str:
+        """As ``extra``, for what ``target`` states; differs where a runtime's devices come in packages of their own."""
+        return self.extra
+
     def schemes_on(self, target: Target) -> tuple[str, ...]:
         """As :meth:`schemes`, on the device that ``target`` states; differs where a runtime has several."""
         return self.schemes()
+
+    def float_rest_on(self, target: Target) -> str:
+        """Precision of what stays float in an int8 engine for ``target``: by which its answers are judged."""
+        return self.float_rest
 
     def missing(self, target: Target) -> str:
         """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""

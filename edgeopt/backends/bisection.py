@@ -101,7 +101,8 @@ def expose(source: Path, destination: Path, tensor: str, dtype: int) -> None:
 
 def as_written(onnx: Path, tensor: str, pictures: Float32) -> Tensor:
     """``tensor`` as ONNX Runtime computes it operator by operator on the CPU, nothing fused or rewritten."""
-    from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, run_one
+    from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
+    from edgeopt.backends.onnxruntime_session import run_one
 
     OnnxRuntimeBackend().require()
     import onnxruntime

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgeopt import environment
 
 #: Processor kinds that decide the int8 kernels, see :func:`processor`.
-PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia", "intel-gpu", "intel-npu")
+PROCESSORS = ("x86-dot", "x86", "arm64", "nvidia", "nvidia-cuda", "intel-gpu", "intel-npu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ TABLE = (
         ("u8a8w", "u8a7w"),
         "emulated: u8a8w on Cortex-A76 and A72 (qemu), ONNX Runtime 1.23, at least 99 % of 200 answers as on x86 and "
         "every compute layer in int8 (tests/test_arm64.py); NEON widens exactly",
+    ),
+    Capability(
+        "onnxruntime",
+        "nvidia",
+        ("s8a8w",),
+        "documented, not run here: the TensorRT provider takes int8 with zero point 0, once trt_int8_enable is set; it "
+        "names no layers, so that there is no audit",
+    ),
+    Capability(
+        "onnxruntime",
+        "nvidia-cuda",
+        ("s8a8w", "u8a8w", "u8a7w"),
+        "documented, not run here: the CUDA provider has no int8 convolutions, and computes in float between Q and DQ: "
+        "exact, not faster; the fusion audit names every layer as float",
     ),
     Capability(
         "openvino",
@@ -116,7 +130,9 @@ PRECISIONS = (
     Precision("openvino", "fp32", "", "measured"),
     Precision("openvino", "bf16", "BF16 in the device's OPTIMIZATION_CAPABILITIES", "measured on AVX512-BF16"),
     Precision("openvino", "fp16", "FP16 in the device's OPTIMIZATION_CAPABILITIES", "documented, not run here"),
-    Precision("openvino", "int8", "", "measured; see TABLE"),
+    Precision(
+        "openvino", "int8", "", "measured, float32 for the rest; see TABLE; documented: float16 for it on GPU and NPU"
+    ),
     Precision("tensorrt", "fp32", "", "documented, not run here"),
     Precision("tensorrt", "fp16", "", "documented, not run here: a strongly typed network of the float16 ONNX"),
     Precision("tensorrt", "int8", "", "documented, not run here: int8, and float16 for the rest"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +27,9 @@ from edgeopt.config import Target
 from edgeopt.errors import BackendError
 
 _INSTALL = 'pip install "edgeopt[tensorrt]"'
+#: Where NVIDIA's own packages put TensorRT's Python module on a Jetson; pip has none for its driver.
+SYSTEM_TENSORRT = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info.minor}/dist-packages")
+_OLDEST = 10  # strongly typed networks, and every call that is made here
 
 
 class TensorRtBackend(Backend):
@@ -33,6 +38,7 @@ class TensorRtBackend(Backend):
     name: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "tensorrt"
     precisions: ClassVar[tuple[str, ...]] = precisions_of("tensorrt")
+    version_bound: ClassVar[bool] = True
     float_rest: ClassVar[str] = "fp16"
 
     def availability(self) -> Availability:
@@ -42,10 +48,15 @@ class TensorRtBackend(Backend):
         try:
             import tensorrt
         except (ImportError, OSError, RuntimeError) as error:  # its stub package raises RuntimeError
-            return Availability(False, f"tensorrt cannot be imported ({error})", _INSTALL)
+            return Availability(False, *(hidden_tensorrt() or (f"tensorrt cannot be imported ({error})", _INSTALL)))
         if not hasattr(tensorrt, "Builder"):
             return Availability(False, "the tensorrt package is only a stub", _INSTALL)
-        return Availability(True, version=str(tensorrt.__version__))
+        version = str(tensorrt.__version__)
+        if int(version.split(".", maxsplit=1)[0]) < _OLDEST:
+            return Availability(
+                False, f"TensorRT {version} is older than {_OLDEST}.0", f"{_INSTALL} --upgrade", version
+            )
+        return Availability(True, version=version)
 
     def can_build(self) -> Availability:
         """Ok without a GPU as well: then the build checks the ONNX and says what to type on the device."""
@@ -90,6 +101,20 @@ class TensorRtBackend(Backend):
         import tensorrt
 
         return TrtSession(tensorrt, engine, "TensorRT")
+
+
+def hidden_tensorrt() -> tuple[str, str] | None:
+    """Where a Jetson's own TensorRT is when this Python does not see it, in words, and the command for it to see it.
+
+    What pip would install is for other drivers.
+    """
+    if "jetson" not in environment.board().lower() or importlib.util.find_spec("tensorrt") is not None:
+        return None
+    where = next((folder for folder in SYSTEM_TENSORRT if (Path(folder) / "tensorrt").is_dir()), None)
+    if where is None:
+        return None
+    command = f"{sys.executable} -m venv --system-site-packages {sys.prefix}"
+    return f"TensorRT is in {where}, which this environment does not see", command
 
 
 def _require_scheme(request: BuildRequest, schemes: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ class TensorRtRtxBackend(Backend):
     name: ClassVar[str] = "tensorrt_rtx"
     extra: ClassVar[str] = "tensorrt-rtx"
     precisions: ClassVar[tuple[str, ...]] = precisions_of("tensorrt_rtx")
+    version_bound: ClassVar[bool] = True
     float_rest: ClassVar[str] = "fp16"
 
     def availability(self) -> Availability:

@@ -124,7 +124,7 @@ def build_engine(
         )
     if cache is not None and timing_cache is not None:
         make_folder(timing_cache.parent)
-        write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
+        write_bytes(timing_cache, bytes(cache.serialize()))
     return bytes(serialized)
 
 
@@ -166,13 +166,18 @@ def _configure(trt: Any, builder: Any, network: Any, request: BuildRequest, capa
 
 
 def _load_cache(config: Any, path: Path | None) -> Any:
-    """Timings of kernels from earlier builds on this machine; None where the runtime keeps none."""
+    """The builder's timings of kernels, from earlier builds on this machine; None where the runtime keeps none.
+
+    Timings that the builder refuses are left behind: of a damaged file, or of a GPU that has changed under the same
+    name, as a Jetson's does with its power mode.
+    """
     if path is None or not hasattr(config, "create_timing_cache"):
         return None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
+    for kept in (path.read_bytes() if path.is_file() else b"", b""):
+        cache = config.create_timing_cache(kept)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 class TrtSession(Session):
@@ -286,11 +291,12 @@ class TrtSession(Session):
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, memory by which package, largest batch, whether the last call's size has a CUDA graph."""
+        """Runtime, memory by which package, the input, largest batch, whether the last call's size has a CUDA graph."""
         return {
             "runtime": f"{self._product} {self._trt.__version__}",
             "device": "GPU 0",
             "memory": self._gpu.name,
+            "input": self._input,
             "max_batch": self._limit,
             "cuda_graph": self._launch is not None,
         }

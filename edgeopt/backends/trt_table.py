@@ -157,12 +157,16 @@ def _owner(node: OnnxNode, rows: Sequence[TrtLayer]) -> TrtLayer | None:
 
 
 def _macs(node: OnnxNode, owner: TrtLayer | None, model: OnnxModel) -> int | None:
-    """MACs of one picture; of a convolution the table's output size times the ONNX weights behind one output."""
+    """MACs of one picture: the table's output size times the ONNX weights behind one output."""
     weight = _weight_dims(node, model)
     if weight is None:
         return None
-    if node.op_type in ("Gemm", "MatMul", "MatMulInteger"):
+    if node.op_type == "Gemm":
         return prod(weight)
+    if node.op_type in ("MatMul", "MatMulInteger"):
+        # Of (N, tokens, features) every token is a row; the table may have split the features into heads.
+        made = prod(owner.output_dims[0][1:]) if owner is not None and owner.output_dims else 0
+        return made // weight[-1] * prod(weight) if made > 0 and made % weight[-1] == 0 else None
     if node.op_type != "Conv" or owner is None or not owner.output_dims:
         return None
     return conv_macs([1, weight[0], *owner.output_dims[0][2:]], weight)

@@ -133,7 +133,7 @@ def _bare_loop(
 ) -> tuple[str, list[str], str]:
     import json
 
-    from edgeopt.backends.onnxruntime import UNASKED
+    from edgeopt.backends.onnxruntime_session import UNASKED
 
     options = {str(name): str(value) for name, value in (session.get("options") or {}).items()}
     arguments = (str(spec.engine), shape, spec.threads, seconds, options, UNASKED)
@@ -163,6 +163,7 @@ def _trtexec(
     if not Path(found).is_file():
         return None
     command = [found, f"--loadEngine={spec.engine}", f"--duration={max(1, round(seconds))}", "--useSpinWait"]
+    command += [f"--shapes={session['input']}:{'x'.join(map(str, shape))}"]  # else one picture, whatever the batch
     return "trtexec", command, r"\] Latency: .*?median = ([\d.]+) ms"
 
 

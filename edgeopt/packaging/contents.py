@@ -50,7 +50,8 @@ def write_cpp(folder: Path, manifest: Mapping[str, Any], spec: PreprocessSpec) -
         write_text(folder / name, read_text(_SOURCE / "cpp" / name))
     scale, offset = normalization(spec)
     session = manifest["session"]
-    threads = {"INFERENCE_NUM_THREADS": str(session["threads"])} if session["threads"] else {}
+    counted = session["threads"] and str(session["device"]).startswith(("CPU", "AUTO"))  # others refuse to be told
+    threads = {"INFERENCE_NUM_THREADS": str(session["threads"])} if counted else {}
     # JSON's strings are C++'s as well: a stranger's record must not become code.
     stated = {**session["properties"], **threads}
     properties = ", ".join(f"{{{json.dumps(name)}, {json.dumps(value)}}}" for name, value in stated.items())

@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,12 @@ def _open_onnxruntime(engine: Path, settings: Mapping[str, Any], threads: int, b
     options.log_severity_level = 3
     for name, value in settings["entries"].items():
         options.add_session_config_entry(name, value)
+    if settings["provider"] != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # CUDA as pip installed it; what it misses it prints
+            onnxruntime.preload_dlls(msvc=False)
+    providers = [(name, stated) for name, stated in settings["providers"]]
     disabled = settings["disabled_optimizers"]
-    session = onnxruntime.InferenceSession(
-        str(engine), options, providers=[settings["provider"]], disabled_optimizers=disabled
-    )
+    session = onnxruntime.InferenceSession(str(engine), options, providers=providers, disabled_optimizers=disabled)
     if session.get_providers()[0] != settings["provider"]:
         raise BackendError(
             f"asked for {settings['provider']}, ONNX Runtime took {session.get_providers()[0]}",
@@ -129,8 +132,10 @@ def _open_openvino(engine: Path, settings: Mapping[str, Any], threads: int, batc
     shape = model.input().get_partial_shape()
     shape[0] = batch  # a fixed shape is fastest
     model.reshape(shape)
-    properties = {**settings["properties"], **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
-    request = core.compile_model(model, settings["device"], properties).create_infer_request()
+    device = str(settings["device"])
+    counted = threads and device.startswith(("CPU", "AUTO"))  # others have none, and refuse to be told
+    properties = {**settings["properties"], **({"INFERENCE_NUM_THREADS": str(threads)} if counted else {})}
+    request = core.compile_model(model, device, properties).create_infer_request()
 
     def infer(pictures: Any) -> Float32:
         request.infer({0: pictures})

@@ -104,6 +104,7 @@ class BuildRecord(CommitRecord):
     scheme: SchemeName | None = None
     embedded_preprocessing: bool = False
     backend: Name
+    backend_version: Text | None = None
     profile: Target
     engine: Inside | None = None
     onnx_sha256: Hash | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,6 @@ from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.config import Target, load_target
 from edgeopt.console import Console, Silent
 from edgeopt.errors import (
-    REPORT,
     BackendError,
     EdgeoptError,
     LoweringError,
@@ -29,13 +28,14 @@ from edgeopt.errors import (
 )
 from edgeopt.files import read_npy, write_json
 from edgeopt.metrics import Parity, float_parity, int8_parity
-from edgeopt.metrics.parity import INT8_MAX_MEAN_OVER_STD
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
 from edgeopt.sets import open_set
 from edgeopt.stages.build_plan import Planned, exported, mixed_variants, plan, source_onnx, target_folder
+from edgeopt.stages.built import Built as Built
+from edgeopt.stages.built import misjudged
 
 VERSION = 4  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
@@ -43,53 +43,8 @@ _PARITY_BATCH = 16
 _ASKED = MappingProxyType(
     {"variants": (), "strict": False, "float_layers": (), "embed_preprocessing": False, "force": False}
 )
-_NAMED = 3  # layers in float that a line names
 #: What a target says that no engine depends on: edited, the engine that is there stays.
 _NOT_OF_THE_ENGINE = {"budget", "title", "sources", "status", "match", "min_int8_share_macs", "round_to", "typed"}
-
-
-@dataclass(frozen=True)
-class Built:
-    """One engine's record, and whether this call made it or found it made."""
-
-    target: str
-    name: str
-    record: dict[str, Any]
-    skipped: bool
-
-    def summary(self) -> str:
-        """One line for a person."""
-        record = self.record
-        if record.get("engine") is None:
-            if record.get("left_out"):
-                return f"{self.target}/{self.name}: left out of the comparison: {record['reason']}"
-            command = f"; on the device: {record['device_command']}" if record.get("device_command") else ""
-            return f"{self.target}/{self.name}: no engine here: {record.get('reason')}{command}"
-        words = [f"{self.target}/{self.name}: {'made before, unchanged' if self.skipped else 'built'}"]
-        fusion, parity = record.get("fusion"), record.get("parity")
-        if fusion and record["precision"] == "int8":
-            words.append(f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers in int8")
-            requested = fusion.get("float_by_request") or ()
-            if left := [name for name in fusion["float_layers"] if name not in requested]:
-                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-                share = fusion.get("int8_share_macs")
-                words[-1] += f" with {share:.1%} of the MACs" if share is not None else ""
-                words[-1] += f" (in float: {', '.join(left[:_NAMED])}{more}; see fusion.json)"
-            if requested:
-                words.append(f"{len(requested)} in float by request")
-        if parity:
-            words.append(f"{parity['top1_agreement']:.1%} of {parity['n']} answers as trained")
-            if parity["ok"] and (parity.get("allowed") or 0) > INT8_MAX_MEAN_OVER_STD:
-                words[-1] += (
-                    f" (mean difference {parity['mean_abs_over_std']:.1%} of the logits' spread; rounding alone moves "
-                    f"this network so far that up to {parity['allowed']:.1%} is allowed, not "
-                    f"{INT8_MAX_MEAN_OVER_STD:.0%})"
-                )
-            if not parity["ok"]:
-                words.append(f"not used, for it does not answer as trained: {_told(parity)}")
-        if record.get("reason"):
-            words.append(str(record["reason"]))
-        return ", ".join(words)
 
 
 def build(
@@ -187,7 +142,7 @@ def _attempt(
                     failed.append(error)
             except RunError as error:  # a damaged file of this variant, which is to be mended: no baseline goes without
                 failed.append(error)
-    failed += _misjudged([item for item in built if item.name not in baselines], strict=strict)
+    failed += misjudged([item for item in built if item.name not in baselines], strict=strict)
     return built, failed
 
 
@@ -217,14 +172,20 @@ def _left_out(target: Target, backend: Backend, item: Planned, error: EdgeoptErr
 def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, force: bool, console: Console) -> Built:
     onnx, export = source_onnx(run, backend, item.variant, item.precision)
     folder = target_folder(run, target.name)
+    runtime = backend.availability().version if backend.version_bound else ""
     key = stage_key(
-        inputs={"onnx": _stated_hash(export, onnx, run), "machine": environment.machine_id()},
+        inputs={
+            "onnx": _stated_hash(export, onnx, run),
+            "machine": environment.machine_id(),
+            **({"runtime": runtime} if runtime else {}),
+        },
         config={**target.model_dump(mode="json", exclude=_NOT_OF_THE_ENGINE), **item.config()},
         version=VERSION,
     )
 
     def outdated(record: Mapping[str, Any]) -> bool:
-        return record.get("onnx_sha256") != _stated_hash(export, onnx, run) or record.get("version") != VERSION
+        made_of = {"onnx_sha256": _stated_hash(export, onnx, run), "version": VERSION, "runtime": runtime}
+        return any(record.get(name) != value for name, value in made_of.items() if value)
 
     stage = run.stage(folder, item.name, record="build.json", key=key, force=force, outdated=outdated)
     if stage.done:
@@ -243,7 +204,7 @@ def _build_one(run: Run, target: Target, backend: Backend, item: Planned, *, for
         result = _requested(backend.build(request), run.variant(item.variant), request.onnx)
         parity = _parity(run, backend, target, item, result, stage.folder, spec, export)
         parted = _parted(run, backend, target, item, onnx, spec, export) if parity and not parity.ok else ""
-    record = _commit(stage, target, item, backend, result, parity, export, parted)
+    record = _commit(stage, target, item, backend, result, parity, export, parted, runtime)
     return Built(target.name, stage.name, record, skipped=False)
 
 
@@ -304,7 +265,9 @@ def _parity(
     logits = np.concatenate(answers)[: len(reference)]
     if item.precision == "fp32":
         return float_parity(reference, logits)
-    return int8_parity(reference, logits, noise_floor=_noise_floor(export, item.precision, backend.float_rest))
+    return int8_parity(
+        reference, logits, noise_floor=_noise_floor(export, item.precision, backend.float_rest_on(target))
+    )
 
 
 def _noise_floor(export: dict[str, Any], precision: str, rest: str = "fp32") -> float:
@@ -340,6 +303,7 @@ def _commit(
     parity: Parity | None,
     export: dict[str, Any],
     parted: str,
+    runtime: str,
 ) -> dict[str, Any]:
     if result.fusion is not None:
         write_json(stage.folder / "fusion.json", result.fusion.to_json())
@@ -355,6 +319,7 @@ def _commit(
         profile=_profile(target),
         backend=backend.name,
         backend_version=backend.availability().version,
+        runtime=runtime,
         variant=item.variant,
         precision=item.precision,
         scheme=item.scheme,
@@ -370,57 +335,3 @@ def _commit(
         parity={**parity.to_json(), **({"parted": parted} if parted else {})} if parity else None,
         details=dict(result.details),
     )
-
-
-def _told(parity: Mapping[str, Any]) -> str:
-    return f"{parity['message']}; {parity['parted']}" if parity.get("parted") else str(parity["message"])
-
-
-def _misjudged(built: Sequence[Built], *, strict: bool) -> list[EdgeoptError]:
-    """Errors of engines that answer differently from what was trained and, when ``strict``, of too few int8 MACs."""
-    failed: list[EdgeoptError] = []
-    wrong = [item for item in built if item.record.get("parity") and not item.record["parity"]["ok"]]
-    if wrong:
-        worst = "; ".join(f"{item.target}/{item.name}: {_told(item.record['parity'])}" for item in wrong)
-        saturating = not environment.has_int8_dot() and any(item.record["scheme"] == "u8a8w" for item in wrong)
-        wrongly = ParityError(
-            f"an engine does not answer as the model it was made from: {worst}",
-            fix="this CPU lacks int8 dot-products: edgeopt compress --int8 --scheme u8a7w"
-            if saturating
-            else f"name the model, and {REPORT}",
-        )
-        failed.append(wrongly)
-    asked = [item for item in built if strict and item.record["precision"] == "int8"]
-    return failed + [error for item in asked if (error := _too_little_int8(item)) is not None]
-
-
-def _too_little_int8(item: Built) -> BackendError | None:
-    """The error of an int8 engine with a smaller share in int8 than its target asks for, or with no audit of it."""
-    fusion = item.record.get("fusion") or {}
-    if not fusion.get("compute_layers"):
-        why = item.record.get("reason") or "the runtime names no compute layer"
-        return BackendError(
-            f"{item.target}/{item.name}: no audit says what runs in int8 ({why})",
-            fix="build it with --strict where it runs, or leave out --strict",
-        )
-    share, of = _share_where_asked(fusion)
-    least = float(item.record["profile"]["min_int8_share_macs"])
-    if share >= least:
-        return None
-    counts = f"{fusion['int8_layers']} of {fusion['compute_layers']} compute layers"
-    return BackendError(
-        f"{item.target}/{item.name}: {share:.1%} of the {of} are int8 ({counts}), {item.target} asks for {least:.0%}",
-        fix="fusion.json has the names of the others; lower min_int8_share_macs in the target, or leave out --strict",
-    )
-
-
-def _share_where_asked(fusion: Mapping[str, Any]) -> tuple[float, str]:
-    """The int8 share (0-1) of all but the layers that are float by request, and of what: MACs, else compute layers."""
-    requested = set(fusion.get("float_by_request") or ())
-    shares = dict(zip(fusion.get("float_layers") or (), fusion.get("float_shares_macs") or (), strict=False))
-    if fusion.get("int8_share_macs") is not None and requested <= shares.keys():
-        asked = 1.0 - sum(shares[name] for name in requested)
-        # Sums of shares are off by the last bits, and 1 is asked for exactly.
-        return (round(fusion["int8_share_macs"] / asked, 9) if asked > 0 else 1.0), "MACs"
-    layers = fusion.get("compute_layers", 0) - len(requested)
-    return (fusion["int8_layers"] / layers if layers > 0 else 1.0), "compute layers"

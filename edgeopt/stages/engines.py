@@ -137,7 +137,12 @@ class Engine:
 
     def _unavailable(self) -> str:
         found = self.backend.availability()
-        return "" if found.ok else found.reason
+        if not found.ok:
+            return found.reason
+        built_with = self.record.get("backend_version") or found.version
+        if self.backend.version_bound and built_with != found.version:
+            return f"it is for {self.backend.name} {built_with:.100} alone, and here is {found.version}"
+        return ""
 
     def _rebuild(self) -> str:
         """The command that makes the engine here; its words are ours, since a stranger's record is no advice."""

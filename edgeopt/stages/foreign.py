@@ -27,6 +27,9 @@ from edgeopt.sets import open_set, write_prepared
 
 #: Q/DQ per channel came with 13; 21 is the newest of ONNX Runtime 1.20, the oldest that edgeopt runs on.
 OPSETS = (13, 21)
+_DYNAMIC_INT8 = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"})
+#: Operators through which an answer is as it was.
+_PASSES_ON = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "QuantizeLinear", "DequantizeLinear"})
 _VERSION = 1
 _EXPORT = "export it again: torch.onnx.export(model, x, FILE, dynamo=True, opset_version=18, "
 _DYNAMIC = _EXPORT + 'dynamic_shapes=({0: "batch"},), external_data=False)'
@@ -103,6 +106,7 @@ def _check(path: Path, model: OnnxModel, classes: int) -> tuple[int, int]:
     strange = sorted(set(model.opsets) - {"", "ai.onnx.ml", "com.microsoft"})
     if strange:
         problems.append((f"it has operators of {printable(', '.join(strange))}", "export it without custom operators"))
+    problems += _graph_problems(model)
     dims: tuple[int, ...] = ()
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         found = f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs, not one of each"
@@ -114,6 +118,25 @@ def _check(path: Path, model: OnnxModel, classes: int) -> tuple[int, int]:
     if problems:
         raise BackendError(f"{path} cannot be built: {'; '.join(what for what, _ in problems)}", fix=problems[0][1])
     return dims[2], dims[3]
+
+
+def _graph_problems(model: OnnxModel) -> list[tuple[str, str]]:
+    """What the nodes say against it: quantization that is made up while it runs, probabilities for logits."""
+    found = []
+    dynamic = sorted({node.op_type for node in model.nodes} & _DYNAMIC_INT8)
+    if dynamic:
+        static = "quantize it ahead: onnxruntime.quantization.quantize_static(..., quant_format=QuantFormat.QDQ)"
+        found.append((f"its activations are quantized while it runs ({', '.join(dynamic)})", static))
+    makers = {output: node for node in model.nodes for output in node.outputs}
+    last = makers.get(model.outputs[0]) if model.outputs else None
+    while last is not None and last.op_type in _PASSES_ON and last.inputs:
+        last = makers.get(last.inputs[0])
+    if last is not None and last.op_type in ("Softmax", "Sigmoid"):
+        # Softmax is taken of what it answers: of probabilities that gives others, nearly equal ones.
+        found.append(
+            (f"it ends with {last.op_type}, so that it answers with no logits", "export it without that layer")
+        )
+    return found
 
 
 def _input_problems(dtype: int, dims: tuple[int, ...]) -> list[tuple[str, str]]:
@@ -152,7 +175,7 @@ def _scheme(path: Path, model: OnnxModel) -> str | None:
     zeros = [model.initializers.get(node.inputs[2]) if len(node.inputs) > 2 else None for node in quantizers]
     kinds = {tensor.dtype if tensor is not None else UINT8 for tensor in zeros}  # ONNX: uint8 where none is given
     if kinds == {UINT8}:
-        return "u8a8w" if model.weights_need_8_bits() else "u8a7w"
+        return "u8a8w" if model.weights_need_8_bits() or _has_uint8_weights(model) else "u8a7w"
     values = [tensor.integers() for tensor in zeros if tensor is not None]
     if kinds == {INT8} and all(value is not None and not value.any() for value in values):
         return "s8a8w"
@@ -160,6 +183,12 @@ def _scheme(path: Path, model: OnnxModel) -> str | None:
         f"{path} mixes kinds of quantized activations, which no runtime fuses",
         fix="quantize all of them to uint8, or all to int8 with zero point 0",
     )
+
+
+def _has_uint8_weights(model: OnnxModel) -> bool:
+    """Whether stored tensors are dequantized from uint8, as onnxruntime.quantization makes them when told QUInt8."""
+    stored = (model.initializers.get(n.inputs[0]) for n in model.nodes if n.op_type == "DequantizeLinear" and n.inputs)
+    return any(tensor is not None and tensor.dtype == UINT8 for tensor in stored)
 
 
 def _pictures(names: Sequence[str], console: Console) -> list[str]:

@@ -134,12 +134,12 @@ def _fill(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> dict[str
         "batch": target.batch,
         "embedded_preprocessing": bool(record.get("embedded_preprocessing")),
         "temperature": engine.temperature,
-        "needs_int8_dot": scheme is not None and scheme not in schemes_for(str(record["backend"]), "x86"),
+        "needs_int8_dot": _on_cpu(settings) and scheme not in (None, *schemes_for(str(record["backend"]), "x86")),
         "figures": _figures(engine),
     }
     write_json(folder / _MARK, manifest)
     write_code(folder)
-    write_text(folder / "requirements.txt", requirements(engine.backend.extra))
+    write_text(folder / "requirements.txt", requirements(engine.backend.extra_for(target)))
     if record["backend"] == "openvino":
         write_cpp(folder / "cpp", manifest, engine.preprocess)
     write_text(folder / "README.md", _readme(engine, manifest))
@@ -147,6 +147,12 @@ def _fill(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> dict[str
     sums = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(folder / "SHA256SUMS", "".join(sums))
     return manifest
+
+
+def _on_cpu(settings: Mapping[str, Any]) -> bool:
+    """Whether the engine may be computed on the CPU, by its provider or device."""
+    stated = str(settings.get("provider") or settings.get("device") or "CPU")
+    return stated.startswith(("CPU", "AUTO"))
 
 
 def _figures(engine: Engine) -> dict[str, Any]:
