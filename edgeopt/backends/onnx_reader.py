@@ -235,8 +235,8 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
     if too_long:  # of weights that are listed, which nobody does, the worst is assumed
         return OnnxTensor(name, dtype, tuple(dims), None, 128 if dtype == INT8 else 0)
     single = raw is not None and dtype == FLOAT and len(raw) == 4
-    number = float(np.frombuffer(raw, "<f4")[0]) if raw is not None and single else None
-    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed), number)
+    worth = float(np.frombuffer(raw, "<f4")[0]) if raw is not None and single else None
+    return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed), worth)
 
 
 def _small(dtype: int, raw: memoryview | None, listed: list[int]) -> bytes | None:
