@@ -246,6 +246,10 @@ def test_engines_are_started_anew_and_what_differs_between_processes_is_in_the_i
     ratio = result.ratio("here/moody", "here/steady")  # 1 in the first half, two thirds in the second
     assert ratio.low == pytest.approx(2 / 3, rel=0.15)
     assert ratio.high == pytest.approx(1.0, rel=0.15)
+    by_start, _ = result.ratio_by_start("here/moody", "here/steady")
+    assert len(by_start) == 2
+    assert ratio.low <= min(by_start) < max(by_start) <= ratio.high
+    assert sum(result.engines["here/moody"].starts) == result.rounds
     assert list(result.failures) == ["here/failing"]
     assert result.starts == 2
     assert {len(one.windows) for one in result.engines.values()} == {result.rounds}
@@ -460,7 +464,7 @@ def test_the_machines_busy_time_holds_ones_own() -> None:
 def test_measuring_goes_on_while_any_ratio_is_wide() -> None:
     def runner(medians: list[float]) -> _Runner:
         one = _Runner.__new__(_Runner)
-        one.medians = medians
+        one.medians, one.starts = medians, [len(medians)]
         return one
 
     first, same, noisy = [1.0] * 12, [2.0] * 12, [2.0 * 1.2 ** (i % 3) for i in range(12)]
