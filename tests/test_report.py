@@ -284,7 +284,7 @@ def test_a_class_that_falls_is_found_though_the_average_hides_it(own_run: Path) 
     assert statuses(found, max_drop_points=6) == ["met"]  # 14 of 360
     assert statuses(found, max_class_drop_points=15, min_class_recall=0.8) == ["missed", "missed"]  # 14 of 36
     (line, _) = (one for one in judge(found, budget(max_class_drop_points=15, min_class_recall=0.8)).budget[:2])
-    assert "measured 38.89 (" in line.message
+    assert "measured 38.89 points lost (" in line.message
     assert "in class '3'" in line.message
 
 
@@ -468,9 +468,9 @@ LIMITS = {"max_drop_points": 1.5, "min_speedup": 2, "max_size_mib": 3.5}
 
 
 def golden(name: str, text: str) -> None:
-    """Compare with the file in tests/golden; EDGEOPT_UPDATE_GOLDEN=1 rewrites it."""
+    """Compare with the file in tests/golden; EDGEOPT_GOLDEN=1 rewrites it."""
     path = GOLDEN / name
-    if os.environ.get("EDGEOPT_UPDATE_GOLDEN"):
+    if os.environ.get("EDGEOPT_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
 
