@@ -108,6 +108,16 @@ def test_other_machines_are_warned_of_and_their_speed_is_not_judged(before: Path
     assert found.warnings == ("measured on different machines (Planted CPU 9000; Another CPU): speed is not judged",)
 
 
+def test_what_else_changed_than_the_engines_is_warned_of(before: Path, after: Path) -> None:
+    for path in after.glob("device/*/*/latency.json"):
+        versions = {"edgeopt": "0.2.0", "numpy": "2.3.0", "onnxruntime": "1.32.0"}
+        edit(path, measured_on={**MACHINE, "versions": versions, "cpu_quota": 1.5})
+    (found,) = api.compare(before, [after])
+    said = "not the engines alone changed, so that speed may be of these: "
+    assert found.warnings == (f"{said}CPU quota none → 1.5, onnxruntime 1.31.1 → 1.32.0",)
+    assert {line.status for line in found.lines} == {"met"}
+
+
 def test_other_datasets_schemas_and_things_are_refused(before: Path, after: Path, tmp_path: Path) -> None:
     edit(after / "run.json", fingerprint="b" * 64)
     with pytest.raises(RunError, match="different datasets"):

@@ -11,6 +11,7 @@ import numpy as np
 from edgeopt.config import BaselineConfig
 from edgeopt.errors import RunError
 from edgeopt.metrics import paired_drop
+from edgeopt.records import Machine
 from edgeopt.report.budget import verdict
 from edgeopt.report.model import BudgetLine, Pair
 from edgeopt.report.snapshot import Row, Snapshot
@@ -81,7 +82,7 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
     if new:
         said.append(f"only {after.name} has {', '.join(new)}")
     machines = [
-        sorted({one.machines.get(row.measured_on, row.measured_on) for row in one.rows.values() if row.measured_on})
+        sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on})
         for one in (before, after)
     ]
     moved = any(_moved(before.rows[key], after.rows[key]) for key in after.rows if key in before.rows)
@@ -89,7 +90,27 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
         said.append(
             f"measured on different machines ({', '.join(machines[0])}; {', '.join(machines[1])}): speed is not judged"
         )
+    for machine in sorted(before.machines.keys() & after.machines.keys()):
+        if changed := _changed(before.machines[machine], after.machines[machine]):
+            said.append(f"not the engines alone changed, so that speed may be of these: {', '.join(changed)}")
     return said
+
+
+def _changed(was: Machine, now: Machine) -> list[str]:
+    """What else than an engine can make it faster or slower, the baseline it is compared with among it."""
+    facts = [
+        {
+            "cores": one.cpu.cores if one.cpu else None,
+            "CPU quota": one.cpu_quota,
+            "governor": one.governor or None,
+            "Python": one.python,
+            **(one.versions or {}),
+        }
+        for one in (was, now)
+    ]
+    names = [name for name in dict.fromkeys([*facts[0], *facts[1]]) if name != "edgeopt"]
+    pairs = [(name, facts[0].get(name), facts[1].get(name)) for name in names]
+    return [f"{name} {old or 'none'} → {new or 'none'}" for name, old, new in pairs if old != new]
 
 
 def _moved(old: Row, new: Row) -> bool:

@@ -129,7 +129,12 @@ class Snapshot:
     fingerprint: str
     labels: tuple[str, ...]
     rows: dict[str, Row]
-    machines: dict[str, str]  # id -> what it is called
+    machines: dict[str, records.Machine]  # by the id of their kind
+
+    def called(self, machine: str) -> str:
+        """What the machine of an id is called."""
+        found = self.machines.get(machine)
+        return (found.cpu.name if found and found.cpu else None) or machine
 
 
 def json_schema() -> dict[str, Any]:
@@ -167,5 +172,5 @@ def _snapshot(values: Mapping[str, Any], path: Path) -> Snapshot:
         fingerprint=found.run.dataset.fingerprint,
         labels=tuple(found.labels),
         rows=rows,
-        machines={key: (one.cpu.name or key) if one.cpu else key for key, one in found.environment.items()},
+        machines=dict(found.environment),
     )
