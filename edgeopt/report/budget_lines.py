@@ -42,7 +42,7 @@ def _drop(row: EngineRow) -> Found:
         bounds = (row.drop_lower_points, row.drop_upper_points)
 
     def decide(limit: float) -> str:
-        return _pictures_for_drop(limit, row.lost or 0, row.gained or 0, row.pictures or 0)
+        return pictures_for_drop(limit, row.lost or 0, row.gained or 0, row.pictures or 0)
 
     return Found(row.drop_points, bounds, _NO_ORIGINAL, decide=decide)
 
@@ -57,7 +57,7 @@ def _class_drop(row: EngineRow) -> Found:
 
     def decide(limit: float) -> str:
         one = drops[open_]
-        return _pictures_for_drop(limit, one["lost"], one["gained"], one["n"], of=open_)
+        return pictures_for_drop(limit, one["lost"], one["gained"], one["n"], of=open_)
 
     value, note = drops[worst]["drop_points"], f" in class {worst!r}"
     return Found(value, bounds, note=note, unknown=_classes_without_pictures(row), decide=decide)
@@ -177,13 +177,16 @@ def _seconds(row: EngineRow, value: float | None, bounds: Pair | None) -> Callab
         need = seconds_to_decide(Interval(value, *bounds), limit, row.bench_seconds)
         if need is None:
             return "it is at the limit"
-        return f"about {_rounded(need):,} s would decide: edgeopt bench --seconds N ({row.bench_seconds:.0f} s now)"
+        return f"about {rounded(need):,} s would decide: edgeopt bench --seconds N ({row.bench_seconds:.0f} s now)"
 
     return decide
 
 
-def _pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
-    """How many pictures put the one-sided 95 % bound on this side of the limit, were the shares to stay as they are."""
+def pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
+    """How many pictures put the one-sided 95 % bound on this side of ``limit`` points, were shares to stay as they are.
+
+    As a clause; ``n`` pictures are there, of class ``of`` where one is named, with ``lost`` and ``gained`` answers.
+    """
     need = pictures_to_decide(lost, gained, n, limit) if n else None
     return "it is at the limit" if need is None else _would_decide(need, n, of)
 
@@ -200,7 +203,7 @@ def _would_decide(need: int, n: int, of: str | None) -> str:
     return f"about {need:,} test pictures{named} would decide ({n:,} now)"
 
 
-def _rounded(value: float) -> int:
+def rounded(value: float) -> int:
     """Upwards, to two digits: an estimate."""
     unit: int = 10 ** max(0, floor(log10(max(value, 1.0))) - 1)
     return ceil(value / unit) * unit

@@ -13,6 +13,7 @@ from edgeopt.errors import RunError
 from edgeopt.metrics import paired_drop
 from edgeopt.records import Machine
 from edgeopt.report.budget import verdict
+from edgeopt.report.budget_lines import pictures_for_drop, rounded
 from edgeopt.report.model import BudgetLine, Pair
 from edgeopt.report.snapshot import Row, Snapshot
 
@@ -82,8 +83,7 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
     if new:
         said.append(f"only {after.name} has {', '.join(new)}")
     machines = [
-        sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on})
-        for one in (before, after)
+        sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on}) for one in (before, after)
     ]
     moved = any(_moved(before.rows[key], after.rows[key]) for key in after.rows if key in before.rows)
     if moved:
@@ -144,15 +144,35 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
         return line("not judged", "batch or threads are others than before", value, bounds)
     if was_quiet is False or now_quiet is False:
         return line("unstable", "the machine was busy, then or now: measure again", value, bounds)
-    why = f"as fast as before, both against {baseline}"
-    return line(_status(bounds, limit, lower=True), why, value, bounds)
+    why, status = f"as fast as before, both against {baseline}", _status(bounds, limit, lower=True)
+    if status == "undecided":
+        why += f"; {_seconds(_spread(was_ci), _spread(now_ci), log(value / limit), new.bench_seconds)}"
+    return line(status, why, value, bounds)
 
 
 def _ratio_of_ratios(was: float, was_ci: Pair | list[float], now: float, now_ci: Pair | list[float]) -> Pair:
     """The 95 % interval of now / was: two independent sessions, errors normal in the logarithm."""
-    spread = hypot(*((log(ci[1]) - log(ci[0])) / (2 * _Z) for ci in (was_ci, now_ci)))
+    spread = hypot(_spread(was_ci), _spread(now_ci))
     middle = log(now / was)
     return exp(middle - _Z * spread), exp(middle + _Z * spread)
+
+
+def _spread(ci: Pair | list[float]) -> float:
+    """The standard error of the logarithm of a ratio."""
+    return (log(ci[1]) - log(ci[0])) / (2 * _Z)
+
+
+def _seconds(was: float, now: float, distance: float, seconds: float | None) -> str:
+    """What would decide, given both standard errors, the limit's distance, and the seconds of the later report."""
+    room = (distance / _Z) ** 2 - was**2
+    if not distance:
+        return "it is at the limit"
+    if room <= 0:
+        return "the earlier report is too uncertain to decide: measure that one with more --seconds and --starts"
+    if not seconds:
+        return "more measuring time would decide: edgeopt bench --seconds N"
+    need = seconds * max(now**2 / room, 1.3)
+    return f"about {rounded(need):,} s would decide: edgeopt bench --seconds N ({seconds:.0f} s now)"
 
 
 def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
@@ -173,7 +193,10 @@ def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     drop = paired_drop(correct[0], correct[1], resamples=1)
     bounds = (drop.lower_points, drop.upper_points)
     why = f"{drop.lost} lost and {drop.gained} gained of {drop.n:,}; McNemar's exact test: p = {drop.mcnemar_p:.2g}"
-    return BudgetLine.of(new.key, name, limit, drop.drop_points, bounds, _status(bounds, limit, lower=False), why)
+    status = _status(bounds, limit, lower=False)
+    if status == "undecided":
+        why += f"; {pictures_for_drop(limit, drop.lost, drop.gained, drop.n)}"
+    return BudgetLine.of(new.key, name, limit, drop.drop_points, bounds, status, why)
 
 
 def _size(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
