@@ -98,8 +98,8 @@ def test_intervals_cover_at_every_number_of_windows(count: int) -> None:
 @pytest.mark.parametrize(("starts", "own", "least", "most"), [
     (2, 0.0, 0.93, 0.97),  # processes are alike, and being told of two starts changes nothing
     (6, 0.0, 0.95, 0.99),
-    (6, 0.05, 0.93, 0.98),  # processes differ as much as windows do: pooled, the windows held the truth in 66 to 82 %
-    (6, 0.2, 0.93, 0.97),  # and by much more: in 50 to 70 %
+    (6, 0.05, 0.93, 0.98),  # processes differ as much as windows do: pooled, 60 windows held the truth in 66 %
+    (6, 0.2, 0.93, 0.97),  # and by much more: in 50 %
     (12, 0.05, 0.93, 0.98),
 ])  # fmt: skip
 def test_six_starts_hold_the_true_ratio_however_processes_differ(

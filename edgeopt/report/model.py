@@ -235,10 +235,11 @@ class BudgetLine:
     ) -> BudgetLine:  # fmt: skip
         """The line with its message; ``note`` follows the figures, ``why`` a semicolon."""
         unit = next((unit for suffix, unit in _UNITS.items() if name.partition(".")[0].endswith(suffix)), "")
-        shown = "not measured" if value is None else f"{value:.4g}{unit}"
+        shown = f"{value or 0.0:.4g}{unit}"
         if bounds is not None and bounds[0] != bounds[1]:
             shown += f" ({bounds[0]:.4g} to {bounds[1]:.4g})"
-        message = f"{engine}: {name} = {limit:g} is {status}, measured {shown}{note}" + (f"; {why}" if why else "")
+        found = f"measured {shown}" if value is not None else "not measured"
+        message = f"{engine}: {name} = {limit:g} is {status}, {found}{note}" + (f"; {why}" if why else "")
         return cls(engine, name, limit, value, bounds, status, message)
 
     def to_json(self) -> dict[str, Any]:
