@@ -66,6 +66,12 @@ def test_most_of_the_engines_are_named_by_the_others(run: Path) -> None:
     assert notes(assemble(run))[0].startswith(f"every engine that was timed but {INT8}: the timing did not settle")
 
 
+def test_an_unsettled_engine_without_windows_has_its_advice_too(run: Path) -> None:
+    unsettled(run)
+    edit(run / "device" / INT8 / "latency.json", window_medians_ms=None, windows_by_start=None, p50_ci_ms=None)
+    assert "to settle it: edgeopt bench --seconds" in notes(assemble(run))[0]
+
+
 def test_a_busy_machine_is_one_line_too(run: Path) -> None:
     for key in UNSETTLED:
         edit(run / "device" / key / "latency.json", stable=False, other_load_cores=1.0)

@@ -68,8 +68,10 @@ def starts_differ(windows: Sequence[float] | Float, starts: Sequence[int]) -> bo
     At the 1 % level, by the chi-squared approximation, whose quantile is that of Wilson & Hilferty, PNAS 17 (1931).
     """
     groups = _by_start(windows, starts)
-    medians = [float(np.median(own)) for own in groups]
-    if len(groups) < 2 or max(medians) <= (1 + STARTS_DIFFER_BY) * min(medians):
+    if len(groups) < 2:
+        return False
+    medians = start_medians(windows, starts)
+    if max(medians) <= (1 + STARTS_DIFFER_BY) * min(medians):
         return False
     n, freedom = sum(map(len, groups)), len(groups) - 1
     ranks = np.split(_ranks(np.concatenate(groups)), np.cumsum([len(own) for own in groups])[:-1])
