@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,11 +16,21 @@ import numpy as np
 import pytest
 
 from edgeopt.backends.base import Session
-from edgeopt.bench import BenchResult, EngineSpec, accuracy_record, bench, load, protocol, write_accuracy, write_records
+from edgeopt.bench import (
+    BenchResult,
+    EngineSpec,
+    accuracy_record,
+    bench,
+    load,
+    protocol,
+    throughput,
+    write_accuracy,
+    write_records,
+)
 from edgeopt.bench.child import Child
 from edgeopt.bench.protocol import _known, _Runner
 from edgeopt.bench.result import EngineResult
-from edgeopt.bench.throughput import Search, search
+from edgeopt.bench.throughput import Search, Setting, search
 from edgeopt.bench.worker import window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
@@ -174,6 +185,29 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     (samples / "4.png").write_bytes(b"no picture")
     damaged = run(lab, sleeping, seconds=0.2, samples=samples)
     assert damaged.engines["here/sleeping"].to_json()["end_to_end"] is None  # what was timed before stays
+
+
+def test_the_best_of_many_settings_is_measured_anew_and_gives_way_where_it_breaks_the_cap(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def tried(children: list[int], batch: int, threads: int, seconds: float, timeout: float) -> Setting:
+        asked.append((batch, seconds))
+        lucky = seconds < 1.0  # when it was searched: 50 % more, and calls within the cap
+        rate = 100.0 * batch**0.5 * (1.5 if lucky else 1.0)
+        return Setting(batch, len(children), threads, rate, 1.0, 5.0 if lucky or batch < 16 else 12.0)
+
+    monkeypatch.setattr(throughput, "_children", lambda specs, timeout: nullcontext([0] * len(specs)))
+    monkeypatch.setattr(throughput, "_try", tried)
+    spec = engine(lab, "here/x").completed(pictures=lab, preprocess=lab, threads=1)
+    found = search(spec, cores=1, cap_ms=10.0)
+    assert [batch for batch, seconds in asked if seconds > 1.0] == [16, 8]
+    assert found.best is not None
+    assert (found.best.batch, found.best.throughput_ips) == (8, pytest.approx(100 * 8**0.5))
+    assert found.to_json()["best"]["throughput_ips"] == found.best.throughput_ips
+    assert max(one.throughput_ips for one in found.tried) == pytest.approx(600)
+    assert search(spec, cores=1, cap_ms=1.0).best is None
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@
   ``bench``: ``{"id", "starts", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all
   measured together, in ``starts`` times new processes;
   ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
-  ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
+  ``best`` (measured anew, because the best of many was lucky too): ``batch, streams`` (processes at once)``, threads,
+  throughput_ips, p50_ms, p90_ms`` of a call; ``again`` are all that were measured anew;
   ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
   ``p50_ms, edgeopt_p50_ms, ratio, ratio_ci, rounds, agrees`` (within 5 %; null where noise leaves that open);
   ``measured_on`` and ``measured_on_after``: the machine's records before and after.
