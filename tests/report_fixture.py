@@ -41,11 +41,23 @@ ENGINES: tuple[tuple[str, str, str, str | None, float, int, int, int], ...] = (
 )
 
 
-def write_run(path: Path, *, labels: list[str] = LABELS, pictures: int = 360, load: float = 0.0) -> Path:
-    """Write the records of a run with the engines of ``ENGINES`` and one that has no engine here."""
+def write_run(
+    path: Path,
+    *,
+    labels: list[str] = LABELS,
+    pictures: int = 360,
+    load: float = 0.0,
+    seed: int = 0,
+    noise: float = 0.0,
+) -> Path:
+    """Write the records of a run with the engines of ``ENGINES`` and one that has no engine here.
+
+    ``noise`` is the standard deviation of an engine's windows, as a fraction, beside the drift that all share.
+    """
     _write_host(path, labels, pictures)
     plant_training(path)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
+    uneven = np.random.default_rng([seed, 1])
     truth = np.arange(pictures) % len(labels)
     original: list[int] | None = None
     results = {}
@@ -68,8 +80,9 @@ def write_run(path: Path, *, labels: list[str] = LABELS, pictures: int = 360, lo
         )
         original = original or record["predictions"]
         write_accuracy(path / "device" / key, {**record, "measured_on": MACHINE})
+        paces = drift * np.exp(noise * uneven.normal(size=len(drift)))
         windows = [
-            tuple(np.round(ms * d * np.exp(rng.normal(0, 0.02, max(10, int(200 / ms)))), 5).tolist()) for d in drift
+            tuple(np.round(ms * d * np.exp(rng.normal(0, 0.02, max(10, int(200 / ms)))), 5).tolist()) for d in paces
         ]
         spec = EngineSpec(key, target.backend, Path("x"), target, precision, threads=2)
         way = {"decode_ms": 1.1, "preprocess_ms": 0.6, "infer_ms": ms, "pictures": 32}

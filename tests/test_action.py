@@ -111,8 +111,18 @@ def test_a_planted_slow_down_and_a_planted_drop_fail_the_examples_steps_with_the
 
 @pytest.mark.slow
 def test_ten_unchanged_reruns_pass(before: Path, tmp_path: Path) -> None:
+    """Each measured anew: other windows about the same times, on a machine that is not quite still."""
+    measured = set()
+
+    def measured_again(run: Path) -> None:
+        other = write_run(tmp_path / f"session{len(measured)}", labels=LABELS, seed=1 + len(measured), noise=0.02)
+        for path in other.glob("device/*/*/latency.json"):
+            shutil.copy(path, run / path.relative_to(other))
+        measured.add(json.loads((run / "device" / INT8 / "latency.json").read_text())["ratios"][0]["speedup"])
+
     for index in range(10):
-        done = job(before, tmp_path / str(index))
+        done = job(before, tmp_path / str(index), measured_again)
+        assert len(measured) == index + 1
         assert done.code == 0, done.log
         assert done.outputs == {"exit-code": "0", "verdict": "met", "report": "runs/flowers/report"}
         assert "::error" not in done.log
@@ -127,6 +137,12 @@ def test_inputs_are_data_and_mistakes_are_said(before: Path, tmp_path: Path) -> 
     wrong = job(before, tmp_path / "wrong", command="measure")
     assert wrong.code == 1
     assert "command must be run, bench or report, not measure" in wrong.log
+    recipe = job(before, tmp_path / "recipe", command="run", budget="min_top1=0.9", baseline="")
+    assert recipe.code == 1
+    assert "command: run judges by the recipe: put budget, baseline and seconds into edgeopt.toml" in recipe.log
+    (tmp_path / "my limits.toml").write_text("max_size_mib = 1\n")
+    spaced = job(before, tmp_path / "spaced", budget=f"  {tmp_path / 'my limits.toml'}  \n\n", baseline="")
+    assert (spaced.code, spaced.outputs["verdict"]) == (3, "missed")
     allowed = {"budget": "max_drop_points=0.2", "baseline": ""}
     undecided = job(before, tmp_path / "undecided", **allowed)
     assert (undecided.code, undecided.outputs["verdict"]) == (5, "undecided")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,11 +16,21 @@ import numpy as np
 import pytest
 
 from edgeopt.backends.base import Session
-from edgeopt.bench import BenchResult, EngineSpec, accuracy_record, bench, load, protocol, write_accuracy, write_records
+from edgeopt.bench import (
+    BenchResult,
+    EngineSpec,
+    accuracy_record,
+    bench,
+    load,
+    protocol,
+    throughput,
+    write_accuracy,
+    write_records,
+)
 from edgeopt.bench.child import Child
 from edgeopt.bench.protocol import _known, _Runner
 from edgeopt.bench.result import EngineResult
-from edgeopt.bench.throughput import Search, search
+from edgeopt.bench.throughput import Search, Setting, search
 from edgeopt.bench.worker import window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
@@ -176,6 +187,29 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     assert damaged.engines["here/sleeping"].to_json()["end_to_end"] is None  # what was timed before stays
 
 
+def test_the_best_of_many_settings_is_measured_anew_and_gives_way_where_it_breaks_the_cap(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def tried(children: list[int], batch: int, threads: int, seconds: float, timeout: float) -> Setting:
+        asked.append((batch, seconds))
+        lucky = seconds < 1.0  # when it was searched: 50 % more, and calls within the cap
+        rate = 100.0 * batch**0.5 * (1.5 if lucky else 1.0)
+        return Setting(batch, len(children), threads, rate, 1.0, 5.0 if lucky or batch < 16 else 12.0)
+
+    monkeypatch.setattr(throughput, "_children", lambda specs, timeout: nullcontext([0] * len(specs)))
+    monkeypatch.setattr(throughput, "_try", tried)
+    spec = engine(lab, "here/x").completed(pictures=lab, preprocess=lab, threads=1)
+    found = search(spec, cores=1, cap_ms=10.0)
+    assert [batch for batch, seconds in asked if seconds > 1.0] == [16, 8]
+    assert found.best is not None
+    assert (found.best.batch, found.best.throughput_ips) == (8, pytest.approx(100 * 8**0.5))
+    assert found.to_json()["best"]["throughput_ips"] == found.best.throughput_ips
+    assert max(one.throughput_ips for one in found.tried) == pytest.approx(600)
+    assert search(spec, cores=1, cap_ms=1.0).best is None
+
+
 @pytest.mark.slow
 def test_the_search_for_throughput_finds_the_best_setting_within_the_cap(lab: Path) -> None:
     def searched(cap_ms: float | None, **settings: float) -> Search:
@@ -246,6 +280,10 @@ def test_engines_are_started_anew_and_what_differs_between_processes_is_in_the_i
     ratio = result.ratio("here/moody", "here/steady")  # 1 in the first half, two thirds in the second
     assert ratio.low == pytest.approx(2 / 3, rel=0.15)
     assert ratio.high == pytest.approx(1.0, rel=0.15)
+    by_start, _ = result.ratio_by_start("here/moody", "here/steady")
+    assert len(by_start) == 2
+    assert ratio.low <= min(by_start) < max(by_start) <= ratio.high
+    assert sum(result.engines["here/moody"].starts) == result.rounds
     assert list(result.failures) == ["here/failing"]
     assert result.starts == 2
     assert {len(one.windows) for one in result.engines.values()} == {result.rounds}
@@ -460,7 +498,7 @@ def test_the_machines_busy_time_holds_ones_own() -> None:
 def test_measuring_goes_on_while_any_ratio_is_wide() -> None:
     def runner(medians: list[float]) -> _Runner:
         one = _Runner.__new__(_Runner)
-        one.medians = medians
+        one.medians, one.starts = medians, [len(medians)]
         return one
 
     first, same, noisy = [1.0] * 12, [2.0] * 12, [2.0 * 1.2 ** (i % 3) for i in range(12)]

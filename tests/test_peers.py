@@ -111,6 +111,21 @@ def test_folds_pool_picture_by_picture_and_window_by_window() -> None:
     assert found["olive", "-"].rows == {}
 
 
+def test_intervals_reach_over_what_each_start_of_each_fold_showed() -> None:
+    records = _planted()
+    eager, *_ = records[1]["rows"]
+    eager["windows_by_start"] = [5, 2]
+    eager["window_medians_ms"] = [16.0] * 5 + [20.0] * 2
+    for row in records[1]["rows"][1:]:
+        if row.get("window_medians_ms"):
+            row |= {"windows_by_start": [5, 2], "window_medians_ms": [4.0] * 7}
+    found = {(row.peer, row.runtime): row for row in pooled(records)}
+    ours = found["edgeopt-int8", "openvino"]
+    assert ours.starts([0, 1]) == [7, 5, 2]  # of a fold that does not say, one
+    ratio = ours.times_as_fast_as(found["float", "pytorch"])
+    assert ratio == pytest.approx((4.0, 4.0, 5.0))
+
+
 def test_the_table_shows_what_loses_and_why() -> None:
     lines = table(_planted()).splitlines()
     assert all(len(re.split(r"(?<!\\)\|", line)) == len(COLUMNS) + 2 for line in lines)

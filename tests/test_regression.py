@@ -20,6 +20,7 @@ from edgeopt.config import BaselineConfig
 from edgeopt.errors import RunError
 from edgeopt.files import write_json
 from edgeopt.report import write_report
+from edgeopt.report.model import BudgetLine
 from edgeopt.report.regression import _ratio_of_ratios
 from edgeopt.report.snapshot import json_schema
 from edgeopt.run import Run
@@ -94,6 +95,34 @@ def test_drops_are_paired_picture_by_picture_from_the_reports_alone(before: Path
     (line,) = (one for one in found.lines if one.engine == INT8 and one.name == "baseline_drop_points")
     assert "6 lost and 0 gained of 360; McNemar's exact test: p = 0.031" in line.message
     assert line.status == "undecided"  # 1.67 points, where 1 is allowed
+    assert line.message.endswith("test pictures would decide (360 now)")
+
+
+def test_an_undecided_speed_says_how_many_seconds_would_decide_and_they_would(before: Path, after: Path) -> None:
+    def line(path: Path) -> BudgetLine:
+        (found,) = api.compare(before, [path])
+        (one,) = (one for one in found.lines if (one.engine, one.name) == (INT8, "baseline_speed"))
+        return one
+
+    path = after / "device" / INT8 / "latency.json"
+    (original, *others) = json.loads(path.read_text())["ratios"]
+
+    def interval(half: float) -> None:
+        now = 0.99 * original["speedup"]
+        edit(path, ratios=[{**original, "speedup": now, "speedup_ci": [now / half, now * half]}, *others])
+
+    interval(1.08)  # log(0.99 / 0.95) is 0.0412: 0.0770 is 1.87 of it
+    assert line(after).status == "undecided"
+    assert line(after).message.endswith("about 70 s would decide: edgeopt bench --seconds N (20 s now)")
+    interval(1.08 ** (20 / 70) ** 0.5)
+    assert line(after).status == "met"
+    wide = {**original, "speedup_ci": [0.9 * original["speedup"], 1.1 * original["speedup"]]}
+    edit(path, ratios=[wide, *others])
+    (found,) = api.compare(after, [before])
+    (said,) = (one for one in found.lines if (one.engine, one.name) == (INT8, "baseline_speed"))
+    assert said.message.endswith(
+        "the earlier report is too uncertain to decide: measure that one with more --seconds and --starts"
+    )
 
 
 def test_other_machines_are_warned_of_and_their_speed_is_not_judged(before: Path, after: Path) -> None:
@@ -106,6 +135,16 @@ def test_other_machines_are_warned_of_and_their_speed_is_not_judged(before: Path
     assert {line.status for line in found.lines if line.name == "baseline_speed"} == {"not judged"}
     assert {line.status for line in found.lines if line.name == "baseline_drop_points"} == {"met"}
     assert found.warnings == ("measured on different machines (Planted CPU 9000; Another CPU): speed is not judged",)
+
+
+def test_what_else_changed_than_the_engines_is_warned_of(before: Path, after: Path) -> None:
+    for path in after.glob("device/*/*/latency.json"):
+        versions = {"edgeopt": "0.2.0", "numpy": "2.3.0", "onnxruntime": "1.32.0"}
+        edit(path, measured_on={**MACHINE, "versions": versions, "cpu_quota": 1.5})
+    (found,) = api.compare(before, [after])
+    said = "not the engines alone changed, so that speed may be of these: "
+    assert found.warnings == (f"{said}CPU quota none → 1.5, onnxruntime 1.31.1 → 1.32.0",)
+    assert {line.status for line in found.lines} == {"met"}
 
 
 def test_other_datasets_schemas_and_things_are_refused(before: Path, after: Path, tmp_path: Path) -> None:

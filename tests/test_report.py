@@ -284,7 +284,7 @@ def test_a_class_that_falls_is_found_though_the_average_hides_it(own_run: Path) 
     assert statuses(found, max_drop_points=6) == ["met"]  # 14 of 360
     assert statuses(found, max_class_drop_points=15, min_class_recall=0.8) == ["missed", "missed"]  # 14 of 36
     (line, _) = (one for one in judge(found, budget(max_class_drop_points=15, min_class_recall=0.8)).budget[:2])
-    assert "measured 38.89 (" in line.message
+    assert "measured 38.89 points lost (" in line.message
     assert "in class '3'" in line.message
 
 
@@ -379,6 +379,17 @@ def test_every_int8_engine_is_judged_and_the_worst_decides(report: Report) -> No
     assert best.key == "onnxruntime/int8-u8a7w-prune33"  # the fastest misses the budget
 
 
+def test_where_int8_runs_only_elsewhere_float_engines_do_not_meet_its_budget(own_run: Path) -> None:
+    for key, *_, scheme, _ms, _wrong, _size, _layers in ENGINES:
+        if scheme is not None:
+            shutil.rmtree(own_run / "device" / key)
+    judged = judge(assemble(own_run), budget(max_drop_points=1.5))
+    ((engine, status, message),) = ((line.engine, line.status, line.message) for line in judged.budget)
+    assert (engine, status) == ("tensorrt/int8-s8a8w", "not judged")
+    assert message.endswith("max_drop_points = 1.5 is not judged, not measured; no NVIDIA GPU here")
+    assert exit_code(judged.budget) == 0
+
+
 def test_engines_of_another_trained_model_are_flagged_and_not_judged(own_run: Path) -> None:
     stage = json.loads((own_run / "host/float/stage.json").read_text())
     (own_run / "host/float-aaaaaa").mkdir()
@@ -468,9 +479,9 @@ LIMITS = {"max_drop_points": 1.5, "min_speedup": 2, "max_size_mib": 3.5}
 
 
 def golden(name: str, text: str) -> None:
-    """Compare with the file in tests/golden; EDGEOPT_UPDATE_GOLDEN=1 rewrites it."""
+    """Compare with the file in tests/golden; EDGEOPT_GOLDEN=1 rewrites it."""
     path = GOLDEN / name
-    if os.environ.get("EDGEOPT_UPDATE_GOLDEN"):
+    if os.environ.get("EDGEOPT_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
 
@@ -508,7 +519,7 @@ def test_junit_counts_add_up(run: Path) -> None:
 class _Page(HTMLParser):
     """Collects what a page could load, ids, and whether tags close."""
 
-    VOID = frozenset({"meta", "link", "br", "input", "img", "hr"})
+    VOID = frozenset({"wbr", "meta", "link", "br", "input", "img", "hr"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -589,7 +600,13 @@ def test_scenarios_show_shares_settings_and_what_another_tool_measured(own_run: 
     assert "1.100" in section
     row = assemble(own_run).row(INT8)
     assert row is not None
-    assert "benchmark_app measured 1.18 ms" in row.flags
+    assert "benchmark_app measured 1.18 ms beside edgeopt’s 1.30" in row.flags
+    edit(own_run / "device" / INT8 / "latency.json", cross_check={**check, "agrees": None})
+    row = assemble(own_run).row(INT8)
+    assert row is not None
+    assert "benchmark_app measured 1.18 ms beside edgeopt’s 1.30, too noisy to tell whether it agrees" in row.flags
+    edit(own_run / "device" / INT8 / "latency.json", cross_check={**check, "agrees": True})
+    assert not any("benchmark_app" in flag for one in assemble(own_run).rows for flag in one.flags)
 
 
 def test_pictures_whose_answer_changed_are_shown_what_was_lost_first(own_run: Path) -> None:

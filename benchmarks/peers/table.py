@@ -60,12 +60,19 @@ class Pooled:
 
     @property
     def p50(self) -> Interval | None:
-        return median_interval(self.windows()) if self.windows() else None
+        return median_interval(self.windows(), starts=self.starts(self.rows)) if self.windows() else None
+
+    def starts(self, folds: Iterable[int]) -> list[int]:
+        """How many windows each start of the processes gave, fold after fold."""
+        rows = [self.rows[fold] for fold in folds if _timed(self.rows[fold])]
+        return [n for row in rows for n in row.get("windows_by_start") or [len(row["window_medians_ms"])]]
 
     def times_as_fast_as(self, other: Pooled) -> Interval | None:
         """How many times as fast it is, over the folds in which both were timed."""
         folds = [fold for fold in self.rows if _timed(self.rows[fold]) and _timed(other.rows.get(fold, {}))]
-        return ratio_interval(other.windows(folds), self.windows(folds)) if folds else None
+        if not folds:
+            return None
+        return ratio_interval(other.windows(folds), self.windows(folds), starts=self.starts(folds))
 
     def least(self, name: str) -> Any:
         """The smallest of a figure over folds; None where a fold has none."""

@@ -2,7 +2,7 @@
 
 Every round goes through the engines in a new order: what always came after the same other was seen 4 % slower for it.
 A process keeps the memory it was given, well or badly placed, and with it a time that was seen to be up to 15 % off: so
-all are started anew at half-time, and all rounds are taken together.
+all are started anew at half-time, all rounds are taken together, and intervals reach over what each start showed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class _Runner:
         self.memory_bytes = 0
         self.windows: list[tuple[float, ...]] = []
         self.medians: list[float] = []
+        self.starts: list[int] = []  # windows of each
         self.typical_ms = 0.0
         self.device_ms: list[float] = []
         self.cpu_ms: list[float] = []
@@ -60,6 +61,7 @@ class _Runner:
         started = monotonic()
         self.child = Child(self.spec)
         opened = self.child.open(timeout)
+        self.starts.append(0)
         self.opened = self.opened or opened
         if self.cold_start_s is None:
             self.cold_start_s = monotonic() - started  # it answered a picture before it said so
@@ -84,6 +86,7 @@ class _Runner:
         expected = seconds + (least + 3) * self.typical_ms / 1000
         with self.load.watch(self.child.cpu_seconds):
             answer = self.child.window(seconds, least, min(timeout, GRACE_SECONDS + 20 * expected))
+        self.starts[-1] += 1
         self.windows.append(tuple(answer["samples_ms"]))
         self.medians.append(float(np.median(answer["samples_ms"])))
         if answer["device_ms"]:
@@ -105,6 +108,7 @@ class _Runner:
             cpu_ms=tuple(self.cpu_ms),
             end_to_end=self.end_to_end,
             load_by_window=self.load.by_window(),
+            starts=tuple(self.starts),
         )
 
 
@@ -257,5 +261,6 @@ def _known(runners: Mapping[str, _Runner], number: int, width: float) -> bool:
     """
     if len(runners) < 2 or number < ROUNDS_BEFORE_STOPPING or number % ROUNDS_BETWEEN_LOOKS:
         return False
-    first, *rest = (runner.medians for runner in runners.values())
-    return all(ratio_interval(first, other).relative_width <= width for other in rest)
+    first, *rest = runners.values()
+    ratios = (ratio_interval(first.medians, other.medians, starts=first.starts) for other in rest)
+    return all(ratio.relative_width <= width for ratio in ratios)

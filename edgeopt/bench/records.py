@@ -5,7 +5,8 @@
   ``p50_ms, p50_ci_ms [low, high], p90_ms, p99_ms, p99_ci_ms, mean_ms``: milliseconds a call of one batch, host to host,
   p99 only from 1,000 samples on; ``device_p50_ms``: the GPU's kernels alone, by its own clock (null without such a
   clock); ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
-  ``samples`` (how many), ``window_medians_ms``, ``samples_ms`` (every ``samples_kept_every``-th);
+  ``samples`` (how many), ``window_medians_ms``, ``windows_by_start`` (how many of them, in order, each start of the
+  process gave), ``samples_ms`` (every ``samples_kept_every``-th);
   ``load_s`` (to open the engine), ``cold_start_s`` (from starting its process to its first answer, once; interpreter
   and runtime included), ``cpu_ms`` (CPU time of a call, all threads, median of the windows' means), ``end_to_end``
   (medians over encoded test pictures, ms a picture: ``decode_ms, preprocess_ms, infer_ms``; null without them);
@@ -16,12 +17,15 @@
   ``fits_target`` (measured on the device the target describes);
   ``session`` (what the runtime says it runs);
   ``ratios``: ``[{"baseline": key, "kind": "original" | "compiled" | "float", "precision", "speedup", "speedup_ci",
-  "quiet"}]``, how many times as fast this engine is as the original, and as the same target's engines of other
-  precisions, windows paired; ``quiet`` is false when other work may have slowed one of the two more than the other;
+  "quiet", "by_start", "starts_differ"}]``, how many times as fast this engine is as the original, and as the same
+  target's engines of other precisions, windows paired; ``quiet`` is false when other work may have slowed one of the
+  two more than the other; ``by_start`` is the ratio in each start of all processes, over all of which ``speedup_ci``
+  reaches, and ``starts_differ`` whether by more than 3 % and than their windows explain;
   ``bench``: ``{"id", "starts", "rounds", "seconds", "created", "command", "failures": {key: reason}}``, equal in all
   measured together, in ``starts`` times new processes;
   ``throughput_search`` (null unless asked for): ``cap_ms`` and, in pictures a second, what was ``tried`` and is
-  ``best``: ``batch, streams`` (processes at once)``, threads, throughput_ips, p50_ms, p90_ms`` of a call;
+  ``best`` (measured anew, because the best of many was lucky too): ``batch, streams`` (processes at once)``, threads,
+  throughput_ips, p50_ms, p90_ms`` of a call; ``again`` are all that were measured anew;
   ``cross_check`` (null unless asked for): the same engine by its runtime's own ``tool``, in turn with edgeopt:
   ``p50_ms, edgeopt_p50_ms, ratio, ratio_ci, rounds, agrees`` (within 5 %; null where noise leaves that open);
   ``measured_on`` and ``measured_on_after``: the machine's records before and after.
@@ -145,6 +149,7 @@ def _ratios(result: BenchResult, key: str, baselines: Mapping[str | None, str]) 
     for baseline_key, kind in kinds.items():
         assert baseline_key is not None
         interval = result.ratio(key, baseline_key)
+        by_start, differ = result.ratio_by_start(key, baseline_key)
         ratios.append(
             {
                 "baseline": baseline_key,
@@ -153,6 +158,8 @@ def _ratios(result: BenchResult, key: str, baselines: Mapping[str | None, str]) 
                 "speedup": interval.value,
                 "speedup_ci": bounds(interval),
                 "quiet": engine.quiet and result.engines[baseline_key].quiet,
+                "by_start": list(by_start),
+                "starts_differ": differ,
             }
         )
     return ratios

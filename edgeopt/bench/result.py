@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.errors import BackendError
-from edgeopt.metrics import Interval, median_interval, quantiles, ratio_interval
+from edgeopt.metrics import Interval, median_interval, quantiles, ratio_interval, start_medians, starts_differ
 
 #: p99 of fewer samples is the luck of a handful.
 P99_SAMPLES = 1000
@@ -39,6 +39,7 @@ class EngineResult:
     end_to_end: Mapping[str, Any] | None = None  # ms a picture: decode_ms, preprocess_ms, infer_ms; pictures
     load_by_window: Mapping[str, Any] = field(default_factory=dict)  # cores: other_cores, steal_cores
     device_ms: tuple[float, ...] = ()  # a call by the device's own clock: a window's median
+    starts: tuple[int, ...] = ()  # how many of the windows, in order, each start of its process gave; none: one start
 
     @property
     def samples_ms(self) -> tuple[float, ...]:
@@ -53,7 +54,7 @@ class EngineResult:
     @property
     def p50(self) -> Interval:
         """Median of the window medians, ms, with its interval."""
-        return median_interval(self.window_medians_ms)
+        return median_interval(self.window_medians_ms, starts=self.starts)
 
     @property
     def quiet(self) -> bool:
@@ -82,7 +83,8 @@ class EngineResult:
 
     def throughput(self) -> Interval:
         """Pictures a second at this batch, one call after another: the median of the windows' own."""
-        return median_interval([1000.0 * self.spec.target.batch / float(np.mean(window)) for window in self.windows])
+        rates = [1000.0 * self.spec.target.batch / float(np.mean(window)) for window in self.windows]
+        return median_interval(rates, starts=self.starts)
 
     def to_json(self) -> dict[str, Any]:
         """The engine's own part of ``latency.json``; see ``edgeopt.bench.records``."""
@@ -104,6 +106,7 @@ class EngineResult:
             "throughput_ci_ips": bounds(throughput),
             "samples": len(samples),
             "window_medians_ms": list(self.window_medians_ms),
+            "windows_by_start": list(self.starts) or [len(self.windows)],
             "samples_ms": list(samples[::every]),
             "samples_kept_every": every,
             "load_s": self.load_s,
@@ -140,7 +143,14 @@ class BenchResult:
                 raise BackendError(
                     f"{key} has no measurement: {reason}", fix=fix or f"use one of {', '.join(self.engines)}"
                 )
-        return ratio_interval(self._per_picture(baseline), self._per_picture(candidate))
+        starts = self.engines[candidate].starts
+        return ratio_interval(self._per_picture(baseline), self._per_picture(candidate), starts=starts)
+
+    def ratio_by_start(self, candidate: str, baseline: str) -> tuple[tuple[float, ...], bool]:
+        """The ratio in each start of all processes, and whether these differ by more than their windows explain."""
+        ratios = np.divide(self._per_picture(baseline), self._per_picture(candidate))
+        starts = self.engines[candidate].starts
+        return start_medians(ratios, starts), starts_differ(ratios, starts)
 
     def _per_picture(self, key: str) -> list[float]:
         engine = self.engines[key]

@@ -35,22 +35,36 @@ class Setting:
 
 @dataclass(frozen=True)
 class Search:
-    """What was tried, and the best of those whose ``p90_ms`` is at most ``cap_ms`` (None: any latency will do)."""
+    """What was tried, and the best of those whose ``p90_ms`` is at most ``cap_ms`` (None: any latency will do).
+
+    The best of many short measurements was lucky, too: its figures are those of ``again``, where it was measured anew,
+    and when it then broke the cap the next best were, until one did not.
+    """
 
     tried: tuple[Setting, ...]
     cap_ms: float | None
+    again: tuple[Setting, ...] = ()
 
     @property
     def best(self) -> Setting | None:
         """None when no setting keeps the cap."""
-        allowed = [one for one in self.tried if self.cap_ms is None or one.p90_ms <= self.cap_ms]
-        return max(allowed, key=lambda one: one.throughput_ips, default=None)
+        found = self.again[-1] if self.again else next(iter(self.ranked()), None)
+        return found if found is not None and self.keeps_cap(found) else None
+
+    def ranked(self) -> list[Setting]:
+        """Of what was tried, what keeps the cap, the best first."""
+        return sorted(filter(self.keeps_cap, self.tried), key=lambda one: -one.throughput_ips)
+
+    def keeps_cap(self, setting: Setting) -> bool:
+        """Whether nine calls in ten are within the cap."""
+        return self.cap_ms is None or setting.p90_ms <= self.cap_ms
 
     def to_json(self) -> dict[str, Any]:
         """As in ``latency.json``."""
         best = self.best
         tried = [asdict(one) for one in self.tried]
-        return {"cap_ms": self.cap_ms, "best": asdict(best) if best else None, "tried": tried}
+        again = [asdict(one) for one in self.again]
+        return {"cap_ms": self.cap_ms, "best": asdict(best) if best else None, "tried": tried, "again": again}
 
 
 def search(
@@ -76,7 +90,21 @@ def search(
         except BackendError:  # of a batch the engine does not take, or of memory that ran out with so many of them
             if not tried:
                 raise
-    return Search(tuple(tried), cap_ms)
+    return _confirmed(spec, Search(tuple(tried), cap_ms), seconds, timeout)
+
+
+def _confirmed(spec: EngineSpec, found: Search, seconds: float, timeout: float) -> Search:
+    """With the best measured anew, in new processes and twice as long; what then breaks the cap yields to the next."""
+    for one in found.ranked():
+        try:
+            with _children([replace(spec, threads=one.threads)] * one.streams, timeout) as children:
+                setting = _try(children, one.batch, one.threads, 2 * seconds, timeout)
+        except BackendError:  # of memory, most likely, that sufficed before
+            continue
+        found = replace(found, again=(*found.again, setting))
+        if found.keeps_cap(setting):
+            break
+    return found
 
 
 def _powers(cores: int) -> list[int]:

@@ -27,6 +27,8 @@ from edgeopt.metrics.timings import (
     quantiles,
     ratio_interval,
     seconds_to_decide,
+    start_medians,
+    starts_differ,
 )
 
 __all__ = [
@@ -34,5 +36,5 @@ __all__ = [
     "Float", "Float64", "Int64", "Interval", "PairedDrop", "Parity", "accuracy_interval", "agreement", "class_drops",
     "confusion_matrix", "float_parity", "int8_parity", "macro", "mcnemar", "median_interval", "paired_drop",
     "per_class", "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide", "share_bound", "softmax",
-    "top_k_accuracy",
+    "start_medians", "starts_differ", "top_k_accuracy",
 ]  # fmt: skip

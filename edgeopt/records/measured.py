@@ -69,6 +69,8 @@ class LatencyRecord(Record):
         speedup: Positive
         speedup_ci: Pair | None = None
         quiet: bool | None = None
+        by_start: Annotated[list[Positive], Field(max_length=1000)] | None = None
+        starts_differ: bool | None = None
 
     class EndToEnd(Part):
         """From an encoded picture to the answer, ms a picture."""
@@ -127,6 +129,7 @@ class LatencyRecord(Record):
     throughput_ci_ips: Pair | None = None
     samples_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
     window_medians_ms: Annotated[list[Positive], Field(max_length=100_000)] | None = None
+    windows_by_start: Annotated[list[Count], Field(max_length=1000)] | None = None
     load_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     cold_start_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     cpu_ms: Annotated[float, Field(ge=0, le=1e9)] | None = None
@@ -141,6 +144,12 @@ class LatencyRecord(Record):
     bench: Bench | None = None
     measured_on: Machine | None = None
     measured_on_after: Machine | None = None
+
+    @model_validator(mode="after")
+    def _starts_fit(self) -> LatencyRecord:
+        if self.windows_by_start and sum(self.windows_by_start) != len(self.window_medians_ms or ()):
+            raise ValueError("its windows are not those of its starts")
+        return self
 
 
 class AccuracyRecord(Record):

@@ -20,14 +20,17 @@ def judge(report: Report, budget: Budget) -> Report:
     Every int8 engine is judged (all engines when there is none) by ``budget`` and by its own target's budget, whose
     lines count where ``budget`` has none. A line is met when its bound is on the right side of the limit, missed when
     the whole interval is on the wrong side, else undecided; engines that only a device can run, and those of another
-    trained model than the report's original, are left out.
+    trained model than the report's original, are left out. Where every int8 engine is for a device elsewhere, their
+    lines are not judged: that the float ones hold says nothing of them.
     """
-    candidates = [row for row in report.engines if row.comparable and not _only_elsewhere(row)]
-    judged = [row for row in candidates if row.compressed] or candidates
+    candidates = [row for row in report.engines if row.comparable]
+    compressed = [row for row in candidates if row.compressed] or candidates
+    here = [row for row in compressed if not _only_elsewhere(row)]
     lines: list[BudgetLine] = []
     verdicts: dict[str, str | None] = {}
-    for row in judged:
-        own = [_judge_line(row, name, limit) for name, limit in row.profile_budget.merged(budget).lines().items()]
+    for row in here or compressed:
+        limits = row.profile_budget.merged(budget).lines().items()
+        own = [(_judge_line if here else _unjudged)(row, name, limit) for name, limit in limits]
         verdicts[row.key] = verdict(own)
         lines += own
     engines = tuple(replace(row, verdict=verdicts.get(row.key)) for row in report.engines)
@@ -60,6 +63,10 @@ def failure(lines: Sequence[BudgetLine], *, allow_undecided: bool = False) -> Ed
 
 def _only_elsewhere(row: EngineRow) -> bool:
     return not row.measured and row.elsewhere
+
+
+def _unjudged(row: EngineRow, name: str, limit: float) -> BudgetLine:
+    return BudgetLine.of(row.key, name, limit, None, None, "not judged", row.reason or "only its device can run it")
 
 
 def _judge_line(row: EngineRow, name: str, limit: float) -> BudgetLine:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any
 
-from edgeopt.metrics import Interval, pictures_to_decide, seconds_to_decide, share_bound
+from edgeopt.metrics import MIN_WINDOWS, Interval, pictures_to_decide, seconds_to_decide, share_bound
 from edgeopt.report.model import EngineRow, Pair
 
 MIB = 2**20
@@ -42,7 +42,7 @@ def _drop(row: EngineRow) -> Found:
         bounds = (row.drop_lower_points, row.drop_upper_points)
 
     def decide(limit: float) -> str:
-        return _pictures_for_drop(limit, row.lost or 0, row.gained or 0, row.pictures or 0)
+        return pictures_for_drop(limit, row.lost or 0, row.gained or 0, row.pictures or 0)
 
     return Found(row.drop_points, bounds, _NO_ORIGINAL, decide=decide)
 
@@ -57,7 +57,7 @@ def _class_drop(row: EngineRow) -> Found:
 
     def decide(limit: float) -> str:
         one = drops[open_]
-        return _pictures_for_drop(limit, one["lost"], one["gained"], one["n"], of=open_)
+        return pictures_for_drop(limit, one["lost"], one["gained"], one["n"], of=open_)
 
     value, note = drops[worst]["drop_points"], f" in class {worst!r}"
     return Found(value, bounds, note=note, unknown=_classes_without_pictures(row), decide=decide)
@@ -101,23 +101,34 @@ def _top1(row: EngineRow) -> Found:
 def _speedup(row: EngineRow) -> Found:
     if row.baseline_kind == "float":
         return Found(None, None, "the original was not timed beside it: state min_speedup.float instead")
-    return _ratio(row, row.speedup, row.speedup_ci, row.speedup_quiet, row.baseline)
+    return _ratio(row, "", "it was not timed beside a baseline")
 
 
 def _compiled_speedup(row: EngineRow) -> Found:
-    found = row.compiled_speedup, row.compiled_speedup_ci, row.compiled_speedup_quiet, row.compiled_baseline
-    missing = "the compiled original was not timed: edgeopt bench --compiled"
-    return replace(_ratio(row, *found), missing=missing)
+    return _ratio(row, "compiled_", "the compiled original was not timed: edgeopt bench --compiled")
 
 
 def _float_speedup(row: EngineRow) -> Found:
-    return _ratio(row, row.float_speedup, row.float_speedup_ci, row.float_speedup_quiet, row.float_baseline)
+    return _ratio(row, "float_", "it was not timed beside a baseline")
 
 
-def _ratio(row: EngineRow, value: float | None, ci: Pair | None, quiet: bool | None, baseline: str | None) -> Found:
+def _ratio(row: EngineRow, which: str, missing: str) -> Found:
+    value, ci, quiet, starts, baseline = (
+        getattr(row, f"{which}{name}")
+        for name in ("speedup", "speedup_ci", "speedup_quiet", "speedup_starts", "baseline")
+    )
     steady, note = quiet is not False, f" against {baseline}" if baseline else ""
-    missing = "it was not timed beside a baseline"
-    return Found(value, ci, missing, steady=steady, lifted=not steady, note=note, decide=_seconds(row, value, ci))
+    decide = _seconds(row, value, ci)
+    if starts is not None and ci is not None and (row.bench_starts or 0) < MIN_WINDOWS:
+        # Of two starts the truth is within their range in half of all sessions, within thrice it in four of five.
+        spread = starts[1] / starts[0]
+        ci = (ci[0] / spread, ci[1] * spread)
+        said = f"starts of the processes differ ({starts[0]:.4g} to {starts[1]:.4g})"
+
+        def decide(limit: float) -> str:
+            return f"{said}: edgeopt bench --starts {MIN_WINDOWS} would decide"
+
+    return Found(value, ci, missing, steady=steady, lifted=not steady, note=note, decide=decide)
 
 
 def _milliseconds(value: str, interval: str) -> Callable[[EngineRow], Found]:
@@ -166,13 +177,16 @@ def _seconds(row: EngineRow, value: float | None, bounds: Pair | None) -> Callab
         need = seconds_to_decide(Interval(value, *bounds), limit, row.bench_seconds)
         if need is None:
             return "it is at the limit"
-        return f"about {_rounded(need):,} s would decide: edgeopt bench --seconds N ({row.bench_seconds:.0f} s now)"
+        return f"about {rounded(need):,} s would decide: edgeopt bench --seconds N ({row.bench_seconds:.0f} s now)"
 
     return decide
 
 
-def _pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
-    """How many pictures put the one-sided 95 % bound on this side of the limit, were the shares to stay as they are."""
+def pictures_for_drop(limit: float, lost: int, gained: int, n: int, *, of: str | None = None) -> str:
+    """How many pictures put the one-sided 95 % bound on this side of ``limit`` points, were shares to stay as they are.
+
+    As a clause; ``n`` pictures are there, of class ``of`` where one is named, with ``lost`` and ``gained`` answers.
+    """
     need = pictures_to_decide(lost, gained, n, limit) if n else None
     return "it is at the limit" if need is None else _would_decide(need, n, of)
 
@@ -189,7 +203,7 @@ def _would_decide(need: int, n: int, of: str | None) -> str:
     return f"about {need:,} test pictures{named} would decide ({n:,} now)"
 
 
-def _rounded(value: float) -> int:
+def rounded(value: float) -> int:
     """Upwards, to two digits: an estimate."""
     unit: int = 10 ** max(0, floor(log10(max(value, 1.0))) - 1)
     return ceil(value / unit) * unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeopt.metrics import MIN_WINDOWS
 from edgeopt.report import format as form
 from edgeopt.report.model import EngineRow, Report
 
@@ -43,6 +44,9 @@ def confidence(report: Report) -> str:
         said.append("the machine was busy with other work, so the speed has to be measured again")
     elif row.speedup_ci is None and row.speedup is not None:
         said.append("there were too few timing windows to be sure of the speed")
+    elif row.speedup_starts is not None and (row.bench_starts or 0) < MIN_WINDOWS:
+        spread = form.times_range(row.speedup_starts)
+        said.append(f"the ratio was {spread} in {row.bench_starts} starts of the processes, and more would tell it")
     elif row.speedup_ci is not None:
         said.append(f"the ratio is {form.times_range(row.speedup_ci)} at 95 % confidence")
     if row.drop_upper_points is not None and row.pictures is not None:

@@ -6,6 +6,7 @@ from edgeopt.report import format as form
 from edgeopt.report.budget import verdict
 from edgeopt.report.headline import confidence, sentence
 from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.notes import notes
 
 _HEAD = ("engine", "top-1", "change, points", "p50 ms", "p99 ms", "× original", "× its float", "size", "int8 layers")
 
@@ -17,10 +18,7 @@ def render_markdown(report: Report) -> str:
         parts.append(_budget(report))
     parts += [f"**Warning**: {text}" for text in report.warnings]
     parts += [_table(report), _accuracy(report)]
-    notes = [f"- {row.key}: {'; '.join(row.flags)}" for row in report.rows if row.flags]
-    notes += [f"- {row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]
-    if notes:
-        parts.append("\n".join(notes))
+    parts.append("\n".join(f"- {text}" for text in notes(report)))
     parts += [_float_layers(report), _machines(report), _commands(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

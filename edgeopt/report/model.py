@@ -113,19 +113,23 @@ class EngineRow:
     speedup: float | None = None
     speedup_ci: Pair | None = None
     speedup_quiet: bool | None = None  # False when other work on the machine may have bent the ratio
+    speedup_starts: Pair | None = None  # least and most of a start of the processes, where these differ beyond chance
     baseline: str | None = None
     compiled_speedup: float | None = None
     compiled_speedup_ci: Pair | None = None
     compiled_speedup_quiet: bool | None = None
+    compiled_speedup_starts: Pair | None = None
     compiled_baseline: str | None = None
     best_throughput: Mapping[str, Any] = field(default_factory=dict)  # batch, streams, threads, throughput_ips, p90_ms
     float_speedup: float | None = None
     float_speedup_ci: Pair | None = None
     float_speedup_quiet: bool | None = None
+    float_speedup_starts: Pair | None = None
     float_baseline: str | None = None
     fp32_speedup: float | None = None
     fp32_speedup_ci: Pair | None = None
     fp32_speedup_quiet: bool | None = None
+    fp32_speedup_starts: Pair | None = None
     fp32_baseline: str | None = None
     baseline_kind: str | None = None  # of ``baseline``: original or float
     size_bytes: int | None = None
@@ -148,6 +152,7 @@ class EngineRow:
     batch: int | None = None
     threads: int | None = None
     bench_seconds: float | None = None  # that all engines of the session were timed for, together
+    bench_starts: int | None = None  # of new processes for all, among which its windows were divided
     bench_id: str | None = None  # engines with the same were interleaved; others' milliseconds do not compare
     stable: bool | None = None
     other_load_cores: float | None = None
@@ -162,6 +167,7 @@ class EngineRow:
     class_drops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see metrics.class_drops
     confusion: tuple[tuple[int, ...], ...] = ()
     window_medians_ms: tuple[float, ...] = ()
+    windows_by_start: tuple[int, ...] = ()
     density: tuple[Pair, ...] = ()  # of single calls: (ms, share of the highest), evenly spaced in the logarithm
     profile_budget: Budget = field(default_factory=lambda: Budget.model_validate({}))
 
@@ -198,6 +204,18 @@ class EngineRow:
         return {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
 
 
+#: What a line's figures are, by how its name ends. A drop counts what was lost: a gain is below zero.
+_UNITS = {
+    "_points": " points lost",
+    "_speedup": "×",
+    "_speed": "×",
+    "_ms": " ms",
+    "_ips": " pictures/s",
+    "_mib": " MiB",
+    "_size": "×",
+}
+
+
 @dataclass(frozen=True)
 class BudgetLine:
     """One budget line judged for one engine. ``status``: met, missed, unstable, undecided or not judged."""
@@ -216,10 +234,12 @@ class BudgetLine:
         *, note: str = "",
     ) -> BudgetLine:  # fmt: skip
         """The line with its message; ``note`` follows the figures, ``why`` a semicolon."""
-        shown = "not measured" if value is None else f"{value:.4g}"
+        unit = next((unit for suffix, unit in _UNITS.items() if name.partition(".")[0].endswith(suffix)), "")
+        shown = f"{value or 0.0:.4g}{unit}"
         if bounds is not None and bounds[0] != bounds[1]:
             shown += f" ({bounds[0]:.4g} to {bounds[1]:.4g})"
-        message = f"{engine}: {name} = {limit:g} is {status}, measured {shown}{note}" + (f"; {why}" if why else "")
+        found = f"measured {shown}" if value is not None else "not measured"
+        message = f"{engine}: {name} = {limit:g} is {status}, {found}{note}" + (f"; {why}" if why else "")
         return cls(engine, name, limit, value, bounds, status, message)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import numpy as np
 from edgeopt.config import BaselineConfig
 from edgeopt.errors import RunError
 from edgeopt.metrics import paired_drop
+from edgeopt.records import Machine
 from edgeopt.report.budget import verdict
+from edgeopt.report.budget_lines import pictures_for_drop, rounded
 from edgeopt.report.model import BudgetLine, Pair
 from edgeopt.report.snapshot import Row, Snapshot
 
@@ -81,15 +83,34 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
     if new:
         said.append(f"only {after.name} has {', '.join(new)}")
     machines = [
-        sorted({one.machines.get(row.measured_on, row.measured_on) for row in one.rows.values() if row.measured_on})
-        for one in (before, after)
+        sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on}) for one in (before, after)
     ]
     moved = any(_moved(before.rows[key], after.rows[key]) for key in after.rows if key in before.rows)
     if moved:
         said.append(
             f"measured on different machines ({', '.join(machines[0])}; {', '.join(machines[1])}): speed is not judged"
         )
+    for machine in sorted(before.machines.keys() & after.machines.keys()):
+        if changed := _changed(before.machines[machine], after.machines[machine]):
+            said.append(f"not the engines alone changed, so that speed may be of these: {', '.join(changed)}")
     return said
+
+
+def _changed(was: Machine, now: Machine) -> list[str]:
+    """What else than an engine can make it faster or slower, the baseline it is compared with among it."""
+    facts = [
+        {
+            "cores": one.cpu.cores if one.cpu else None,
+            "CPU quota": one.cpu_quota,
+            "governor": one.governor or None,
+            "Python": one.python,
+            **(one.versions or {}),
+        }
+        for one in (was, now)
+    ]
+    names = [name for name in dict.fromkeys([*facts[0], *facts[1]]) if name != "edgeopt"]
+    pairs = [(name, facts[0].get(name), facts[1].get(name)) for name in names]
+    return [f"{name} {old or 'none'} → {new or 'none'}" for name, old, new in pairs if old != new]
 
 
 def _moved(old: Row, new: Row) -> bool:
@@ -123,15 +144,35 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
         return line("not judged", "batch or threads are others than before", value, bounds)
     if was_quiet is False or now_quiet is False:
         return line("unstable", "the machine was busy, then or now: measure again", value, bounds)
-    why = f"as fast as before, both against {baseline}"
-    return line(_status(bounds, limit, lower=True), why, value, bounds)
+    why, status = f"as fast as before, both against {baseline}", _status(bounds, limit, lower=True)
+    if status == "undecided":
+        why += f"; {_seconds(_spread(was_ci), _spread(now_ci), log(value / limit), new.bench_seconds)}"
+    return line(status, why, value, bounds)
 
 
 def _ratio_of_ratios(was: float, was_ci: Pair | list[float], now: float, now_ci: Pair | list[float]) -> Pair:
     """The 95 % interval of now / was: two independent sessions, errors normal in the logarithm."""
-    spread = hypot(*((log(ci[1]) - log(ci[0])) / (2 * _Z) for ci in (was_ci, now_ci)))
+    spread = hypot(_spread(was_ci), _spread(now_ci))
     middle = log(now / was)
     return exp(middle - _Z * spread), exp(middle + _Z * spread)
+
+
+def _spread(ci: Pair | list[float]) -> float:
+    """The standard error of the logarithm of a ratio."""
+    return (log(ci[1]) - log(ci[0])) / (2 * _Z)
+
+
+def _seconds(was: float, now: float, distance: float, seconds: float | None) -> str:
+    """What would decide, given both standard errors, the limit's distance, and the seconds of the later report."""
+    room = (distance / _Z) ** 2 - was**2
+    if not distance:
+        return "it is at the limit"
+    if room <= 0:
+        return "the earlier report is too uncertain to decide: measure that one with more --seconds and --starts"
+    if not seconds:
+        return "more measuring time would decide: edgeopt bench --seconds N"
+    need = seconds * max(now**2 / room, 1.3)
+    return f"about {rounded(need):,} s would decide: edgeopt bench --seconds N ({seconds:.0f} s now)"
 
 
 def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
@@ -152,7 +193,10 @@ def _top1(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     drop = paired_drop(correct[0], correct[1], resamples=1)
     bounds = (drop.lower_points, drop.upper_points)
     why = f"{drop.lost} lost and {drop.gained} gained of {drop.n:,}; McNemar's exact test: p = {drop.mcnemar_p:.2g}"
-    return BudgetLine.of(new.key, name, limit, drop.drop_points, bounds, _status(bounds, limit, lower=False), why)
+    status = _status(bounds, limit, lower=False)
+    if status == "undecided":
+        why += f"; {pictures_for_drop(limit, drop.lost, drop.gained, drop.n)}"
+    return BudgetLine.of(new.key, name, limit, drop.drop_points, bounds, status, why)
 
 
 def _size(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:

@@ -109,6 +109,8 @@ def _timing(latency: Record) -> dict[str, Any]:
     fields |= {name: _pair(latency.get(name)) for name in ("p50_ci_ms", "p99_ci_ms", "throughput_ci_ips")}
     fields |= {f"bench_{name}": (latency.get("bench") or {}).get(name) for name in ("id", "seconds")}
     fields["window_medians_ms"] = tuple(float(one) for one in latency.get("window_medians_ms") or ())
+    fields["windows_by_start"] = tuple(int(one) for one in latency.get("windows_by_start") or ())
+    fields["bench_starts"] = len(fields["windows_by_start"]) or None
     fields["density"] = _density(latency.get("samples_ms") or ())
     ratios = latency.get("ratios") or []
     original = next((ratio for ratio in ratios if ratio["kind"] == "original"), None)
@@ -123,6 +125,8 @@ def _timing(latency: Record) -> dict[str, Any]:
             fields[f"{prefix}speedup"] = ratio["speedup"]
             fields[f"{prefix}speedup_ci"] = _pair(ratio["speedup_ci"])
             fields[f"{prefix}speedup_quiet"] = ratio.get("quiet")
+            if ratio.get("starts_differ") and ratio.get("by_start"):
+                fields[f"{prefix}speedup_starts"] = _pair((min(ratio["by_start"]), max(ratio["by_start"])))
             fields[f"{prefix}baseline"] = ratio["baseline"]
     fields["baseline_kind"] = headline["kind"] if headline else None
     return fields

@@ -49,14 +49,17 @@ class Row(_Part):
     speedup: Positive | None
     speedup_ci: Pair | None
     speedup_quiet: bool | None = None
+    speedup_starts: Pair | None = None
     baseline: Key | None
     float_speedup: Positive | None = None
     float_speedup_ci: Pair | None = None
     float_speedup_quiet: bool | None = None
+    float_speedup_starts: Pair | None = None
     float_baseline: Key | None = None
     fp32_speedup: Positive | None = None
     fp32_speedup_ci: Pair | None = None
     fp32_speedup_quiet: bool | None = None
+    fp32_speedup_starts: Pair | None = None
     fp32_baseline: Key | None = None
     size_bytes: Count | None
     peak_memory_bytes: Count | None
@@ -66,6 +69,8 @@ class Row(_Part):
     int8_share_macs: Share | None
     batch: Count | None
     threads: Count | None
+    bench_starts: Count | None = None
+    bench_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     stable: bool | None
     verdict: Literal["met", "missed", "unstable", "undecided", "not judged"] | None
     flags: list[Text] = []
@@ -129,7 +134,12 @@ class Snapshot:
     fingerprint: str
     labels: tuple[str, ...]
     rows: dict[str, Row]
-    machines: dict[str, str]  # id -> what it is called
+    machines: dict[str, records.Machine]  # by the id of their kind
+
+    def called(self, machine: str) -> str:
+        """What the machine of an id is called."""
+        found = self.machines.get(machine)
+        return (found.cpu.name if found and found.cpu else None) or machine
 
 
 def json_schema() -> dict[str, Any]:
@@ -167,5 +177,5 @@ def _snapshot(values: Mapping[str, Any], path: Path) -> Snapshot:
         fingerprint=found.run.dataset.fingerprint,
         labels=tuple(found.labels),
         rows=rows,
-        machines={key: (one.cpu.name or key) if one.cpu else key for key, one in found.environment.items()},
+        machines=dict(found.environment),
     )

@@ -14,6 +14,7 @@ from edgeopt.report.changes import changes
 from edgeopt.report.latencies import latencies, rivals
 from edgeopt.report.mistakes import mistakes
 from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.notes import BUSY, STARTS_DIFFER, UNSETTLED
 from edgeopt.report.rows import Record, engine_row, read_optional
 from edgeopt.report.trainings import trainings
 from edgeopt.run import Run, now
@@ -118,7 +119,7 @@ def _pruning_flags(row: EngineRow, rows: list[EngineRow]) -> tuple[str, ...]:
         alike = (other.target, other.precision, other.bench_id) == (row.target, row.precision, row.bench_id)
         if not (alike and row.bench_id and row.macs and other.macs and other.macs > 1.01 * row.macs):
             continue
-        ratio = ratio_interval(other.window_medians_ms, row.window_medians_ms)
+        ratio = ratio_interval(other.window_medians_ms, row.window_medians_ms, starts=row.windows_by_start)
         if not ratio.low > 1:
             flags.append(f"not shown to be faster than {other.key}, which has more MACs")
     return tuple(flags)
@@ -154,9 +155,13 @@ def _flags(row: EngineRow) -> tuple[str, ...]:
         flags.append("of another trained model than the original of this table")
     if row.stable is False:
         busy = row.other_load_cores is not None and row.other_load_cores > 0.25
-        flags.append("the machine was busy with other work" if busy else "the timing did not settle")
-    if row.cross_check.get("agrees") is False:
-        flags.append(f"{row.cross_check['tool']} measured {form.ms(row.cross_check['p50_ms'])} ms")
+        flags.append(BUSY if busy else UNSETTLED)
+    if row.speedup_starts is not None:
+        flags.append(f"{STARTS_DIFFER}: {form.times_range(row.speedup_starts)}")
+    if row.cross_check and row.cross_check.get("agrees") is not True:  # over 5 %, which noise may have made or not
+        noisy = "" if row.cross_check.get("agrees") is False else ", too noisy to tell whether it agrees"
+        own, other = (form.ms(row.cross_check[name]) for name in ("edgeopt_p50_ms", "p50_ms"))
+        flags.append(f"{row.cross_check['tool']} measured {other} ms beside edgeopt’s {own}{noisy}")
     if row.fits_target is False:
         flags.append("measured on another machine than its target describes")
     if row.precision == "int8" and row.float_speedup is not None:

@@ -6,6 +6,7 @@ from edgeopt.report import format as form
 from edgeopt.report.budget import verdict
 from edgeopt.report.headline import confidence, sentence
 from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.notes import notes
 
 _HEAD = ("engine", "top-1", "change", "p50 ms", "× original", "× its float", "size", "in int8")
 
@@ -18,16 +19,14 @@ def render_text(report: Report) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
-    notes = [
+    against = [
         f"{row.key}: {form.times(row.fp32_speedup)} as fast as {row.fp32_baseline} "
         f"({form.times_range(row.fp32_speedup_ci)})"
         for row in report.rows
         if row.precision == "int8" and row.fp32_speedup is not None
     ]
-    notes += [f"{row.key}: {flag}" for row in report.rows for flag in row.flags]
-    notes += [f"{row.key}: {row.reason}" for row in report.engines if row.reason and row.p50_ms is None]
-    if notes:
-        lines += ["", *notes]
+    if said := [*against, *notes(report)]:
+        lines += ["", *said]
     if report.budget:
         lines += ["", f"budget {verdict(report.budget)}:", *(f"  {line.message}" for line in report.budget)]
     lines += [f"warning: {text}" for text in report.warnings]

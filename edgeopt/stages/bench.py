@@ -346,7 +346,9 @@ def _cross_checks(result: BenchResult, console: Console) -> dict[str, CrossCheck
             except BackendError as error:
                 console.say(f"{key}: not cross-checked: {error.message}")
                 continue
-            if checked is not None:
+            if checked is None:
+                console.say(f"{key}: not cross-checked: its runtime has no tool of its own here")
+            else:
                 found[key] = checked
                 console.say(f"{key}: {checked}")
     return found

@@ -6,10 +6,18 @@ set -uo pipefail
 arguments=()
 [[ -n $EDGEOPT_RUN ]] && arguments+=(--run "$EDGEOPT_RUN")
 case $EDGEOPT_COMMAND in
-  run) arguments=("$EDGEOPT_RECIPE" "${arguments[@]}") ;;
+  run)
+    # What is stated and not judged would look like a gate.
+    if [[ -n $EDGEOPT_BUDGET$EDGEOPT_BASELINE$EDGEOPT_SLOWER$EDGEOPT_DROP_POINTS$EDGEOPT_SECONDS ]]; then
+      echo "::error title=edgeopt::command: run judges by the recipe: put budget, baseline and seconds into $EDGEOPT_RECIPE"
+      exit 1
+    fi
+    arguments=("$EDGEOPT_RECIPE" "${arguments[@]}")
+    ;;
   bench | report)
     while IFS= read -r line; do
-      line=${line//[[:space:]]/}
+      line=${line#"${line%%[![:space:]]*}"} # a path may have spaces, but for those around it
+      line=${line%"${line##*[![:space:]]}"}
       [[ -n $line ]] && arguments+=(--budget "$line")
     done <<<"$EDGEOPT_BUDGET"
     [[ -n $EDGEOPT_BASELINE ]] && arguments+=(--baseline "$EDGEOPT_BASELINE")

@@ -11,4 +11,7 @@ def render(report: Report) -> str:
     """A table of lines; nothing when no budget was given."""
     if not report.budget:
         return ""
-    return fragment("budget", lines=report.budget, verdict=verdict(report.budget), warnings=report.warnings)
+    drops = any(line.name.endswith("drop_points") for line in report.budget)
+    return fragment(
+        "budget", lines=report.budget, verdict=verdict(report.budget), warnings=report.warnings, drops=drops
+    )

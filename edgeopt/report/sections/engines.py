@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeopt.report.headline import champion
 from edgeopt.report.model import Report
+from edgeopt.report.notes import advice
 from edgeopt.report.page import fragment
 
 
@@ -18,6 +19,7 @@ def render(report: Report) -> str:
         original=report.original,
         best=best.key if best else None,
         fastest=fastest or 1.0,
+        advice=advice(report),
         sessions=len(sessions),
         compiled=any(row.compiled_speedup is not None for row in report.rows),
         machines=len({row.measured_on for row in report.rows if row.measured_on}),
