@@ -191,6 +191,20 @@ def test_depth_and_width_are_arguments_and_the_smaller_model_is_rebuilt(
         assert torch.equal(load(tmp_path, allow_code=True)(pictures), created.model(pictures))
 
 
+def test_arguments_of_a_recipe_reach_the_model_that_is_trained_beside_its_regularization() -> None:
+    from edgeopt import DataConfig, ModelConfig
+    from edgeopt.data.dataset import Dataset
+    from edgeopt.stages.starting import create as create_for
+
+    arguments = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 64)}
+    model = ModelConfig(name="convnext_atto", pretrained=False, arguments=arguments)
+    data = DataConfig(path="photos", image_size=32)
+    created = create_for(Dataset("photos", ("a", "b"), ()), data, model, {"drop_path_rate": 0.2})
+    assert [len(stage.blocks) for stage in created.model.get_submodule("stages")] == [1, 1, 2, 1]  # type: ignore[attr-defined]
+    assert created.model.get_submodule("stages.3.blocks.0.drop_path").drop_prob == pytest.approx(0.2)
+    assert created.architecture.arguments.items() >= {**arguments, "drop_path_rate": 0.2, "num_classes": 2}.items()
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message", "fix"),
     [
