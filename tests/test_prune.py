@@ -240,10 +240,10 @@ def test_channels_are_ranked_across_layers_of_one_kind_and_every_kind_loses_the_
         nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
     ).eval()  # fmt: skip
     found = prunable(model, example=torch.zeros(1, 3, 16, 16), importance="l2", round_to=2)
-    first, second, third = found.groups
+    first, second, third = sorted(found.groups, key=lambda group: group.name)
     assert first.kind == second.kind != third.kind
     scores = torch.ones(32), torch.tensor([0.1, 1.9]).repeat(16), torch.full((32,), 0.01)
-    for group, values in zip(found.groups, scores, strict=True):
+    for group, values in zip((first, second, third), scores, strict=True):
         object.__setattr__(group, "scores", values)
         object.__setattr__(group, "order", torch.argsort(values, stable=True))
     plan = plans(found, fraction=0.3, round_to=2, comparable=False)["one ratio"]
