@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -51,14 +52,39 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(photos: Path) -> Run:
+def writes() -> dict[str, bool]:
+    """Files of the run below, by their path in it, and whether its lock was held whenever they were written."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, writes: dict[str, bool]) -> Run:
     """A tiny run with a float and an int8 variant, an engine, figures and a report. Copy it before changing it."""
-    run = api.finetune(DataConfig(path=str(photos), image_size=32), MODEL, TRAIN, run=photos.parent / "run").run
-    api.compress(run, COMPRESS)
-    api.build(run, "onnxruntime")
-    api.bench(run, seconds=1, starts=1)
-    api.report(run)
+    path, replace = photos.parent / "run", Path.replace
+
+    def watched(temporary: Path, target: Path) -> Path:
+        if target.is_relative_to(path):
+            name = target.relative_to(path).as_posix()
+            writes[name] = writes.get(name, True) and _is_held(path)
+        return replace(temporary, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", watched)
+        run = api.finetune(DataConfig(path=str(photos), image_size=32), MODEL, TRAIN, run=path).run
+        api.compress(run, COMPRESS)
+        api.build(run, "onnxruntime")
+        api.bench(run, seconds=1, starts=1)
+        api.report(run)
     return run
+
+
+def _is_held(run: Path) -> bool:
+    with (run / ".lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @pytest.fixture
@@ -376,6 +402,16 @@ def test_kills_in_every_stage_lose_nothing(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+# -- two at once -----------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_writes_under_the_runs_lock(made: Run, writes: dict[str, bool]) -> None:
+    stages = {"/".join(name.split("/")[:2]) for name in writes}
+    assert stages > {"data/sets", "host/float", "host/int8-u8a7w", "device/onnxruntime", "device/pytorch"}
+    assert {"host/float/checkpoints/last.safetensors", "report/report.json"} <= set(writes)
+    assert [name for name, held in writes.items() if not held] == []
 
 
 # -- one that does not work among several ------------------------------------------------------------------------------

@@ -14,7 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hostile import without_torch
+from small_run import write_small_run
 
+from edgeopt import api, environment, resources
 from edgeopt.backends.base import Session
 from edgeopt.bench import (
     BenchResult,
@@ -445,6 +448,22 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
 def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResult:
     spec = EngineSpec("here/x", "tiny", Path("x"), TARGET, "fp32")
     return EngineResult(spec, tuple(map(tuple, windows)), 0.1, 1, {}, load, True)
+
+
+@pytest.mark.parametrize(("stated", "timed"), [((1, 1), 1), ((1, 2), environment.usable_cores())])
+def test_engines_are_timed_with_equal_threads_whatever_their_targets_state(
+    stated: tuple[int, int], timed: int, tmp_path: Path
+) -> None:
+    run = write_small_run(tmp_path / "run")
+    text = resources.find("targets", "onnxruntime").read_text(encoding="utf-8")
+    names = [f"{name}-{count}" for name, count in zip("ab", stated, strict=True)]
+    for name, count in zip(names, stated, strict=True):
+        (tmp_path / f"{name}.toml").write_text(f"{text}[session]\nthreads = {count}\n")
+        api.build(run, str(tmp_path / f"{name}.toml"), variants=["int8-u8a7w"])
+    with without_torch():
+        api.bench(run, targets=[str(tmp_path / f"{name}.toml") for name in names], seconds=0.5, starts=1)
+    records = [json.loads((run.path / f"device/{name}/int8-u8a7w/latency.json").read_text()) for name in names]
+    assert [(one["threads"], one["session"]["threads"]) for one in records] == [(timed, timed)] * 2
 
 
 def test_p99_needs_a_thousand_samples_and_intervals_need_windows() -> None:

@@ -300,6 +300,8 @@ def test_a_recipes_list_is_looked_for_beside_the_recipe(tmp_path: Path) -> None:
 def test_the_page_is_whole_worst_first_and_asks_nothing_of_the_network(root: Path) -> None:
     Image.new("RGB", (96, 80), (120, 130, 140)).save(root / "class 0" / '<b>&".png')
     shutil.copy(root / "class 0" / "001.png", root / "class 0" / "copy.png")
+    recoded(scene(0, 3), root / "class 0" / "a-far.jpg", quality=40)
+    recoded(scene(0, 4), root / "class 0" / "b-near.jpg", scale=1.0, quality=95)
     result = check(root)
     page = result.html.read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
@@ -314,8 +316,10 @@ def test_the_page_is_whole_worst_first_and_asks_nothing_of_the_network(root: Pat
     record = json.loads(result.json.read_text())
     assert record["schema"] == 1
     assert record == result.to_json()
-    scores = [issue["score"] for issue in record["issues"] if issue["kind"] == "low_information"]
-    assert scores == sorted(scores, reverse=True)
+    near = [(issue["path"], issue["score"]) for issue in record["issues"] if issue["kind"] == "near_duplicate"]
+    assert [path for path, _ in near] == ["class 0/b-near.jpg", "class 0/a-far.jpg"]
+    assert near[0][1] > near[1][1]
+    assert page.index("b-near.jpg") < page.index("a-far.jpg")
 
 
 def test_the_command_prints_a_table_and_one_json_object(root: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edgeopt.errors import ConfigError, TrainingError
 from edgeopt.pipeline import STEPS, run_recipe
 from edgeopt.registry import load_backend
 from edgeopt.stages import ladder, pruning, quantizing, rungs
+from edgeopt.stages.quantizing import SHORT_QAT
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.train import clock
 from tests.listening import Listening
@@ -146,6 +147,15 @@ def test_the_advice_of_a_training_names_keys_that_compress_has(make: Callable[..
     assert advice.diverged.format(lr=0.5).startswith(f"lower {key} of [compress] (now 0.5), as in --set {key}=")
     assert not {"warmup_epochs", "precision", "train."} & set((advice.diverged + advice.memory).split())
     assert "lower lr (now" in TrainingPlan.for_finetuning(TrainConfig()).advice.diverged
+
+
+@pytest.mark.parametrize(
+    ("stated", "share", "epochs"), [(5, 1.0, 5), (5, SHORT_QAT, 2), (1, SHORT_QAT, 1), (0, 1.0, 0)]
+)
+def test_int8_means_training_too_unless_no_epochs_are_asked_for(stated: int, share: float, epochs: int) -> None:
+    plan = TrainingPlan.for_qat(CompressConfig(epochs=stated), share=share)
+    assert plan.loop.epochs == epochs
+    assert plan.epoch_share == min(1.0, stated * share or 1.0)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------

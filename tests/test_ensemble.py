@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgeopt.preprocess import PreprocessSpec, load_picture
 from edgeopt.sets import open_set
 from edgeopt.stages import preprocessing as preprocessing_stage
 from edgeopt.stages import pruning as pruning_stage
+from edgeopt.stages import quantizing as quantizing_stage
 from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.voters import Ensemble, open_ensemble
@@ -189,16 +191,21 @@ def test_pictures_of_another_normalization_and_size_reach_a_teacher_as_its_own()
     assert torch.allclose(seen, torch.full_like(seen, -0.5), atol=1e-5)
 
 
-def test_compress_hands_the_teacher_to_training_and_its_record(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stage", "asked"), [(pruning_stage, {"prune": 0.325}), (quantizing_stage, {"schemes": ("u8a7w",)})]
+)
+def test_compress_hands_the_teacher_to_training_and_its_record(
+    own: Run, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, asked: dict[str, Any]
+) -> None:
     taught: list[Any] = []
 
     def stopped(*_: Any, teacher: Any, **__: Any) -> Any:
         taught.append(teacher)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruning_stage, "fit", stopped)
+    monkeypatch.setattr(stage, "fit", stopped)
     spec = open_variant(own, "float").preprocess
-    config = CompressConfig(epochs=1, prune=0.325, teacher="ensemble-weighted")
+    config = CompressConfig(epochs=1, calibration="fast", teacher="ensemble-weighted", **asked)
     with pytest.raises(KeyboardInterrupt):
         api.compress(own, config, variant="float")
     expected = find_teacher(own, "ensemble-weighted").module(spec)

@@ -486,11 +486,13 @@ def test_a_layer_with_a_float_input_is_named_as_float(exported: Any, tmp_path: P
     assert check_qdq(tmp_path / "half.onnx", get_scheme("s8a8w")) == (6, 5, ("stem",))
 
 
-def test_files_of_other_schemes_are_refused(exported: Any) -> None:
-    with pytest.raises(LoweringError, match="scheme u8a7w"):
-        check_qdq(exported["u8a8w"][1], get_scheme("u8a7w"))
-    with pytest.raises(LoweringError, match="scheme s8a8w"):
-        check_qdq(exported["u8a8w"][1], get_scheme("s8a8w"))
+@pytest.mark.parametrize("other", ["u8a7w", "s8a8w"])
+def test_files_of_other_schemes_are_refused_also_as_they_are_written(exported: Any, tmp_path: Path, other: str) -> None:
+    model, path, _ = exported["u8a8w"]
+    with pytest.raises(LoweringError, match=f"scheme {other}"):
+        check_qdq(path, get_scheme(other))
+    with pytest.raises(LoweringError, match=f"scheme {other}"):
+        export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme(other))
 
 
 def test_a_float_model_is_no_qdq_model(net: TinyNet, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import pytest_collection_modifyitems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +64,49 @@ def test_ci_fails_when_the_tests_leave_files_in_the_checkout_and_names_them(left
     assert done.returncode == bool(left), done.stdout + done.stderr
     assert left in done.stdout
     assert ("left files in the checkout" in done.stderr) == bool(left)
+
+
+def test_ci_lints_tests_and_then_runs_the_shard_that_the_commit_says(tmp_path: Path) -> None:
+    checkout, log = tmp_path / "edgeopt", tmp_path / "log"
+    (checkout / ".ci").mkdir(parents=True)
+    shutil.copy(ROOT / ".ci/run", checkout / ".ci/run")
+    script(checkout / ".venv/bin/python", f'echo "$@" >> {log}')
+    make = script(tmp_path / "bin/make", f'echo make "$@" >> {log}')
+    commits = ["00000f" + 34 * "0", "a1b2c3" + 34 * "0"]
+    shards = []
+    for commit in commits:
+        script(tmp_path / "bin/git", f'test "$1" = rev-parse && echo {commit} || true')
+        environment = {**os.environ, "PATH": f"{make.parent}{os.pathsep}{os.environ['PATH']}"}
+        subprocess.run(["bash", ".ci/run"], cwd=checkout, env=environment, capture_output=True, check=True)
+        *made, slow = log.read_text().splitlines()
+        assert made == ["make lint", "make test"]
+        typed = re.fullmatch(r"-m pytest -m slow and not gpu --shards (\d+) --shard (\d+)", slow)
+        assert typed, slow
+        assert int(typed[2]) == int(commit[:6], 16) % int(typed[1])
+        shards.append(typed[2])
+        log.unlink()
+    assert shards[0] != shards[1]
+
+
+def test_the_shards_together_are_the_slow_tests_each_once() -> None:
+    names = [f"tests/test_{number}.py::test" for number in range(11)]
+    found: list[str] = []
+    for shard in range(4):
+        items = [
+            SimpleNamespace(nodeid=name, get_closest_marker=lambda mark, name=name: name != names[5]) for name in names
+        ]
+        options = {"--shards": 4, "--shard": shard, "markexpr": "slow"}
+        hook = SimpleNamespace(pytest_deselected=lambda items: None)
+        pytest_collection_modifyitems(SimpleNamespace(getoption=options.get, hook=hook), items)  # type: ignore[arg-type]
+        found += [item.nodeid for item in items]
+    assert sorted(found) == sorted({*names} - {names[5]})  # which is not slow
+
+
+@pytest.mark.parametrize(("goal", "marks"), [("test", "not slow and not gpu"), ("test-slow", "slow and not gpu")])
+def test_make_leaves_slow_tests_to_who_asks_for_them(goal: str, marks: str) -> None:
+    typed = ["make", "--no-print-directory", "-n", goal]
+    done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].endswith(f'-m pytest -m "{marks}"')
 
 
 def test_no_test_may_take_as_long_as_the_shard_it_is_in() -> None:

@@ -6,16 +6,21 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import without_torch
 from PIL import Image
 from small_run import FLOAT, INT8, write_small_run
 
+from edgeopt import api
 from edgeopt.files import write_json
 from edgeopt.report import assemble, write_report
 from edgeopt.run import Run
+
+CALIBRATIONS = ("calibration", "calibration_raw")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +86,26 @@ def test_confidence_is_measured_with_the_temperature_of_the_variant(run: Run) ->
     assert "<polyline" in html
 
 
-def test_a_copy_without_its_test_set_lists_the_mistakes_without_pictures(run: Run, tmp_path: Path) -> None:
-    import shutil
+def test_an_engine_is_judged_and_answers_at_the_temperature_of_its_variant(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    own = Run.open(tmp_path / "run")
+    Image.effect_noise((20, 20), 90).save(tmp_path / "noise.png")
+    with without_torch():
+        ((plain,), _) = api.predict(own, [str(tmp_path / "noise.png")], engine=INT8)
+        stated = own.path / "host/int8-u8a7w/stage.json"
+        record = json.loads(stated.read_text())
+        write_json(stated, {**record, "metrics": {**record["metrics"], "temperature": 4.0}})
+        (own.path / "device" / INT8 / "accuracy.json").unlink()
+        judged = api.evaluate(own, INT8)
+        ((soft,), _) = api.predict(own, [str(tmp_path / "noise.png")], engine=INT8)
+    assert judged["temperature"] == 4.0
+    surest, surest_raw = (max(one["confidence"] for one in judged[name]["bins"]) for name in CALIBRATIONS)
+    assert surest < surest_raw
+    assert soft.label == plain.label
+    assert soft.probability < plain.probability
 
+
+def test_a_copy_without_its_test_set_lists_the_mistakes_without_pictures(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("sets"))
     row = assemble(tmp_path / "run").row(INT8)
     assert row is not None

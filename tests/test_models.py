@@ -107,6 +107,8 @@ def test_another_number_of_classes_gets_a_new_head_and_says_so() -> None:
     assert created.dropped_keys == ("classifier.weight", "classifier.bias")
     assert created.model(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert torch.equal(created.model.state_dict()["conv_head.weight"], real["conv_head.weight"])
+    # From zero: logits of chance would first teach the backbone noise.
+    assert not created.model(torch.randn(2, 3, 32, 32)).any()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -187,6 +189,20 @@ def test_depth_and_width_are_arguments_and_the_smaller_model_is_rebuilt(
     pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load(tmp_path, allow_code=True)(pictures), created.model(pictures))
+
+
+def test_arguments_of_a_recipe_reach_the_model_that_is_trained_beside_its_regularization() -> None:
+    from edgeopt import DataConfig, ModelConfig
+    from edgeopt.data.dataset import Dataset
+    from edgeopt.stages.starting import create as create_for
+
+    arguments = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 64)}
+    model = ModelConfig(name="convnext_atto", pretrained=False, arguments=arguments)
+    data = DataConfig(path="photos", image_size=32)
+    created = create_for(Dataset("photos", ("a", "b"), ()), data, model, {"drop_path_rate": 0.2})
+    assert [len(stage.blocks) for stage in created.model.get_submodule("stages")] == [1, 1, 2, 1]  # type: ignore[attr-defined]
+    assert created.model.get_submodule("stages.3.blocks.0.drop_path").drop_prob == pytest.approx(0.2)
+    assert created.architecture.arguments.items() >= {**arguments, "drop_path_rate": 0.2, "num_classes": 2}.items()
 
 
 @pytest.mark.parametrize(
@@ -648,6 +664,29 @@ def test_the_counts_and_the_int8_column_of_the_table_are_those_of_the_models() -
             assert known_better[row.name] in row.note
         else:
             assert row.int8 == counted.int8, (row.name, counted.note)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "resnet18"])
+def test_weights_that_were_downloaded_are_at_hand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    from torchvision import models
+
+    from edgeopt.models.catalog import rows
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert [row.weights_at_hand for row in rows([name])] == [False]
+    if name == "resnet18":
+        repository = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+        file = repository / "snapshots" / ("0" * 40) / "model.safetensors"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+    else:
+        url = models.get_model_weights("resnet18").DEFAULT.url
+        file = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    assert [row.weights_at_hand for row in rows([name])] == [True]
 
 
 def test_every_family_of_the_benchmark_is_in_the_table() -> None:

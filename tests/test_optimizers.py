@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,29 @@ def test_rates_that_are_not_stated_are_those_of_the_optimizer() -> None:
     assert TrainConfig(optimizer="sgd", lr="auto").lr == "auto"
     plan = TrainingPlan.for_finetuning(rates["sgd"])
     assert (plan.loop.lr, plan.loop.weight_decay) == (0.03, 1e-4)
+
+
+def test_every_value_of_the_recipe_that_training_knows_reaches_it() -> None:
+    loop: dict[str, Any] = {
+        "epochs": 7, "optimizer": "momentum", "momentum": 0.5, "lr": 0.02, "schedule": "step", "lr_decay": 0.3,
+        "lr_step_epochs": 2.0, "lr_patience": 2, "weight_decay": 0.01, "layer_decay": 0.7, "warmup_epochs": 0.5,
+        "head_epochs": 1.5, "unfreeze": "gradual", "ema_decay": 0.9, "patience": 4, "clip_grad": 0.5, "seed": 3,
+        "precision": "fp32", "memory_format": "contiguous", "select": "recall",
+    }  # fmt: skip
+    batches: dict[str, Any] = {
+        "loss": "focal", "loss_arguments": {"gamma": 1.0}, "label_smoothing": 0.2, "l1": 0.1, "sampling": "balanced",
+        "augment": "light", "flip": False, "batch_size": 5, "workers": 2, "distill": "dkd", "temperature": 2.0,
+        "distill_weight": 0.4,
+    }  # fmt: skip
+    stated = TrainConfig(**loop, **batches, time="20m", batchnorm="frozen")
+    for name, value in {**loop, **batches}.items():
+        assert value != TrainConfig.model_fields[name].default, name
+    plan = TrainingPlan.for_finetuning(stated)
+    for made, values in ((plan.loop, loop), (plan, batches)):
+        known = {field.name for field in fields(made)} & set(TrainConfig.model_fields)
+        assert {name: getattr(made, name) for name in known} == values
+    assert plan.loop.time_seconds == 1200
+    assert plan.freeze_batchnorm
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop", "lamb", "adafactor"])

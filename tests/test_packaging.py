@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,23 @@ def test_the_wheel_holds_the_package_and_its_data_and_no_more(built: tuple[Path,
     assert any(name == "edgeopt/py.typed" for name in names)
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"edgeopt", names[-1].split("/")[0]}
+
+
+def test_extras_are_those_promised_with_lower_bounds_and_never_both_onnxruntimes(built: tuple[Path, Path]) -> None:
+    archive = zipfile.ZipFile(built[1])
+    (metadata,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")]
+    stated = re.findall(r"^Requires-Dist: ([\w-]+)([^;\n]*)(?:;.*extra == '([\w-]+)')?", metadata, re.MULTILINE)
+    of: dict[str, set[str]] = {}
+    for package, bound, extra in stated:
+        assert re.fullmatch(r">=[\d.]+", bound), f"{package}{bound} is no lower bound"
+        of.setdefault(extra, set()).add(package)
+    assert {
+        "train", "onnxruntime", "gpu", "openvino", "tensorrt", "pycuda", "tensorrt-rtx", "demo", "test", "dev",
+    } <= of.keys()  # fmt: skip
+    assert of["tensorrt"] == {"tensorrt", "cuda-bindings"}
+    assert of[""] <= {"numpy", "pillow", "click", "rich", "pydantic", "jinja2", "tomli"}
+    # Both unpack into one folder, and the second breaks the first.
+    assert not [extra for extra, packages in of.items() if {"onnxruntime", "onnxruntime-gpu"} <= packages]
 
 
 def test_the_sdist_holds_the_checkout_so_that_its_tests_find_what_they_read(built: tuple[Path, Path]) -> None:

@@ -14,6 +14,7 @@ from conftest import PATH_MODEL, PATH_TRAIN, paint
 from test_losses import SMALL
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, api, environment
+from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
 from edgeopt.errors import BackendError, ConfigError, MissingStageError, RunError
 from edgeopt.metrics import MIN_WINDOWS, softmax
 from edgeopt.models.architecture import Architecture
@@ -115,8 +116,11 @@ def test_without_a_gpu_the_tensorrt_onnx_is_checked_and_the_command_for_the_devi
         assert item.record["engine"] is None
         assert "no NVIDIA GPU" in item.record["reason"]
         assert "edgeopt build --target tensorrt" in item.record["device_command"]
-    details = next(item.record for item in built if item.record["precision"] == "int8")["details"]
-    assert "checked_with" in details
+    int8 = next(item.record for item in built if item.record["precision"] == "int8")
+    assert "checked_with" in int8["details"]
+    onnx = read_onnx(path_run.output(int8, "model.onnx"))
+    kinds = {one.dtype for name, one in onnx.initializers.items() if name.endswith(".scale")}
+    assert kinds == {FLOAT16}, "TensorRT runs the rest in half precision"
 
 
 def test_the_original_and_every_engine_are_measured_on_the_same_pictures(path_run: Run) -> None:

@@ -353,6 +353,15 @@ def test_crop_takes_the_centre_at_the_stated_fraction() -> None:
     assert (pixels[5:-5, 5:-5] == [0, 0, 255]).all()
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash", "letterbox"])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_pictures_are_resized_by_the_filter_that_is_stated(interpolation: str, resize: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3)).astype(np.uint8)
+    spec = PreprocessSpec(size=(32, 32), crop_pct=1.0, interpolation=interpolation, resize=resize)  # type: ignore[arg-type]
+    resized = Image.fromarray(pixels).resize((32, 32), Image.Resampling[interpolation.upper()])
+    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), spec), np.asarray(resized))
+
+
 def test_squash_keeps_every_corner_and_letterbox_keeps_the_shape() -> None:
     image = Image.new("RGB", (80, 40), (10, 20, 30))
     squashed = prepare(image, PreprocessSpec(size=(20, 30), resize="squash"))

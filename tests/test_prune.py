@@ -231,6 +231,28 @@ def test_cuts_are_made_where_they_cost_the_least_importance_for_their_macs() -> 
     assert list(plans(found, fraction=0.4, round_to=4, comparable=False)) == ["one ratio"]
 
 
+def test_channels_are_ranked_across_layers_of_one_kind_and_every_kind_loses_the_same_ratio() -> None:
+    """Two layers are alike, and half of the second's channels matter little; those of the third, of another kind, less
+    still."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
+    ).eval()  # fmt: skip
+    found = prunable(model, example=torch.zeros(1, 3, 16, 16), importance="l2", round_to=2)
+    first, second, third = sorted(found.groups, key=lambda group: group.name)
+    assert first.kind == second.kind != third.kind
+    scores = torch.ones(32), torch.tensor([0.1, 1.9]).repeat(16), torch.full((32,), 0.01)
+    for group, values in zip((first, second, third), scores, strict=True):
+        object.__setattr__(group, "scores", values)
+        object.__setattr__(group, "order", torch.argsort(values, stable=True))
+    plan = plans(found, fraction=0.3, round_to=2, comparable=False)["one ratio"]
+    lost = {group.name: units for group, units in plan}
+    assert set(lost) == {second.name, third.name}
+    assert lost[second.name] == pytest.approx(2 * lost[third.name], abs=2)
+    assert set(second.channels(lost[second.name])) <= set(range(0, 32, 2))
+
+
 def test_cuts_that_do_not_remove_what_was_asked_are_refused(plain: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans go by a model of shares; what they come to is counted."""
     from edgeopt.compress import prune as module

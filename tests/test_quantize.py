@@ -36,7 +36,7 @@ from edgeopt.train.freezing import freeze_batchnorm_statistics
 from edgeopt.train.loop import LoopConfig, train
 from edgeopt.train.objectives import CrossEntropy
 from edgeopt.train.optimizer import make_optimizer
-from tests.tiny_torch import TinyNet, calibration, tiny_net
+from tests.tiny_torch import PlainNet, TinyNet, calibration, tiny_net
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,22 @@ def test_removing_quantizers_gives_the_plain_model_back(net: TinyNet, quantized:
     with torch.no_grad():
         assert (plain(x) - net(x)).abs().max() < 0.2 * net(x).std(), "only biases were corrected"
     assert is_quantized(quantize(plain, calibration(), scheme=get_scheme("s8a8w")))
+
+
+def test_biases_make_up_for_what_rounding_shifts() -> None:
+    """All weights of a layer but one are rounded to zero, though on bright pictures they add up to something."""
+    net = PlainNet().eval()
+    with torch.no_grad():
+        net.convs[0].weight.fill_(0.004)
+        net.convs[0].weight[:, 0, 1, 1] = 1.27  # of which a hundredth part is a step
+        net.norms[0].bias.fill_(0.5)  # one of nothing is left alone by NNCF
+    pictures = [batch.abs() for batch in calibration()]
+    model = quantize(net, pictures, scheme=get_scheme("u8a8w"))
+    lost = net.convs[0].weight.detach() * (net.convs[0].weight < 0.01)
+    shift = nn.functional.conv2d(torch.cat(pictures), lost, stride=2, padding=1).mean(dim=(0, 2, 3))
+    assert shift.min() > 0.03
+    found = model.get_submodule("norms.0").bias - net.norms[0].bias
+    torch.testing.assert_close(found.detach(), shift, rtol=0.1, atol=0.0)
 
 
 def test_ignored_modules_stay_in_float(net: TinyNet) -> None:

@@ -217,19 +217,28 @@ def test_what_is_left_out_is_said_once_and_by_run_alone(copied: Path, capsys: py
         )
 
 
-WRONG = {"data": {"path": "nowhere"}, "model": {"name": "resnet81"}, "train": {"optimizer": "adamv", "lr_decay": 0.5}}
-SAID = ('did you mean "resnet18"', 'unknown optimizer "adamv" (did you mean "adam', "train.lr_decay: the schedule")
+WRONG = {
+    "data": {"path": "nowhere"},
+    "model": {"name": "resnet81"},
+    "train": {"optimizer": "adamv", "lr_decay": 0.5, "keep": "soup"},
+}
+SAID = (
+    'did you mean "resnet18"',
+    'unknown optimizer "adamv" (did you mean "adam',
+    "train.lr_decay: the schedule",
+    "train.keep: says which of the folds' models",
+)
 
 
 def test_all_that_is_wrong_with_a_training_is_said_at_once_whatever_kind_it_is(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(WRONG)
     for start in (lambda: api.finetune(recipe.data, recipe.model, recipe.train, run=tmp_path / "run"),
                   lambda: api.tune(recipe, run=tmp_path / "run")):  # fmt: skip
-        with pytest.raises(ConfigError, match="training: 3 problems") as caught:
+        with pytest.raises(ConfigError, match="training: 4 problems") as caught:
             start()
         assert all(part in str(caught.value) for part in SAID)
     goal = recipe.compress.model_copy(update={"calibration": "fats"})
-    with pytest.raises(ConfigError, match="the recipe: 4 problems") as caught:
+    with pytest.raises(ConfigError, match="the recipe: 5 problems") as caught:
         run_recipe(recipe.model_copy(update={"compress": goal}), run=tmp_path / "run")
     assert all(part in str(caught.value) for part in (*SAID, 'did you mean "fast"'))
     assert not list(tmp_path.iterdir())
@@ -237,7 +246,7 @@ def test_all_that_is_wrong_with_a_training_is_said_at_once_whatever_kind_it_is(t
 
 def test_names_that_do_not_exist_are_said_with_what_is_wrong_in_the_tables() -> None:
     """An unknown loss keeps nothing else from being looked at."""
-    with pytest.raises(ConfigError, match="options: 4 problems") as caught:
+    with pytest.raises(ConfigError, match="options: 5 problems") as caught:
         validate(Recipe, {**WRONG, "train": {**WRONG["train"], "loss": "vocal"}}, where="finetune options")
     assert all(part in str(caught.value) for part in (*SAID, 'did you mean "focal"'))
 

@@ -555,6 +555,10 @@ def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path
     page = parsed(html)
     shown = {name for name in SECTIONS if name in page.ids}
     assert shown == set(SECTIONS) - {"ladder", "latency", "widths"}, "no such compression here"
+    assert shown >= {
+        "engines", "budget", "plot", "timing", "accuracy", "classes", "confusion", "changes", "mistakes", "confidence",
+        "fusion", "training", "environment", "commands",
+    }  # fmt: skip
     assert all(url.startswith(("#", "data:")) for url in page.urls)
     assert "default-src 'none'" in html
     assert "@import" not in html

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TrainingError
 from edgeopt.train import checkpoint, clock, loop
+from edgeopt.train.allocator import keep_memory
 from edgeopt.train.config import Advice
 from edgeopt.train.loop import LoopConfig, TrainResult, train
 from edgeopt.train.objectives import CrossEntropy
-from edgeopt.train.probe import Choice
+from edgeopt.train.probe import Choice, ProbeResult
 
 STEPS = 6
 
@@ -134,6 +135,28 @@ def test_a_way_that_is_known_is_not_looked_for_and_one_that_cannot_be_is_no_way(
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         (probed,) = [row["choices"] for row in rows if row.get("event") == "probe"]
         assert {row["memory_format"] for row in probed} == {way.memory_format for way in tried}
+
+
+@pytest.mark.parametrize("fastest", [0, 1])
+def test_it_trains_in_the_way_that_was_fastest_with_memory_kept_from_the_first_step(
+    fastest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is fastest is planted: it differs by machine."""
+    ways = (Choice("fp32", "channels_last"), Choice("fp32", "contiguous"))
+    monkeypatch.setattr(loop, "candidates", lambda *_, **__: ways)
+    found = ProbeResult(ways[fastest], {way: (1.0 + (way != ways[fastest]),) for way in ways})
+    monkeypatch.setattr(loop, "probe", lambda *_, **__: found)
+    kept: list[bool] = []
+    monkeypatch.setattr(loop, "keep_memory", lambda: kept.append(keep_memory()))
+    seen: set[tuple[bool, int]] = set()
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        seen.add((images.is_contiguous(), len(kept)))
+        return CrossEntropy()(model, images, targets)
+
+    result = run(tiny(), tmp_path, epochs=1, objective=objective)
+    assert result.memory_format == ways[fastest].memory_format
+    assert seen == {(ways[fastest].memory_format == "contiguous", 1)}
 
 
 class Killed(BaseException):
@@ -397,6 +420,14 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss became nan in epoch 2, step 4") as caught:
         run(tiny(), tmp_path, batches=poisoned)
     assert "lower lr (now 0.02)" in str(caught.value.fix)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_is_stepped_with(tmp_path: Path) -> None:
+    def steep(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return CrossEntropy()(model, images, targets) + (0 * images.sum() * model[6].weight.sum()).abs().sqrt()
+
+    with pytest.raises(TrainingError, match="a gradient is not finite in epoch 1, step 1"):
+        run(tiny(), tmp_path, objective=steep)
 
 
 def test_the_advice_is_that_of_the_stage_that_trains(tmp_path: Path) -> None:

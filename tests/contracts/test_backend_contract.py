@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,13 @@ def test_a_build_leaves_what_it_says(backend: Backend, precision: str, tmp_path:
     else:
         assert built.files[0] == built.engine
         assert all((request.folder / name).stat().st_size > 0 for name in built.files)
+        alone = tmp_path / "alone"  # the engine's size is theirs, so they must be all that it needs
+        alone.mkdir()
+        for name in built.files:
+            shutil.copy(request.folder / name, alone)
+        if built.runs_here:
+            with backend.open(alone / built.engine, request.target, precision=precision, threads=1) as session:
+                assert session.infer(_pictures(1)).shape == (1, tiny_onnx.CLASSES)
     if built.fusion is not None:
         _check_fusion(built.fusion, precision)
 
