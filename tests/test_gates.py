@@ -106,11 +106,21 @@ def test_the_pool_of_squeeze_and_excitation_is_closed_for_int8_outputs_alone(mod
 
 
 def graph(
-    tmp_path: Path, *, zero_point: int | None = 0, kind: str = "Sigmoid", quantized: bool = True, read: str = ""
+    tmp_path: Path,
+    *,
+    zero_point: int | None = 0,
+    kind: str = "Sigmoid",
+    quantized: bool = True,
+    read: str = "",
+    narrower: float = 1.0,
 ) -> Path:
-    """``x * gate(x)`` of int8 codes; ``read`` is a second reader of the gate."""
+    """``x * gate(x)`` of int8 codes, of a product ``narrower`` than x; ``read`` is a second reader of the gate."""
     dtype = np.int8 if zero_point is None else np.uint8
-    constants = {"scale": np.float32(0.05), "zero": np.asarray(zero_point or 0, dtype)}
+    constants = {
+        "scale": np.float32(0.05),
+        "fine": np.float32(0.05 / narrower),
+        "zero": np.asarray(zero_point or 0, dtype),
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["codes"]),
         helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["x"]),
@@ -120,8 +130,8 @@ def graph(
     nodes += [helper.make_node(read, ["gate"], ["other"])] if read else []
     last = "product"
     if quantized:
-        nodes.append(helper.make_node("QuantizeLinear", ["product", "scale", "zero"], ["product codes"]))
-        nodes.append(helper.make_node("DequantizeLinear", ["product codes", "scale", "zero"], ["end"]))
+        nodes.append(helper.make_node("QuantizeLinear", ["product", "fine", "zero"], ["product codes"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["product codes", "fine", "zero"], ["end"]))
         last = "end"
     shape = ["N", 4]
     made = helper.make_graph(
@@ -159,8 +169,22 @@ def test_a_gate_has_codes_from_0_to_1_and_every_other_tensor_its_name(kind: str,
 
 @pytest.mark.parametrize(
     "changes",
-    [{"zero_point": None}, {"quantized": False}, {"read": "Relu"}, {"kind": "HardSwish", "quantized": False}],
-    ids=["signed codes", "a float product", "a gate that is read elsewhere", "a float hard-swish"],
+    [
+        {"zero_point": None},
+        {"quantized": False},
+        {"read": "Relu"},
+        {"kind": "HardSwish", "quantized": False},
+        {"narrower": 5.0},
+        {"kind": "HardSwish", "narrower": 5.0},
+    ],
+    ids=[
+        "signed codes",
+        "a float product",
+        "a gate that is read elsewhere",
+        "a float hard-swish",
+        "a product of small gates",
+        "a hard-swish of small values",
+    ],
 )
 def test_what_would_not_become_an_int8_product_is_left_as_it_is(changes: dict[str, object], tmp_path: Path) -> None:
     source = graph(tmp_path, **changes)  # type: ignore[arg-type]
