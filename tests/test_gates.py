@@ -12,7 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from edgeopt.backends import onnxruntime_gates
 from edgeopt.backends.base import BuildRequest
+from edgeopt.backends.bisection import first_difference
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.onnxruntime_gates import quantize_gates
 from edgeopt.compress.quantize import named_quantizers, quantize
@@ -190,3 +192,14 @@ def test_what_would_not_become_an_int8_product_is_left_as_it_is(changes: dict[st
     source = graph(tmp_path, **changes)  # type: ignore[arg-type]
     assert quantize_gates(source, tmp_path / "gated.onnx") == 0
     assert onnx.load(tmp_path / "gated.onnx") == onnx.load(source)
+
+
+def test_bisection_looks_at_the_gates_that_the_engine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate whose codes end at 0.5 is planted: without it in what is looked at, no layer would part."""
+    source, target = graph(tmp_path), Target(schema=1, title="t", backend="onnxruntime")
+    values = np.linspace(0.05, 6.35, 256, dtype=np.float32).reshape(-1, 4)
+    assert first_difference(OnnxRuntimeBackend(), source, target, "int8", values) is None
+    whole = onnxruntime_gates._constants
+    halved = numpy_helper.from_array(np.asarray(0.5 / 255, np.float32), "gate.scale").SerializeToString()
+    monkeypatch.setattr(onnxruntime_gates, "_constants", lambda: (halved, *whole()[1:]))
+    assert first_difference(OnnxRuntimeBackend(), source, target, "int8", values) is not None
