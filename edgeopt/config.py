@@ -192,13 +192,18 @@ def load_recipe(path: Path) -> Recipe:
 def over_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values``, over what a recipe's file states where their ``data.path`` is one (.toml) and no folder of pictures.
 
-    Raises ConfigError when that is no recipe.
+    Arguments of the model's constructor are taken one by one, but for another model's. Raises ConfigError when that is
+    no recipe.
     """
     path = str(values["data"]["path"])
-    if not path.endswith(".toml"):
+    if not path.endswith(".toml") or Path(path).is_dir():
         return dict(values)
     typed = {**values, "data": {key: value for key, value in values["data"].items() if key != "path"}}
-    return merged(load_recipe(Path(path)).model_dump(exclude_unset=True), typed)
+    recipe = load_recipe(Path(path))
+    model = typed.get("model", {})
+    if isinstance(model.get("arguments"), Mapping) and model.get("name", recipe.model.name) == recipe.model.name:
+        typed["model"] = {**model, "arguments": {**recipe.model.arguments, **model["arguments"]}}
+    return merged(recipe.model_dump(exclude_unset=True), typed)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
