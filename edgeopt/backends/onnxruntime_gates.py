@@ -26,8 +26,9 @@ _NODE, _INITIALIZER = 1, 5  # of GraphProto
 _OUTPUT = 2  # of NodeProto
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})  # whose values are from 0 to 1
 _NARROWER = 4.0  # times that the product's codes may be finer than x's: two of them are lost then, at the ends
-_SCALE, _ZERO_POINT = "gate.scale", "gate.zero_point"
-_HALF, _HALF_CODES = "gate.half.scale", "gate.half.codes"  # code 1 of the scale 0.5
+# A model may have a module called gate, whose parameters are called so in the file.
+_SCALE, _ZERO_POINT = "edgeopt:gate.scale", "edgeopt:gate.zero_point"
+_HALF, _HALF_CODES = "edgeopt:gate.half.scale", "edgeopt:gate.half.codes"  # code 1 of the scale 0.5
 
 
 def quantize_gates(source: Path, destination: Path) -> int:
