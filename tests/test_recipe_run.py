@@ -142,6 +142,9 @@ def test_finetune_of_a_recipe_trains_what_run_goes_on_from(
     longer = json.loads((tmp_path / "runs/longer/host/float/stage.json").read_text())
     assert longer["config"]["train"]["epochs"] == 2
     assert longer["config"]["train"]["batch_size"] == 8, "what no option says is the recipe's"
+    of = longer["config_origin"]["train"]
+    assert (of["epochs"], of["batch_size"], of["optimizer"]) == ("command line", "recipe edgeopt.toml", "default")
+    assert stage["config_origin"]["model"]["name"] == "recipe edgeopt.toml"
 
 
 CHECKING = """\
