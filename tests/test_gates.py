@@ -220,3 +220,41 @@ def test_what_has_int8_gates_gets_no_others(tmp_path: Path) -> None:
         assert quantize_gates(graph(tmp_path, kind=kind), gated) == 1
         assert quantize_gates(gated, again) == 0
         assert onnx.load(again) == onnx.load(gated)
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "HardSwish"])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-3, 3), (-3, 1), (-3, 200), (-0.5, 0.01), (0, 0.001), (-20, 20), (-20, 1), (-3, 0), (-2, 2000)]
+)
+def test_every_code_of_every_range_is_answered_within_two_codes(
+    kind: str, low: float, high: float, tmp_path: Path
+) -> None:
+    """Between quantizers as calibration sets them, zero points anywhere; what would lose more is left in float."""
+    import onnxruntime
+
+    scale = (high - low) / 255
+    zero = round(-low / scale)
+    x = ((np.arange(256) - zero) * scale).astype(np.float32)
+    y = x * (np.clip(x / 6 + 0.5, 0, 1) if kind == "HardSwish" else 1 / (1 + np.exp(-x)))
+    end = (max(y.max(), 0) - min(y.min(), 0)) / 255
+    model = onnx.load(graph(tmp_path, kind=kind))
+    values = {
+        "scale": np.float32(scale),
+        "zero": np.uint8(zero),
+        "fine": np.float32(end),
+        "last": np.uint8(round(-min(y.min(), 0) / end)),
+    }
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(one), name) for name, one in values.items())
+    for node in model.graph.node:
+        if "fine" in node.input:
+            node.input[2] = "last"
+    onnx.save(model, tmp_path / "graph.onnx")
+    quantize_gates(tmp_path / "graph.onnx", tmp_path / "gated.onnx")
+    plain, gated = (
+        onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"]).run(
+            None, {"input": x.reshape(-1, 4)}
+        )[0]
+        for name in ("graph.onnx", "gated.onnx")
+    )
+    assert np.abs(plain - gated).max() <= 2.01 * end
