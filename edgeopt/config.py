@@ -50,6 +50,7 @@ _MOST_PROBLEMS = 20  # said at once
 
 #: Who states the values of the configs made now: "call", "command line", or the recipe's file.
 _stated_by: ContextVar[str] = ContextVar("stated_by", default="call")
+_over: ContextVar[tuple[str, Mapping[type[BaseModel], frozenset[str]]] | None] = ContextVar("over", default=None)
 
 
 @contextmanager
@@ -62,9 +63,37 @@ def stated_by(origin: str) -> Iterator[None]:
         _stated_by.reset(token)
 
 
+@contextmanager
+def stated_over_recipe(values: Mapping[str, Any]) -> Iterator[None]:
+    """As :func:`stated_by` for what :func:`over_recipe` makes of ``values``: the rest comes from the recipe, if any."""
+    path = Path(str(values["data"]["path"]))
+    if not _is_recipe(path):
+        yield
+        return
+    tables: dict[str, type[BaseModel]] = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "train": TrainConfig,
+        "augment": AugmentConfig,
+    }
+    typed = {kind: frozenset(values.get(name, {})) - {"path"} for name, kind in tables.items()}
+    token = _over.set((f"recipe {path.name}", typed))
+    try:
+        yield
+    finally:
+        _over.reset(token)
+
+
 def origins(config: BaseModel, names: Mapping[str, Any]) -> dict[str, str]:
     """For each of ``names``, a field of ``config``: who stated it, or "default" when nobody did."""
-    return {name: _stated_by.get() if name in config.model_fields_set else "default" for name in names}
+    recipe, typed = _over.get() or (_stated_by.get(), {})
+
+    def of(name: str) -> str:
+        if name not in config.model_fields_set:
+            return "default"
+        return _stated_by.get() if name in typed.get(type(config), ()) else recipe
+
+    return {name: of(name) for name in names}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -192,13 +221,22 @@ def load_recipe(path: Path) -> Recipe:
 def over_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values``, over what a recipe's file states where their ``data.path`` is one (.toml) and no folder of pictures.
 
-    Raises ConfigError when that is no recipe.
+    Arguments of the model's constructor are taken one by one, but for another model's. Raises ConfigError when that is
+    no recipe.
     """
-    path = str(values["data"]["path"])
-    if not path.endswith(".toml"):
+    path = Path(str(values["data"]["path"]))
+    if not _is_recipe(path):
         return dict(values)
     typed = {**values, "data": {key: value for key, value in values["data"].items() if key != "path"}}
-    return merged(load_recipe(Path(path)).model_dump(exclude_unset=True), typed)
+    recipe = load_recipe(path)
+    model = typed.get("model", {})
+    if isinstance(model.get("arguments"), Mapping) and model.get("name", recipe.model.name) == recipe.model.name:
+        typed["model"] = {**model, "arguments": {**recipe.model.arguments, **model["arguments"]}}
+    return merged(recipe.model_dump(exclude_unset=True), typed)
+
+
+def _is_recipe(path: Path) -> bool:
+    return path.name.endswith(".toml") and not path.is_dir()
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,6 +179,11 @@ class _Machine:
                 '"edgeopt[onnxruntime]"\'',
             )
         found = done.stdout.decode(errors="replace").strip().splitlines()
+        if not found:
+            raise RemoteError(
+                f"the shell of {self.host.destination} answers nothing, as where one command is forced on a key",
+                fix=f"see that this prints yes: ssh {self.host.destination} echo yes",
+            )
         if len(found) != 1:
             raise RemoteError(
                 f"the shell of {self.host.destination} prints when it should not: {printable(found[0])}",

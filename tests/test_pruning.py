@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from torch import nn
 
 from edgeopt import CompressConfig, TrainConfig, environment
-from edgeopt.errors import ModelError
+from edgeopt.errors import BackendError, ModelError
 from edgeopt.stages import cut_timing, pruning
 from edgeopt.stages.training import TrainingPlan
 
@@ -94,6 +95,27 @@ def test_a_step_that_takes_nothing_away_is_refused() -> None:
         pruning._require_smaller(record)
 
 
+def timed(
+    monkeypatch: pytest.MonkeyPatch, shares: dict[str, Any], *, targets: tuple[str, ...] = ()
+) -> tuple[Any, list[str]]:
+    """A job on whose targets here the cut engines take shares that are planted: value and interval, or an error."""
+    told: list[str] = []
+    asked = job(told)
+    asked.config, asked.targets = CompressConfig(prune=0.3), targets
+    here = [(SimpleNamespace(name=name), "u8a8w") for name in shares]
+    monkeypatch.setattr(cut_timing, "all_here", lambda _: here)
+
+    def share_after(_: Any, target: Any, scheme: str, *__: Any) -> dict[str, Any]:
+        found = shares[target.name]
+        if isinstance(found, Exception):
+            raise found
+        value, interval = found
+        return {"target": target.name, "scheme": scheme, "share_of_unpruned": value, "share_of_unpruned_ci": interval}
+
+    monkeypatch.setattr(cut_timing, "share_after", share_after)
+    return asked, told
+
+
 @pytest.mark.parametrize(
     ("interval", "said"),
     [
@@ -106,15 +128,62 @@ def test_a_step_that_takes_nothing_away_is_refused() -> None:
 def test_cuts_that_make_the_engine_no_faster_are_refused_before_anything_is_trained(
     interval: list[float] | None, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {"target": "openvino", "share_of_unpruned": 0.65, "share_of_unpruned_ci": interval}
-    monkeypatch.setattr(cut_timing, "share_after", lambda *_: found)
-    told: list[str] = []
+    asked, told = timed(monkeypatch, {"openvino": (0.65, interval)})
     if said is None:
         with pytest.raises(ModelError, match=r"did not lower the latency: int8 on openvino it takes 0\.65 \(1\.00 to"):
-            cut_timing.require_faster(job(told), nn.Identity(), [])
+            cut_timing.require_faster(asked, nn.Identity(), [])
     else:
-        assert cut_timing.require_faster(job(told), nn.Identity(), []) == found
-        assert said in told[0]
+        found = cut_timing.require_faster(asked, nn.Identity(), [])
+        assert found is not None
+        assert found["share_of_unpruned_ci"] == interval
+        assert told[0].endswith(said)
+
+
+NO_CUDA = BackendError("this ONNX Runtime has no CUDAExecutionProvider", fix="another provider")
+
+
+def test_an_engine_that_cannot_be_timed_ends_no_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that names no machine, on another provider or device than is here: int8 alone is made for it as well."""
+    asked, told = timed(monkeypatch, {"cuda": NO_CUDA}, targets=("cuda",))
+    assert cut_timing.require_faster(asked, nn.Identity(), []) is None
+    assert told == ["not timed before training: cuda: this ONNX Runtime has no CUDAExecutionProvider"]
+
+
+def test_cuts_are_refused_where_they_help_no_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower, faster = (1.1, [1.05, 1.15]), (0.7, [0.68, 0.72])
+    asked, told = timed(monkeypatch, {"onnxruntime": slower, "openvino": faster}, targets=("onnxruntime", "openvino"))
+    found = cut_timing.require_faster(asked, nn.Identity(), [])
+    assert found is not None
+    assert found["target"] == "openvino"
+    assert len(told) == 2
+    for shares, targets in (({"onnxruntime": slower}, ("onnxruntime", "raspberry-pi-5")),
+                            ({"onnxruntime": slower, "cuda": NO_CUDA}, ("onnxruntime", "cuda"))):  # fmt: skip
+        asked, told = timed(monkeypatch, shares, targets=targets)
+        assert cut_timing.require_faster(asked, nn.Identity(), []) is not None
+        assert told[-1] == "it is pruned all the same, for the targets that could not be timed here"
+    asked, told = timed(monkeypatch, {"onnxruntime": slower, "openvino": slower})
+    with pytest.raises(ModelError, match="did not lower the latency"):
+        cut_timing.require_faster(asked, nn.Identity(), [])
+
+
+def test_pruning_in_steps_is_judged_by_all_of_its_cuts(
+    tmp_path: Path, ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of them may round to no faster engine, where all of them halve its time."""
+    judged: list[int] = []
+    monkeypatch.setattr(pruning, "_without_parts", lambda job, start, plan: (start, []))
+    monkeypatch.setattr(
+        pruning, "_fewer_channels", lambda *_: (nn.Identity(), SimpleNamespace(untouched={}, history=[0]))
+    )
+    monkeypatch.setattr(pruning, "require_faster", lambda job, start, history: judged.append(len(history)))
+    monkeypatch.setattr(pruning, "recover", lambda *_, **__: {})
+    monkeypatch.setattr(pruning.models, "save", lambda *_: None)
+    asked = job([])
+    asked.config = CompressConfig(prune=0.3, prune_steps=3)
+    asked.start.architecture = SimpleNamespace(pruned=lambda history: history)
+    plan = TrainingPlan.for_recovery(asked.config)
+    pruning._in_steps(asked, nn.Identity(), plan, tmp_path)
+    assert judged == [3]
 
 
 def test_without_int8_or_a_runtime_here_nothing_is_timed() -> None:

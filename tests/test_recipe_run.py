@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeopt import Budget, ModelConfig, Run, api, cli, pipeline
-from edgeopt.config import Recipe, load_recipe, validate
+from edgeopt.config import Recipe, load_recipe, over_recipe, validate
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.files import write_json
 from edgeopt.pipeline import STEPS, Outcome, run_recipe
@@ -142,6 +142,9 @@ def test_finetune_of_a_recipe_trains_what_run_goes_on_from(
     longer = json.loads((tmp_path / "runs/longer/host/float/stage.json").read_text())
     assert longer["config"]["train"]["epochs"] == 2
     assert longer["config"]["train"]["batch_size"] == 8, "what no option says is the recipe's"
+    of = longer["config_origin"]["train"]
+    assert (of["epochs"], of["batch_size"], of["optimizer"]) == ("command line", "recipe edgeopt.toml", "default")
+    assert stage["config_origin"]["model"]["name"] == "recipe edgeopt.toml"
 
 
 CHECKING = """\
@@ -215,6 +218,37 @@ def test_what_is_left_out_is_said_once_and_by_run_alone(copied: Path, capsys: py
         validate(
             Recipe, {"data": {"path": "x", "exclude": "list.txt"}, "check": {"leave_out": True}}, where="edgeopt.toml"
         )
+
+
+def test_the_list_to_leave_out_is_put_where_the_recipe_looks_for_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "of it").mkdir()
+    (copied / "of it/edgeopt.toml").write_text(CHECKING.replace('"photos"', '"../photos"'))
+    assert ended("finetune", "of it/edgeopt.toml") == 1
+    said = capsys.readouterr().err
+    assert "fix: edgeopt check 'of it/edgeopt.toml' --exclude 'of it/leave-out.txt'; then in the recipe" in said
+    (copied / "of it/leave-out.txt").write_text("")
+    (copied / "of it/edgeopt.toml").write_text(
+        CHECKING.replace('"photos"', '"../photos"\nexclude = "leave-out.txt"').replace("leave_out = true", "")
+    )
+    assert Path(str(load_recipe(copied / "of it/edgeopt.toml").data.exclude)).is_file()
+
+
+def test_one_argument_of_the_model_leaves_the_recipes_others(tmp_path: Path) -> None:
+    recipe = tmp_path / "edgeopt.toml"
+    recipe.write_text('[data]\npath = "x"\n[model]\nname = "vit"\narguments = {depth = 2, embed_dim = 48}\n')
+    typed = {"data": {"path": str(recipe)}, "model": {"arguments": {"depth": 1}}}
+    assert over_recipe(typed)["model"]["arguments"] == {"depth": 1, "embed_dim": 48}
+    other = {**typed, "model": {"name": "resnet18", "arguments": {"depth": 1}}}
+    assert over_recipe(other)["model"]["arguments"] == {"depth": 1}
+    assert typed["model"]["arguments"] == {"depth": 1}, "what was typed stays"
+
+
+def test_a_folder_of_pictures_may_end_as_a_recipe_does(tmp_path: Path) -> None:
+    (tmp_path / "photos.toml").mkdir()
+    typed = {"data": {"path": str(tmp_path / "photos.toml")}}
+    assert over_recipe(typed) == typed
 
 
 WRONG = {

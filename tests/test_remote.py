@@ -248,6 +248,8 @@ def test_a_shell_that_prints_at_login_is_named_before_its_words_are_taken_for_an
 ) -> None:
     with pytest.raises(RemoteError, match="prints when it should not: Welcome to pi"):
         _answering(monkeypatch, b"Welcome to pi\n/home/pi/.edgeopt/bin/edgeopt\n").edgeopt()
+    with pytest.raises(RemoteError, match="the shell of pi answers nothing"):
+        _answering(monkeypatch, b"").edgeopt()
     assert _answering(monkeypatch, b"/home/pi/.edgeopt/bin/edgeopt\n").edgeopt() == "/home/pi/.edgeopt/bin/edgeopt"
 
 

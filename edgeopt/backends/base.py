@@ -226,10 +226,14 @@ class Backend(ABC):
         """What ``target`` needs of an installed runtime that is not here, such as a device; empty when all is."""
         return ""
 
+    def rewritten(self, onnx: Path, folder: Path, target: Target, precision: str) -> Path:
+        """What an engine is made of: ``onnx``, or a file in ``folder`` made of it, whose tensors keep their names."""
+        return onnx
+
     def tap(
         self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
     ) -> npt.NDArray[Any] | None:
-        """``tensor`` as an engine of ``onnx`` computes it; ``exposed`` is the file with it as an output.
+        """``tensor`` as an engine of ``onnx`` computes it; ``exposed`` is :meth:`rewritten`, with it as an output.
 
         None where the runtime cannot be asked (:mod:`edgeopt.backends.bisection`).
         """

@@ -35,11 +35,12 @@ def first_difference(
     quantized = any(node.op_type == "QuantizeLinear" for node, _ in taps)
 
     with tempfile.TemporaryDirectory(prefix="edgeopt-bisection-") as folder:
+        deployed = backend.rewritten(onnx, Path(folder), target, precision)
 
         def parted(index: int) -> bool:
             node, dtype = taps[index]
             written = [Path(folder) / name for name in ("deployed.onnx", "reference.onnx")]
-            for source, path in zip((onnx, reference or onnx), written, strict=True):
+            for source, path in zip((deployed, reference or onnx), written, strict=True):
                 expose(source, path, node.outputs[0], dtype)
             found = backend.tap(written[0], onnx, node.outputs[0], target, precision, pictures)
             expected = as_written(written[1], node.outputs[0], pictures)

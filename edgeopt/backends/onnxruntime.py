@@ -106,6 +106,14 @@ class OnnxRuntimeBackend(Backend):
         """``gpu`` brings NVIDIA's providers, in a package of its own."""
         return "gpu" if target.session.provider in NVIDIA else self.extra
 
+    def rewritten(self, onnx: Path, folder: Path, target: Target, precision: str) -> Path:
+        """With int8 gates, where it is for int8 on the CPU."""
+        if precision != "int8" or target.session.provider != CPU:
+            return onnx
+        gated = folder / "gated.onnx"
+        quantize_gates(onnx, gated)
+        return gated
+
     def tap(
         self, exposed: Path, onnx: Path, tensor: str, target: Target, precision: str, pictures: Float32
     ) -> npt.NDArray[Any]:
@@ -122,11 +130,9 @@ class OnnxRuntimeBackend(Backend):
         # The ONNX stays the engine: ONNX Runtime's optimized file is tied to this CPU and version, and loading is not
         # what is timed.
         engine = request.folder / "engine.onnx"
-        provider, source = request.target.session.provider, request.onnx
+        provider = request.target.session.provider
         with tempfile.TemporaryDirectory(dir=request.folder) as folder:
-            if request.precision == "int8" and provider == CPU:
-                source = Path(folder) / "gated.onnx"
-                quantize_gates(request.onnx, source)
+            source = self.rewritten(request.onnx, Path(folder), request.target, request.precision)
             if request.target.session.optimized:
                 _optimize(source, engine, provider)
             else:

@@ -3,9 +3,10 @@
 x * sigmoid(x) between quantizers runs as a dequantized map, a float product and a quantized one, in another layout than
 the convolutions around it: MobileNetV3's int8 engine was slower than its float one. A gate is a number from 0 to 1, so
 its quantizer needs no calibration: in uint8 codes of 1/255 it moves the product by 0.2 % of x at most, half a code of a
-quantizer as wide as x. The gate of hard-swish, x / 6 + 0.5 cut off at 0 and 1, is then an int8 addition: codes with a
-sixth of their scale, and a half; codes of 1/255 end at 0 and 1 by themselves. Other runtimes fuse the activation whole
-and must not get these.
+quantizer as wide as x. Where the product's is much narrower, as when all gates of an excitation are small, those would
+be many codes, and the gate is left in float. The gate of hard-swish, x / 6 + 0.5 cut off at 0 and 1, is then an int8
+addition: codes with a sixth of their scale, and a half; codes of 1/255 end at 0 and 1 by themselves. Other runtimes
+fuse the activation whole and must not get these.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ _GRAPH = 7  # ModelProto.graph
 _NODE, _INITIALIZER = 1, 5  # of GraphProto
 _OUTPUT = 2  # of NodeProto
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})  # whose values are from 0 to 1
-_SCALE, _ZERO_POINT = "gate.scale", "gate.zero_point"
-_HALF, _HALF_CODES = "gate.half.scale", "gate.half.codes"  # code 1 of the scale 0.5
+_NARROWER = 4.0  # times that the product's codes may be finer than x's: two of them are lost then, at the ends
+# A model may have a module called gate, whose parameters are called so in the file.
+_SCALE, _ZERO_POINT = "edgeopt:gate.scale", "edgeopt:gate.zero_point"
+_HALF, _HALF_CODES = "edgeopt:gate.half.scale", "edgeopt:gate.half.codes"  # code 1 of the scale 0.5
 
 
 def quantize_gates(source: Path, destination: Path) -> int:
     """Write the QDQ classifier ``source`` with quantizers behind the gates of int8 products; how many there are.
 
-    They are those whose product has an int8 map of uint8 codes as its other factor and a quantizer behind it. Every
-    tensor keeps its name but for a gate's before its quantizer. Raises BackendError for what is no ONNX model.
+    They are those whose product has an int8 map of uint8 codes as its other factor, and a quantizer behind it that is
+    not much narrower than that map's. Every tensor keeps its name but for a gate's before its quantizer. Raises
+    BackendError for what is no ONNX model.
     """
     model = read_onnx(source)  # refuses external data
     graph = _Graph(model)
@@ -100,21 +104,29 @@ class _Graph:
         readers = self._readers[name]
         return bool(readers) and all(one.op_type == "QuantizeLinear" for one in readers)
 
+    def is_wide(self, name: str, product: OnnxNode) -> bool:
+        """Whether codes of ``product``, which is quantized, are about as coarse as those of its factor ``name``."""
+        scale = self._scale(name)
+        made = [self._model.initializers.get(one.inputs[1]) for one in self._readers[product.outputs[0]]]
+        return scale is not None and all(
+            one is not None and one.number is not None and scale <= _NARROWER * one.number for one in made
+        )
+
     def gates_int8(self, gate: OnnxNode) -> bool:
         """Whether all that ``gate`` is read by are products of int8 maps, quantized in turn."""
         (name,) = gate.outputs
         products = self._readers[name]
         return bool(products) and all(
             one.op_type == "Mul"
-            and any(self.is_uint8(factor) for factor in one.inputs if factor != name)
             and self.is_quantized(one.outputs[0])
+            and any(self.is_uint8(factor) and self.is_wide(factor, one) for factor in one.inputs if factor != name)
             for one in products
         )
 
     def is_int8_between(self, layer: OnnxNode) -> bool:
         """Whether ``layer`` makes one int8 map of another, whose scale is a constant of the file."""
         (x,), (y,) = layer.inputs, layer.outputs
-        return self.is_uint8(x) and self._scale(x) is not None and self.is_quantized(y)
+        return self.is_uint8(x) and self.is_quantized(y) and self.is_wide(x, layer)
 
     def hard_swish(self, layer: OnnxNode) -> tuple[list[bytes], bytes]:
         """Nodes in place of ``layer``, of a uint8 map, and a constant they need."""

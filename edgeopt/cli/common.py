@@ -190,10 +190,11 @@ def draw_preview(recipe: Recipe, file: Path, console: Terminal, *, as_json: bool
 def require_nothing_to_leave_out(recipe: Recipe, path: str) -> None:
     """Raises ConfigError for a recipe whose pictures ``edgeopt run`` would check and leave out in part."""
     if recipe.check is not None and recipe.check.leave_out:
+        listed = Path(path).with_name("leave-out.txt")  # [data] exclude is relative to the recipe
         raise ConfigError(
             "check.leave_out of the recipe is for edgeopt run: nothing looks here for what to leave out",
-            fix=f"edgeopt check {shlex.quote(path)} --exclude leave-out.txt; then in the recipe, in place of "
-            'leave_out, in [data]: exclude = "leave-out.txt"',
+            fix=f"edgeopt check {shlex.quote(path)} --exclude {shlex.quote(str(listed))}; then in the recipe, in place "
+            'of leave_out, in [data]: exclude = "leave-out.txt"',
         )
 
 

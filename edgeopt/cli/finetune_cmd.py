@@ -27,7 +27,7 @@ from edgeopt.cli.common import (
     set_option,
     settings,
 )
-from edgeopt.config import Recipe, over_recipe, validate
+from edgeopt.config import Recipe, over_recipe, stated_over_recipe, validate
 from edgeopt.environment import process_rank
 from edgeopt.tables import DISTILL
 from edgeopt.training_tables import SCHEDULES, UNFREEZE
@@ -149,15 +149,16 @@ def command(
         draw_preview(recipe, preview, console, as_json=as_json)
         return
     require_nothing_to_leave_out(recipe, options["path"])
-    trained = finetune(
-        recipe.data,
-        recipe.model,
-        recipe.train,
-        augment=recipe.augment,
-        run=run_path or recipe.run_path,
-        force=force,
-        console=console,
-    )
+    with stated_over_recipe(values):
+        trained = finetune(
+            recipe.data,
+            recipe.model,
+            recipe.train,
+            augment=recipe.augment,
+            run=run_path or recipe.run_path,
+            force=force,
+            console=console,
+        )
     if leads and recipe.budget.model_fields_set:
         keep_budget(trained.run, recipe.budget)
     if leads:

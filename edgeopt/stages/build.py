@@ -37,7 +37,7 @@ from edgeopt.stages.build_plan import Planned, exported, mixed_variants, plan, s
 from edgeopt.stages.built import Built as Built
 from edgeopt.stages.built import misjudged
 
-VERSION = 4  # of what a build leaves; a change makes every build stale
+VERSION = 5  # of what a build leaves; a change makes every build stale
 _PARITY_BATCH = 16
 #: What :func:`build` does when it is not told.
 _ASKED = MappingProxyType(

@@ -47,14 +47,13 @@ def times_of(
     return target.name, {name: one.p50 for name, one in result.engines.items()}
 
 
-def first_here(job: Job) -> tuple[Target, str] | None:
-    """The first target that this machine is, and the first of the job's schemes that its backend runs exactly here."""
+def all_here(job: Job) -> list[tuple[Target, str]]:
+    """The targets that this machine is, each with the first of the job's schemes that its backend runs exactly here."""
+    found = []
     for profile, schemes in _here(job):
         wanted = job.config.schemes or ((profile.scheme,) if profile.scheme else schemes)
-        for scheme in wanted:
-            if scheme in schemes:
-                return profile, scheme
-    return None
+        found += [(profile, scheme) for scheme in wanted if scheme in schemes][:1]
+    return found
 
 
 def _target(job: Job, scheme: str) -> Target | None:
