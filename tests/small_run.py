@@ -35,8 +35,8 @@ def write_small_run(path: Path) -> Run:
     write_json(run.data / "split.json", record)
     for name in ("calib", "val", "test"):
         write_small_set(run.data / "sets" / SPEC.key, name)
-    _write_variant(run, "float", None)
-    _write_variant(run, "int8-u8a7w", "u8a7w")
+    write_variant(run, "float", None)
+    write_variant(run, "int8-u8a7w", "u8a7w")
     build(run, "onnxruntime")
     _measure(run)
     return run
@@ -71,7 +71,7 @@ def write_small_set(folder: Path, name: str) -> None:
     write_json(folder / f"{name}.json", {**stated, "preprocess": SPEC.to_json(), "sha256": hashes})
 
 
-def _write_variant(run: Run, name: str, scheme: str | None) -> None:
+def write_variant(run: Run, name: str, scheme: str | None) -> None:
     stage = run.stage("host", name, record="stage.json", key=sha_of(name))
     files = {"model": "model.safetensors", "architecture": "architecture.json", "preprocess": "preprocess.json"}
     paths = {key: stage.folder / file for key, file in files.items()}

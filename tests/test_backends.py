@@ -484,6 +484,16 @@ def test_the_parsers_warning_about_uint8_is_an_error(tmp_path: Path) -> None:
     assert not trt_common.concerns_types(BackendError("TensorRT-RTX cannot read model.onnx: no importer for Foo"))
 
 
+@no_gpu
+@needs_rtx
+def test_types_that_the_conformance_check_refuses_are_no_doubt_but_an_error(tmp_path: Path) -> None:
+    """What TensorRT-RTX says of an operator may not hold for TensorRT; what it says of uint8 does."""
+    _write_uint8_without_shift(tmp_path / "uint8.onnx")
+    request = request_for(TensorRtBackend, tmp_path / "uint8.onnx", tmp_path / "built", None)
+    with pytest.raises(BackendError, match="would take uint8 for int8"):
+        TensorRtBackend().build(request)
+
+
 def _write_uint8_without_shift(path: Path) -> None:
     constants = {
         "s": np.float32(0.02), "z": np.uint8(0), "w": np.ones((2, 3, 1, 1), np.int8),
@@ -704,6 +714,22 @@ def test_onnx_runtime_does_not_spin_and_loads_an_optimized_graph_when_told(tmp_p
     assert "Conv" not in operators
 
 
+def test_onnx_runtime_does_not_round_the_weights_of_a_layer_left_in_float(tmp_path: Path) -> None:
+    """By itself it does between int8 activations, with one scale for all channels."""
+    source = tiny_onnx.write_qdq(tmp_path / "a.onnx", "u8a7w")
+    model = onnx.load(source)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored["depthwise_q"].CopyFrom(numpy_helper.from_array(tiny_onnx.weights()["depthwise"], "depthwise_float"))
+    for one in [node for node in model.graph.node if node.output[0] == "depthwise_dq"]:
+        model.graph.node.remove(one)
+    for node in model.graph.node:
+        node.input[:] = ["depthwise_float" if name == "depthwise_dq" else name for name in node.input]
+    onnx.save(model, source)
+    built = OnnxRuntimeBackend().build(request_for(OnnxRuntimeBackend, source, tmp_path / "built", "u8a7w"))
+    assert built.fusion is not None
+    assert (built.fusion.int8_layers, built.fusion.compute_layers) == (2, 3)
+
+
 def test_openvino_compiles_with_hint_streams_and_pinning_as_told(tmp_path: Path) -> None:
     plain, expected = _session(OpenVinoBackend, tmp_path / "plain")
     stated = plain.describe()
@@ -712,15 +738,26 @@ def test_openvino_compiles_with_hint_streams_and_pinning_as_told(tmp_path: Path)
     stated = many.describe()
     assert (stated["hint"], int(stated["streams"]), stated["pinning"]) == ("throughput", 2, False)
     np.testing.assert_allclose(same, expected, atol=1e-5)  # through the queue, in order
+    assert many._queue is not None, "several requests at once, not one large batch"
     auto, same = _session(OpenVinoBackend, tmp_path / "auto", device="AUTO:CPU")
     assert "CPU" in auto.describe()["device"]
     np.testing.assert_allclose(same, expected, atol=1e-5)
+
+
+def test_an_optimized_graph_is_not_tied_to_the_cpu_that_built_it(tmp_path: Path) -> None:
+    """ONNX Runtime's last level lays weights out for the vectors of the very CPU (com.microsoft.nchwc)."""
+    built = build(OnnxRuntimeBackend, tmp_path, None, optimized=True)
+    nodes = onnx.load(tmp_path / "built" / str(built.engine)).graph.node
+    assert "FusedConv" in {node.op_type for node in nodes}
+    assert {node.domain for node in nodes} <= {"", "com.microsoft"}
 
 
 def test_openvino_keeps_compiled_models_in_the_users_cache_when_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _session(OpenVinoBackend, tmp_path / "plain")
+    assert not (tmp_path / "cache").exists()
     _, expected = _session(OpenVinoBackend, tmp_path / "first", cache=True)
     blobs = list((tmp_path / "cache/edgeopt/openvino").glob("*.blob"))
     assert blobs

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
-from small_run import FLOAT, INT8, write_small_run
+from small_run import FLOAT, INT8, write_small_run, write_variant
 
-from edgeopt import Run, api, resources
+from edgeopt import Run, api, environment, resources
 from edgeopt.backends.base import Availability
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
+from edgeopt.config import load_target
 from edgeopt.errors import BackendError
+from edgeopt.stages.build_plan import plan
 from edgeopt.stages.engines import engines
 
 TEXT = resources.find("targets", "onnxruntime").read_text(encoding="utf-8")
@@ -43,6 +46,20 @@ def test_a_target_edited_where_no_engine_depends_on_it_keeps_its_engines_and_is_
     assert record["fits_this_machine"] is (key != "match")
     found = record["profile"][key]
     assert (stated.items() <= found.items()) if isinstance(stated, dict) else (found == stated)
+
+
+@pytest.mark.parametrize(("dot", "best"), [(True, "u8a8w"), (False, "u8a7w")])
+def test_of_two_schemes_of_one_model_the_one_that_suits_the_cpu_is_built_with_the_flag_planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dot: bool, best: str
+) -> None:
+    run = write_small_run(tmp_path / "run")
+    write_variant(run, "int8-u8a8w", "u8a8w")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment, "has_int8_dot", lambda: dot)
+    target, backend = load_target("onnxruntime"), OnnxRuntimeBackend()
+    assert [item.scheme for item in plan(run, target, backend) if item.scheme] == [best]
+    both = ["int8-u8a7w", "int8-u8a8w"]
+    assert [item.variant for item in plan(run, target, backend, both) if item.scheme] == both, "named, both are wanted"
 
 
 def test_strict_asks_for_the_share_that_the_target_states_now(small: Run, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import tiny_onnx
 import torch
 from numpy.random import default_rng
 from onnx import numpy_helper
@@ -337,6 +338,24 @@ def test_float16_keeps_what_onnx_wants_in_float32_and_cuts_a_masks_infinity(tmp_
     assert kinds["weight"] == kinds["least"] == onnx.TensorProto.FLOAT16
     x = torch.from_numpy(default_rng(1).normal(0, 1, (5, 3, 8, 8)).astype(np.float32))
     assert np.abs(run(tmp_path / "half.onnx", x, plain=True) - run(source, x, plain=True)).max() < 0.01
+
+
+def test_a_scale_below_what_float16_tells_from_zero_stays_above_it(tmp_path: Path) -> None:
+    """Of a channel that pruning or weight decay left next to nothing: divided by 0 it would be no number."""
+    source = tiny_onnx.write_qdq(tmp_path / "model.onnx", "s8a8w")
+    model = onnx.load(source)
+    model.opset_import[0].version = 19  # the first in which a quantizer's scale may be float16
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == "conv_scale")
+    stated = numpy_helper.to_array(scale).copy()
+    stated[0] = 1e-9
+    scale.CopyFrom(numpy_helper.from_array(stated, "conv_scale"))
+    onnx.save(model, source)
+    to_fp16(source, tmp_path / "half.onnx")
+    halved = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "half.onnx").graph.initializer
+    }
+    assert halved["conv_scale"].dtype == np.float16
+    assert halved["conv_scale"].min() > 0
 
 
 def test_the_scheme_is_held_against_the_float16_file_too(

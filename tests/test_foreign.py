@@ -157,6 +157,7 @@ def _broken(path: Path, **changes: object) -> Path:
         ({"shape": ["n", 16, 16, 3]}, r"its input \(\?, 16, 16, 3\) has its channels last"),
         ({"shape": ["n", 1, 16, 16]}, "not of 3 channels"),
         ({"shape": ["n", 3, "h", "w"]}, r"height or width of its input \(\?, 3, \?, \?\) is not fixed"),
+        ({"shape": ["n", 3, 16, "w"]}, r"height or width of its input \(\?, 3, 16, \?\) is not fixed"),
         ({"shape": ["n", 768]}, r"not \(batch, 3, height, width\)"),
         ({"dtype": TensorProto.UINT8}, "its input is not float32"),
         ({"opset": 11}, "its opset is 11, not 13 to 21"),

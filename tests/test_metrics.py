@@ -190,6 +190,18 @@ def test_int8_parity_lets_one_picture_differ_however_few_there_are(pictures: int
     assert (parity.decided, parity.mean_abs_over_std < 0.05, parity.ok) == (pictures, True, ok)
 
 
+@pytest.mark.parametrize(("flips", "ok"), [(1, True), (2, False)])
+def test_int8_parity_lets_one_in_a_hundred_of_the_decided_pictures_differ_not_of_all(flips: int, ok: bool) -> None:
+    """900 ties, which say nothing of either, do not make room for more mistakes."""
+    logits = default_rng(0).normal(0, 1, (1000, 100))
+    rows = np.arange(1000)
+    logits[rows, rows % 100], logits[rows[100:], (rows[100:] + 1) % 100] = 9.0, 8.9999
+    other = logits.copy()
+    other[rows[:flips], rows[:flips]], other[rows[:flips], 99 - rows[:flips]] = 0.0, 9.0
+    parity = metrics.int8_parity(logits, other)
+    assert (parity.decided, parity.mean_abs_over_std < 0.05, parity.ok) == (100, True, ok)
+
+
 def test_int8_parity_where_nothing_is_decided_counts_every_picture() -> None:
     rng = default_rng(0)
     torn = 10 * np.eye(10)[np.arange(500) % 10]

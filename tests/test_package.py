@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,11 +18,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_onnx
 from click.testing import CliRunner
 from conftest import paint
 from small_run import write_small_run
 
 from edgeopt import Recipe, Run, api
+from edgeopt.classify import rate
+from edgeopt.cli import main
 from edgeopt.cli.predict_cmd import command
 from edgeopt.console import Silent
 from edgeopt.errors import BackendError, MissingStageError, RunError
@@ -135,6 +139,22 @@ def test_the_command_line_asks_for_pictures_listed_on_standard_input(run: Run, p
     assert re.search(r"2 pictures in \d+\.\d\d s: \d+\.\d pictures/s, decoding included", done.stderr)
 
 
+def test_what_is_no_picture_is_said_beside_the_answers_and_in_the_exit_code(
+    run: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(photos / "03.png"), "nothing.png", "--run", str(run.path)])
+    assert left.value.code == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{photos}/03.png: class ")
+    assert said.out.count("\n") == 1
+    assert "edgeopt: nothing.png: does not exist" in said.err
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(photos / "03.png"), "--run", str(run.path)])
+    assert left.value.code == 0
+    assert rate(30, 2.0) == "30 pictures in 2.00 s: 15.0 pictures/s, decoding included"
+
+
 def test_a_changed_engine_is_refused(made: Packaged, photos: Path, tmp_path: Path) -> None:
     package = shutil.copytree(made.folder, tmp_path / "package")
     with (package / "engine.onnx").open("ab") as engine:
@@ -168,6 +188,56 @@ def test_what_cannot_be_packaged_says_why(run: Run, path_run: Run) -> None:
         api.package(run, "onnxruntime", variant="int8-u8a7")
     with pytest.raises(BackendError, match="tied to the GPU"):
         api.package(path_run, "rtx-desktop")
+
+
+def test_figures_of_an_engine_built_before_are_not_those_of_this_one(run: Run, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    path = copy.path / "device/onnxruntime/int8-u8a7w/accuracy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "build_key": "0" * 64}))
+    package = api.package(copy, "onnxruntime")
+    assert "top1" not in package.manifest["figures"]
+    assert "test pictures" not in (package.folder / "README.md").read_text()
+
+
+def test_its_probabilities_are_those_of_the_temperature_of_its_variant(run: Run, photos: Path, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "run"))
+    path = copy.path / "host/int8-u8a7w/stage.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "metrics": {**record["metrics"], "temperature": 4.0}}))
+    package = api.package(copy, "onnxruntime")
+    expected, _ = predict(copy, [str(photos)], engine="onnxruntime/int8-u8a7w")
+    assert standalone.Classifier(package.folder).predict([str(photos)])[0] == expected
+    sharper, _ = predict(run, [str(photos)], engine="onnxruntime/int8-u8a7w")
+    assert [one.label for one in sharper] == [one.label for one in expected]
+    assert all(one.probability > other.probability for one, other in zip(sharper, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("backend", "scheme", "flags", "refused"),
+    [
+        ("openvino", "u8a8w", "avx2", True),
+        ("openvino", "u8a8w", "avx2 avx_vnni", False),
+        ("openvino", "u8a7w", "avx2", False),
+        ("onnxruntime", "u8a8w", "avx2", False),  # exact by an option of its session, if slower
+    ],
+)
+def test_where_sums_would_saturate_a_package_refuses_to_answer_with_planted_flags(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, backend: str, scheme: str, flags: str, refused: bool
+) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"{index}\n" for index in range(tiny_onnx.CLASSES)))
+    onnx = tiny_onnx.write_qdq(tmp_path / "model.onnx", scheme)
+    imported = api.import_onnx(onnx, tmp_path / "labels.txt", pictures=[str(photos)], run=tmp_path / "run")
+    api.build(imported, backend)
+    package = api.package(imported, backend)
+    (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(standalone, "Path", lambda name: tmp_path / Path(name).name)
+    if refused:
+        with pytest.raises(BackendError, match="this CPU has no VNNI") as caught:
+            standalone.Classifier(package.folder)
+        assert "--scheme u8a7w" in str(caught.value.fix)
+    else:
+        assert len(standalone.Classifier(package.folder).predict([str(photos)])[0]) == 20
 
 
 @pytest.mark.parametrize(("device", "told"), [("CPU", True), ("AUTO:CPU", True), ("GPU", False), ("NPU", False)])

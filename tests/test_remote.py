@@ -269,3 +269,90 @@ def test_what_a_machine_sends_that_is_no_archive_of_what_it_listed_is_a_line(
     with pytest.raises(RemoteError, match="what the machine sent is not what it listed"):
         _answering(monkeypatch, listed, sent).fetch("runs/a", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Near:
+    """A machine that is a folder here: its home, a script that runs before what it is asked, all that it was asked."""
+
+    home: Path
+    first: Path
+    calls: Path
+
+    def write(self, name: str, text: str) -> None:
+        """A file of its home."""
+        path = self.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Near:
+    """No sshd, but everything at either end of it: what stands for ssh runs the command it is given, in a folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\nfor command; do :; done\ncd {home}\n'
+        f'if [ -f {tmp_path}/first ]; then . {tmp_path}/first; fi\nexec sh -c "$command"\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("EDGEOPT_SSH", str(ssh))
+    monkeypatch.setattr(remote, "_PAUSES", (0, 0))
+    return Near(home, tmp_path / "first", tmp_path / "calls")
+
+
+def test_what_a_device_made_is_brought_back_records_last_and_nothing_else(near: Near, tmp_path: Path) -> None:
+    made = ["device/pi/int8/build.json", "device/pi/int8/engine.onnx", "device/pi/int8/z/layers.json"]
+    others = ["host/float/stage.json", "device/pi/.ssh/authorized_keys", "device/pi/a b.json", "run.json"]
+    for name in (*made, *others):
+        near.write(f"runs/a/{name}", name)
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    root = tmp_path / "root"
+    assert machine.fetch("runs/a", root) == [made[1], made[2], made[0]], "without its record an engine is not there"
+    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()) == sorted(made)
+    assert all((root / name).read_text() == name for name in made)
+    assert machine.fetch("runs/a", root) == []
+    assert all("-o BatchMode=yes" in line for line in near.calls.read_text().splitlines()), "nobody is asked anything"
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_taken_for_what_was_listed(near: Near, tmp_path: Path) -> None:
+    near.write("runs/a/device/pi/int8/engine.onnx", "half of an eng")
+    near.first.write_text('case "$command" in *"tar -cf"*) echo ine >>runs/a/device/pi/int8/engine.onnx;; esac\n')
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    with pytest.raises(RemoteError, match=r"engine\.onnx changed while it was copied"):
+        machine.fetch("runs/a", tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "calls"), [("Connection reset by peer", 2), ("pi@pi: Permission denied (publickey).", 1)]
+)
+def test_a_lost_connection_is_tried_again_and_a_refusal_is_not(near: Near, said: str, calls: int) -> None:
+    near.first.write_text(f"rm {near.first}\necho '{said}' >&2\nexit 255\n")
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    if calls == 1:
+        with pytest.raises(RemoteError, match="pi cannot be reached: pi@pi: Permission denied") as caught:
+            machine.checked("echo done")
+        assert "ssh pi true" in str(caught.value.fix)
+    else:
+        assert machine.checked("echo done") == b"done\n"
+    assert len(near.calls.read_text().splitlines()) == calls
+
+
+def test_only_what_is_not_there_yet_is_sent_and_the_command_is_run_once(near: Near, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("a.txt", "b.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(name)
+    near.write("runs/a/a.txt", "a.txt")
+    near.write("runs/a/b.txt", "b.t")
+    before = (near.home / "runs/a/a.txt").stat().st_mtime_ns
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    machine.send(root, "runs/a", ["a.txt", "b.txt"])
+    assert (near.home / "runs/a/a.txt").stat().st_mtime_ns == before
+    assert (near.home / "runs/a/b.txt").read_text() == "b.txt"
+    typed = ["sh", "-c", "echo one >>starts; echo out; echo said >&2; exit 3"]
+    assert machine.detached(typed) == (3, "out\n", "said\n")
+    assert (near.home / "starts").read_text() == "one\n"
+    assert not list((near.home / "runs/jobs").iterdir())

@@ -114,6 +114,16 @@ def test_this_machine_fits_what_it_is_and_the_rest_says_why_not() -> None:
         )
 
 
+def test_a_scheme_that_this_cpu_does_not_compute_exactly_does_not_fit_with_the_flag_planted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for dot, said in ((False, ["this machine does not compute u8a8w exactly, but u8a7w"]), (True, [])):
+        monkeypatch.setattr(environment, "has_int8_dot", lambda dot=dot: dot)
+        why = _why(backend="openvino", scheme="u8a8w")
+        assert [one for one in why if "exactly" in one] == said
+
+
 def _why(backend: str = "onnxruntime", **values: object) -> tuple[str, ...]:
     return fit(Target(schema=1, title="t", backend=backend, **values)).why  # type: ignore[arg-type]
 

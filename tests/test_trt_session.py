@@ -21,11 +21,14 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
+import tiny_onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.backends import gpu, tensorrt, trt_common, trt_table
+from edgeopt.backends.base import BuildRequest
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.bench import crosscheck
+from edgeopt.config import Target
 from edgeopt.errors import BackendError, MissingBackendError
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -232,6 +235,7 @@ def test_an_engine_that_does_not_run_or_load_is_a_clear_error(
 def test_kernel_timings_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tensorrt._timing_cache("10.3").parent == tmp_path / "edgeopt"
+    assert tensorrt._timing_cache("10.3") != tensorrt._timing_cache("10.8"), "another version has other kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the specification
     assert tensorrt._timing_cache("10.3").is_absolute()
 
@@ -276,6 +280,42 @@ def test_the_real_builder_has_what_timings_are_kept_with(tmp_path: Path) -> None
     asked = set(re.findall(r"config\.(\w+)", inspect.getsource(trt_common._load_cache)))
     assert asked <= set(dir(trt.IBuilderConfig))
     assert "serialize" in dir(trt.ITimingCache)
+
+
+def test_the_real_builder_is_told_of_batches_from_one_up_and_to_leave_tf32_alone(tmp_path: Path) -> None:
+    """The objects are TensorRT-RTX's; between them and the code stands only what keeps the profile."""
+    logger = trt_common.collecting_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(tiny_onnx.write_float(tmp_path / "a.onnx").read_bytes())
+    profiles: list[Any] = []
+
+    def kept() -> Any:
+        profiles.append(builder.create_optimization_profile())
+        return profiles[-1]
+
+    told = SimpleNamespace(create_builder_config=builder.create_builder_config, create_optimization_profile=kept)
+    target = Target(schema=1, title="t", backend="tensorrt_rtx", batch=8)
+    request = BuildRequest(tmp_path / "a.onnx", tmp_path, target, "fp32", None, tiny_onnx.SHAPE)
+    config = trt_common._configure(trt, told, network, request, ("SM86",))
+    [profile] = profiles
+    assert [shape[0] for shape in profile.get_shape("input")] == [1, 8, 8]
+    assert not config.get_flag(trt.BuilderFlag.TF32), "on by default: float32 would have 10 bits of mantissa"
+
+
+def test_of_several_layer_tables_in_a_build_log_the_last_is_the_engines() -> None:
+    row = "Name: {0}, LayerType: {1}, Inputs: [ {{ Name: x, Dimensions: [1,8], Datatype: {2} }}], Outputs: [ {{ Name: y, Dimensions: [1,5], Datatype: Float }}], TacticName: t"  # noqa: E501
+    lines = [
+        "Engine Layer Information:",
+        row.format("a", "gemm", "Float"),
+        "Timing Runner",
+        row.format("a", "gemm", "Int8"),
+    ]
+    [layer] = trt_table.from_log(lines)
+    assert (layer.name, layer.int8, layer.output_dims) == ("a", True, ((1, 5),))
+    with pytest.raises(BackendError, match="holds no layer table"):
+        trt_table.from_log(lines[:1])
 
 
 @pytest.mark.parametrize(("version", "ok"), [("8.6.1", False), ("10.3.0", True), ("11.0.1.2", True)])
