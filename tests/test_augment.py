@@ -219,6 +219,7 @@ def test_a_training_of_one_epoch_is_mixed_too_but_for_its_last_steps(
     assert " ".join(seen) == expected
 
 
+@pytest.mark.slow
 def test_finetune_learns_with_mixed_batches_and_its_compression_trains_alike(pictures: Path, tmp_path: Path) -> None:
     train = TrainConfig(epochs=3, batch_size=8, layer_decay=1.0, augment="light", flip=False)
     data, model = DataConfig(path=str(pictures), image_size=32), ModelConfig(name="resnet18", pretrained=False)

@@ -192,7 +192,7 @@ def test_pictures_of_another_normalization_and_size_reach_a_teacher_as_its_own()
 
 
 @pytest.mark.parametrize(
-    ("stage", "asked"), [(pruning_stage, {"prune": 0.325}), (quantizing_stage, {"schemes": ("u8a7w",)})]
+    ("stage", "asked"), [(pruning_stage, {"prune": 0.325, "int8": False}), (quantizing_stage, {"schemes": ("u8a7w",)})]
 )
 def test_compress_hands_the_teacher_to_training_and_its_record(
     own: Run, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, asked: dict[str, Any]

@@ -48,6 +48,7 @@ def ended(*typed: str) -> int:
     return int(str(caught.value.code or 0))
 
 
+@pytest.mark.slow
 def test_a_missed_goal_of_compression_is_exit_code_3_after_everything_else_was_done(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

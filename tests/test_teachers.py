@@ -86,6 +86,7 @@ def test_a_teacher_is_asked_once_a_picture_where_pictures_repeat(big: Run, pictu
     assert sum(rows) >= 2 * (count // 8) * 8, "augmented pictures are new each time"
 
 
+@pytest.mark.slow
 def test_mixed_batches_and_matched_features_teach_from_the_command_line(
     big: Run, pictures: Path, tmp_path: Path
 ) -> None:

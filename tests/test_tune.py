@@ -432,6 +432,7 @@ def test_the_caches_of_all_workers_share_the_memory(pictures: Path, tmp_path: Pa
     assert shelf.caches == 2 * 3
 
 
+@pytest.mark.slow
 def test_the_same_command_in_two_shells_is_one_search(pictures: Path, tmp_path: Path) -> None:
     train = {"epochs": 40, "patience": 40}
     recipe = recipe_of(pictures, {"train.lr": [GOOD, 0.5 * GOOD]}, train=train, trials=2, pruner="none")

@@ -66,5 +66,5 @@ def share_after(job: Job, target: Target, scheme: str, start: nn.Module, history
             engines.append(bed.build(name, path))
         result = bed.measure(engines, _SECONDS, width=_WIDTH, progress=progress)
     for failed, reason in result.failures.items():
-        raise BackendError(f"{failed}: {reason}")
+        raise BackendError(f"{failed}: {reason}", fix="see whether the target's engines can be built: edgeopt doctor")
     return {"target": target.name, "scheme": scheme, **Share.of(result, _CUT).to_json()}
