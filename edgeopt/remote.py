@@ -221,7 +221,7 @@ class _Machine:
             code = self.checked(f"{wait} 2>/dev/null || echo gone").decode().strip()
             out, said = (self.checked(f"cat {here}/{name}").decode(errors="replace") for name in ("out", "err"))
         except KeyboardInterrupt:
-            self.call(f'kill -TERM -- "-$(cat {here}/pid)"')
+            self.call(f'kill -s TERM -- "-$(cat {here}/pid)"')  # dash reads no -TERM beside --
             raise
         self.checked(f"rm -rf {here}")
         if not code.isascii() or not code.isdigit():

@@ -249,6 +249,36 @@ def test_onnxruntime_keeps_the_file_and_leaves_nothing_else(tmp_path: Path) -> N
     assert (tmp_path / "built" / "engine.onnx").read_bytes() == (tmp_path / "source.onnx").read_bytes()
 
 
+def test_float16_is_not_said_of_a_file_in_float32(tmp_path: Path) -> None:
+    source = tiny_onnx.write_float(tmp_path / "a.onnx")
+    with pytest.raises(BackendError, match=r"a\.onnx has no float16 weights"):
+        OnnxRuntimeBackend().build(request_for(OnnxRuntimeBackend, source, tmp_path / "b", None, precision="fp16"))
+
+
+def test_a_product_that_onnx_runtime_fuses_a_scale_into_is_counted(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(768, tiny_onnx.CLASSES)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["product"], name="product"),
+        helper.make_node("Mul", ["product", "half"], ["logits"], name="scaled"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *tiny_onnx.SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", tiny_onnx.CLASSES])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.5), "half")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, str(tmp_path / "a.onnx"))
+    built = OnnxRuntimeBackend().build(request_for(OnnxRuntimeBackend, tmp_path / "a.onnx", tmp_path / "built", None))
+    assert built.layer_times is not None
+    assert "FusedMatMul" in {layer.kind for layer in built.layer_times.layers}
+    assert built.fusion is not None
+    assert (built.fusion.compute_layers, built.fusion.int8_share_macs) == (1, 0.0)
+
+
 # OpenVINO
 
 

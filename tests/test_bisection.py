@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from onnx import numpy_helper
 from small_run import write_small_run
 
 from edgeopt import api
+from edgeopt.backends import onnxruntime_session
 from edgeopt.backends.base import Backend, BuildRequest, BuildResult, FusionReport
-from edgeopt.backends.bisection import expose, first_difference
+from edgeopt.backends.bisection import as_written, expose, first_difference
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.backends.openvino import OpenVinoBackend
 from edgeopt.cli import main
@@ -71,6 +73,20 @@ def test_a_float_layer_is_named_as_well(backend: type[Backend], tmp_path: Path) 
     found = first_difference(backend(), wrong, _target(backend), "fp32", PICTURES, reference=right)
     assert found == "Conv_c2 (Conv)"
     assert first_difference(backend(), right, _target(backend), "fp32", PICTURES) is None
+
+
+def test_what_an_engine_is_compared_with_is_computed_operator_by_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused as the engine's, a kernel that computes wrongly would agree with itself; ONNX Runtime's profile tells."""
+    source = tiny_onnx.write_qdq(tmp_path / "a.onnx", "u8a7w")
+    real, written = onnxruntime_session.run_one, {"enable_profiling": True, "profile_file_prefix": str(tmp_path / "p")}
+    monkeypatch.setattr(onnxruntime_session, "run_one", lambda *asked: real(*asked[:-1], {**asked[-1], **written}))
+    assert as_written(source, "logits", PICTURES).shape == (8, tiny_onnx.CLASSES)
+    [profile] = tmp_path.glob("p*.json")
+    operators = {event["args"].get("op_name") for event in json.loads(profile.read_text()) if event.get("args")}
+    assert {"Conv", "Relu", "DequantizeLinear"} <= operators
+    assert not {"QLinearConv", "QGemm"} & operators
 
 
 def test_an_exposed_tensor_is_an_output_to_the_onnx_package_too(tmp_path: Path) -> None:

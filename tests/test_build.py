@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from edgeopt.backends.base import Availability
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.config import load_target
 from edgeopt.errors import BackendError
-from edgeopt.stages.build_plan import plan
+from edgeopt.registry import load_backend
+from edgeopt.stages.build_plan import plan, source_onnx, target_folder
 from edgeopt.stages.engines import engines
 
 TEXT = resources.find("targets", "onnxruntime").read_text(encoding="utf-8")
@@ -60,6 +62,33 @@ def test_of_two_schemes_of_one_model_the_one_that_suits_the_cpu_is_built_with_th
     assert [item.scheme for item in plan(run, target, backend) if item.scheme] == [best]
     both = ["int8-u8a7w", "int8-u8a8w"]
     assert [item.variant for item in plan(run, target, backend, both) if item.scheme] == both, "named, both are wanted"
+
+
+def test_runtimes_that_take_types_as_they_are_get_int8_with_a_float16_rest(small: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(small.path, tmp_path / "run"))
+    export = run.path / "host/int8-u8a7w/export"
+    shutil.copyfile(export / "model.onnx", export / "model.fp16.onnx")
+    record = json.loads((export / "parity.json").read_text())
+    stated = record["outputs"]["onnx"]
+    record["outputs"]["onnx_fp16"] = {**stated, "path": stated["path"].replace("model.onnx", "model.fp16.onnx")}
+    (export / "parity.json").write_text(json.dumps(record))
+    for precision, rest in (("int8", "fp16"), ("fp16", "fp16"), ("fp32", "fp32")):
+        for name in ("tensorrt", "tensorrt_rtx", "onnxruntime", "openvino"):
+            half_wanted = rest == "fp16" and (precision == "fp16" or name.startswith("tensorrt"))
+            source, _ = source_onnx(run, load_backend(name), "int8-u8a7w", precision)
+            assert source.name == ("model.fp16.onnx" if half_wanted else "model.onnx"), (name, precision)
+
+
+def test_another_machine_builds_beside_what_the_host_built_and_in_its_own_folder_again(
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that copies of the run can be copied together again."""
+    run = Run.open(shutil.copytree(small.path, tmp_path / "run"))
+    assert target_folder(run, "onnxruntime") == "device/onnxruntime"
+    monkeypatch.setattr(environment, "machine_id", lambda: "b" * 12)
+    assert target_folder(run, "onnxruntime") == f"device/onnxruntime@{'b' * 12}"
+    monkeypatch.setattr(environment, "host_id", lambda: "c" * 12)
+    assert target_folder(run, "openvino") == f"device/openvino@{'b' * 12}", "the host may build for it yet"
 
 
 def test_strict_asks_for_the_share_that_the_target_states_now(small: Run, tmp_path: Path) -> None:

@@ -533,6 +533,28 @@ def test_a_model_that_cannot_be_traced_is_refused_in_one_line_with_the_module(tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_layernorm_and_softmax_read_and_compute_float_and_attentions_products_are_named(tmp_path: Path) -> None:
+    """Of a vision transformer of one block: rounded, the residual stream would lose what small channels say."""
+    import timm
+
+    arguments: dict[str, Any] = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=4, **arguments).eval()
+    model = quantize(net, calibration(), scheme=get_scheme("u8a8w"), int8_outputs=True)
+    summary = export_qdq(model, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    read = [(node.op_type, makers[node.input[0]]) for node in graph.node
+            if node.op_type in ("Softmax", "LayerNormalization")]  # fmt: skip
+    assert Counter(read) == {("LayerNormalization", "Add"): 3, ("Softmax", "MatMul"): 1}
+    softmax = next(node for node in graph.node if node.op_type == "Softmax")
+    products = {
+        node.name for node in graph.node if node.output[0] == softmax.input[0] or softmax.output[0] in node.input
+    }
+    assert set(summary.float_layers) == products
+    assert (summary.compute_layers, summary.quantized_layers, len(products)) == (8, 6, 2)
+
+
 @pytest.mark.slow
 def test_attention_is_written_whatever_its_layout_in_memory(tmp_path: Path) -> None:
     """MaxViT reshapes what attention makes at once, which the exporter refuses after the kernel PyTorch picks."""

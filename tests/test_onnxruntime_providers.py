@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import tiny_onnx
 from test_backends import build
 
+from edgeopt import environment
 from edgeopt.backends import capability, onnxruntime_audit, onnxruntime_session
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend
 from edgeopt.config import SessionOptions, Target
@@ -76,6 +78,24 @@ def test_float32_is_float32_on_cuda_and_tensorrt_is_told_of_int8_and_keeps_its_t
         assert (name, then) == (TENSORRT, CUDA)
         assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == (int8, int8)
         assert Path(options["trt_timing_cache_path"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("dot", "scheme", "asked"), [(False, "u8a8w", True), (False, "u8a7w", False), (True, "u8a8w", False)]
+)
+def test_exact_sums_are_asked_for_where_they_would_saturate_with_the_flag_planted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dot: bool, scheme: str, asked: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment, "has_int8_dot", lambda: dot)
+    engine = tiny_onnx.write_qdq(tmp_path / "a.onnx", scheme)
+    entry = {"session.x64quantprecision": "1"}
+    quiet = {"session.intra_op.allow_spinning": "0"}
+    target = Target(schema=1, title="t", backend="onnxruntime", session=SessionOptions(spinning=False))
+    with OnnxRuntimeBackend().open(engine, target, precision="int8") as session:
+        assert session.describe()["options"] == {**quiet, **(entry if asked else {})}
+    packaged = OnnxRuntimeBackend().session_settings(engine, target, "int8")
+    assert packaged["entries"] == {**quiet, **(entry if scheme == "u8a8w" else {})}, "for whatever CPU it is copied to"
 
 
 def test_schemes_baselines_and_packages_are_those_of_the_targets_provider(tmp_path: Path) -> None:

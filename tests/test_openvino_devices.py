@@ -69,6 +69,22 @@ def test_an_npu_that_names_no_layers_has_no_audit_instead_of_a_share_of_nothing_
     assert "what it runs in int8 is not known" in Built("npu", "int8", record, skipped=False).summary()
 
 
+def test_attention_that_the_plugin_fuses_counts_and_leaves_the_share_of_the_macs_unknown_with_a_planted_graph(
+    tmp_path: Path,
+) -> None:
+    build(OpenVinoBackend, tmp_path, OpenVinoBackend().schemes()[0])
+    compiled, model = _planted(tmp_path / "built", device="CPU")
+    kernels = [node for node in compiled.get_runtime_model().get_ordered_ops() if "layerType" in node.get_rt_info()]
+    products = {"FullyConnected", "MatMul", "Convolution"}
+    last = [node for node in kernels if node.get_rt_info()["layerType"].value in products][-1]
+    for kind in ("ScaledDotProductAttention", "MHA"):
+        last.get_rt_info()["layerType"] = kind
+        last.get_rt_info()["runtimePrecision"] = "f32"
+        fusion = openvino_audit.audit(compiled, model, 2)
+        assert fusion is not None
+        assert (fusion.compute_layers, fusion.int8_layers, fusion.int8_share_macs) == (3, 2, None), kind
+
+
 def test_a_matrix_product_counts_its_rows_whichever_operand_is_transposed() -> None:
     import openvino
     import openvino.opset13 as ops

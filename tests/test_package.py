@@ -32,7 +32,7 @@ from edgeopt.errors import BackendError, MissingStageError, RunError
 from edgeopt.packaging import standalone
 from edgeopt.packaging.contents import FOLDER, write_cpp
 from edgeopt.pipeline import STEPS, Journey, Step
-from edgeopt.preprocess import PreprocessSpec
+from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.stages.package import Packaged
 from edgeopt.stages.predict import predict
 
@@ -117,6 +117,7 @@ def test_what_it_holds_is_listed_hashed_and_free_of_edgeopt(made: Packaged) -> N
     assert [line.split(">")[0] for line in (made.folder / "requirements.txt").read_text().splitlines()] == [
         "numpy", "pillow", "onnxruntime",
     ]  # fmt: skip
+    assert (made.folder / "requirements.txt").read_text().count(">=") == 3
 
 
 def test_its_figures_are_those_measured(run: Run, made: Packaged) -> None:
@@ -266,6 +267,20 @@ def test_only_what_has_threads_is_told_of_them_with_a_planted_core(
     }  # fmt: skip
     write_cpp(tmp_path / "cpp", manifest, PreprocessSpec(size=(2, 2)))
     assert ("INFERENCE_NUM_THREADS" in (tmp_path / "cpp/model.hpp").read_text()) is told
+
+
+def test_the_cpp_example_normalizes_as_the_preprocessing_says(tmp_path: Path) -> None:
+    spec = PreprocessSpec(size=(2, 2), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    session = {"device": "CPU", "threads": 0, "properties": {}}
+    manifest = {"engine": "engine.xml", "batch": 1, "embedded_preprocessing": False, "temperature": 1.5}
+    write_cpp(tmp_path, {**manifest, "session": session}, spec)
+    text = (tmp_path / "model.hpp").read_text()
+    stated = {name: [float(one.rstrip("F")) for one in values.split(", ")]
+              for name, values in re.findall(r"(scale|offset)\[3\] = \{(.*?)\}", text)}  # fmt: skip
+    picture = np.array([[[[255, 0, 51]]]], np.uint8).repeat(2, 1).repeat(2, 2)
+    expected = normalize(picture, spec)[0, :, 0, 0]
+    np.testing.assert_allclose(np.array([255, 0, 51]) * stated["scale"] + stated["offset"], expected, rtol=1e-5)
+    assert "temperature = 1.5;" in text
 
 
 def test_a_recipe_packages_every_target_that_can_be(path_run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from edgeopt.backends.base import Float32, Session
+from edgeopt.classify import with_list
 from edgeopt.errors import DataError
 from edgeopt.predict import expand, predict
 from edgeopt.preprocess import PreprocessSpec
@@ -83,6 +84,12 @@ def test_patterns_are_expanded_sorted_and_each_file_once(folder: Path) -> None:
     files, failures = expand([str(folder / "album" / "b.png"), pattern, str(folder / "album" / "**" / "*.JPG")])
     assert [Path(name).name for name in files] == ["b.png", "a.png", "c.JPG"]
     assert failures == []
+
+
+def test_lists_end_their_lines_as_any_system_does_and_stand_where_the_dash_is() -> None:
+    assert with_list(["a.png", "-", "b.png"], ["c d.png\r\n", "\n", "\r\n", "e.png"]) == [
+        "a.png", "c d.png", "e.png", "b.png"
+    ]  # fmt: skip
 
 
 def test_odd_names_are_just_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,3 +356,53 @@ def test_only_what_is_not_there_yet_is_sent_and_the_command_is_run_once(near: Ne
     assert machine.detached(typed) == (3, "out\n", "said\n")
     assert (near.home / "starts").read_text() == "one\n"
     assert not list((near.home / "runs/jobs").iterdir())
+
+
+def test_a_command_whose_start_was_not_heard_of_is_not_started_again(near: Near, tmp_path: Path) -> None:
+    """The connection is lost after the command was started, before that could be told."""
+    once = tmp_path / "once"
+    near.first.write_text(
+        f'case "$command" in *setsid*) if [ ! -f {once} ]; then touch {once}; sh -c "$command"; exit 255; fi;; esac\n'
+    )
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+    assert machine.detached(["sh", "-c", "echo one >>starts; sleep 1; echo out"]) == (0, "out\n", "")
+    assert (near.home / "starts").read_text() == "one\n"
+
+
+@pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # the ssh that waited is killed, not waited for
+def test_ctrl_c_here_ends_the_command_there(near: Near) -> None:
+    """Its shell is this machine's /bin/sh: of Debian and its kin that is dash, whose kill reads fewer forms."""
+    machine = remote._Machine(Host("pi", None, "runs"), Silent())
+
+    def interrupt() -> None:
+        for _ in range(600):
+            if (near.home / "pid").is_file():
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        machine.detached(["sh", "-c", "echo $$ >pid.new; mv pid.new pid; exec sleep 60"])
+    thread.join()
+    there = Path("/proc") / (near.home / "pid").read_text().strip()
+    for _ in range(100):
+        if not there.exists() or ") Z " in (there / "stat").read_text():
+            return
+        time.sleep(0.05)
+    os.kill(int(there.name), signal.SIGKILL)
+    pytest.fail("it goes on there")
+
+
+def test_what_a_device_needs_of_a_run_is_sent_and_no_more(tmp_path: Path) -> None:
+    needed = [
+        "budget.json", "data/labels.txt", "data/samples/0.png", "data/sets/a/calib.npy", "device/pytorch/float/x.json",
+        "host/float/architecture.json", "host/float/candidates-pi/0.onnx", "host/float/export/model.onnx",
+        "host/float/model.safetensors", "host/float/preprocess.json", "host/float/stage.json", "run.json",
+    ]  # fmt: skip
+    others = ["data/sets/a/.x", "device/onnxruntime/float/engine.onnx", "host/float/log.jsonl", "report/report.html"]
+    for name in (*needed, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert remote._needed(tmp_path) == needed

@@ -66,6 +66,12 @@ def test_a_gpu_is_recognized_by_whole_words(
     assert environment.matches(Match(gpu=stated)) is found
 
 
+def test_a_cpu_is_recognized_by_a_part_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cpu", lambda: {"name": "Intel(R) N100"})
+    assert environment.misfits(Match(cpu="n100")) == []
+    assert environment.misfits(Match(cpu="Ryzen")) == ["the CPU is Intel(R) N100, not Ryzen"]
+
+
 class Driver:
     """``libcuda`` of a Jetson, as far as it is asked."""
 
