@@ -330,6 +330,10 @@ def small_run(small_trained: Run, tmp_path: Path) -> Run:
     return Run.open(shutil.copytree(small_trained.path, tmp_path / "small"))
 
 
+#: What a fast CPU and a busy machine may make of so small a network.
+_CANNOT_TELL = ("pruning cannot reach", "no plan held the latency")
+
+
 class _Notes:
     """A console that keeps what is said."""
 
@@ -355,9 +359,9 @@ def test_compress_prunes_until_the_measured_engine_meets_the_latency(small_run: 
         try:
             done = api.compress(small_run, config, targets=("openvino",), console=notes)  # type: ignore[arg-type]
             break
-        except ModelError as error:  # what a fast CPU and a busy machine may make of so small a network
+        except ModelError as error:
             told = error.message
-            if not told.startswith(("pruning cannot reach", "no plan held the latency")):
+            if not told.startswith(_CANNOT_TELL):
                 raise
     if not done:
         pytest.skip(f"this machine cannot tell here: {told}")
@@ -449,11 +453,15 @@ def test_a_missed_latency_is_exit_code_3_and_in_the_report(
             cli.main(typed)
         return ended.value.code or 0
 
-    best = "missed" if code() == 3 else "met or undecided"
+    first, told = code(), capsys.readouterr()
+    if first == 1 and any(words in told.err for words in _CANNOT_TELL):
+        pytest.skip(f"this machine cannot tell here: {told.err}")
+    best = "missed" if first == 3 else "met or undecided"
     verdicts = small_run.latency_verdicts()
+    assert verdicts, f"{first}: {told.err}"
     (recommended,) = (name for name, one in verdicts.items() if one["recommended"])
     assert (verdicts[recommended]["verdict"] == "missed") == (best == "missed")
-    made = [one for one in json.loads(capsys.readouterr().out) if one.get("latency")]
+    made = [one for one in json.loads(told.out) if one.get("latency")]
     assert {one["variant"] for one in made} == set(verdicts)
     # What was measured is made a miss: the same command finds it and says so with its exit code.
     for name, one in verdicts.items():
