@@ -43,6 +43,7 @@ MAY_SKIP = {
         "a quiet machine",
         True,
     ),
+    "tests/test_latency.py::test_a_missed_latency_is_exit_code_3_and_in_the_report": ("a quiet machine", True),
     "tests/test_onnxruntime_providers.py::test_a_provider_that_takes_no_layer_is_an_error_and_not_the_cpu": (
         "ONNX Runtime's package for CPUs, which has Azure's provider",
         True,
