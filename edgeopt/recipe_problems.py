@@ -59,8 +59,7 @@ def unknown_names(values: Mapping[str, Any]) -> list[str]:
         ("model", "name", lambda name: require_known(*split_name(name))),
         ("train", "optimizer", require_known_optimizer),
     ):
-        stated = values.get(table)
-        name = stated.get(key) if isinstance(stated, Mapping) else getattr(stated, key, None)
+        name = _stated(values, table, key)
         try:
             check(name) if isinstance(name, str) else None
         except EdgeoptError as error:
@@ -68,15 +67,21 @@ def unknown_names(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _stated(values: Mapping[str, Any], table: str, key: str) -> Any:
+    """A key of a table that may be plain or read already; None where it is not there."""
+    found = values.get(table)
+    return found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
+
+
 def _against_targets(values: Mapping[str, Any]) -> list[str]:
     """A latency is measured on one target, and so are its candidates."""
-    compress, targets = values.get("compress", {}), values.get("targets", Recipe.model_fields["targets"].default)
+    targets = values.get("targets", Recipe.model_fields["targets"].default)
     if not isinstance(targets, (list, tuple)) or len(targets) == 1:
         return []
     return [
         f"compress.{name}: it is measured on one target, and targets names {len(targets)}; name one"
         for name in ("latency", "latency_candidates")
-        if (compress.get(name) if isinstance(compress, Mapping) else getattr(compress, name, None))
+        if _stated(values, "compress", name)
     ]
 
 
@@ -96,11 +101,7 @@ def _against_ensemble(train: TrainConfig, wanted: EnsembleConfig) -> list[str]:
 
 
 def _against_check(values: Mapping[str, Any]) -> list[str]:
-    def stated(table: str, key: str) -> Any:
-        found = values.get(table)
-        return found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
-
-    if stated("check", "leave_out") is True and stated("data", "exclude"):
+    if _stated(values, "check", "leave_out") is True and _stated(values, "data", "exclude"):
         return ["check.leave_out: data.exclude names the pictures to leave out already; leave one of them out"]
     return []
 

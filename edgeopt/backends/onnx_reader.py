@@ -234,8 +234,7 @@ def _tensor(buffer: memoryview) -> OnnxTensor:
         raise _ExternalError(f'"{printable(name)[:100]}"')
     if too_long:  # of weights that are listed, which nobody does, the worst is assumed
         return OnnxTensor(name, dtype, tuple(dims), None, 128 if dtype == INT8 else 0)
-    single = raw is not None and dtype == FLOAT and len(raw) == 4
-    worth = float(np.frombuffer(raw, "<f4")[0]) if raw is not None and single else None
+    worth = float(np.frombuffer(raw, "<f4")[0]) if dtype == FLOAT and raw is not None and len(raw) == 4 else None
     return OnnxTensor(name, dtype, tuple(dims), _small(dtype, raw, listed), _largest(dtype, raw, listed), worth)
 
 

@@ -94,7 +94,7 @@ def command(
     lines = [f"{result.pictures} pictures of {len(result.classes)} classes"]
     lines += [table(("issue", "pictures", "the worst"), rows)] if rows else ["nothing suspicious was found"]
     lines += [f"note: {note}" for note in result.notes]
-    lines += [f"not checked: {item.check}: {item.reason}; {item.fix}" for item in result.not_run]
+    lines += result.not_checked()
     lines.append(f"page: {result.html}")
     if result.exclude is not None:
         lines.append(f"{len(result.left_out())} pictures to leave out: {result.exclude}")

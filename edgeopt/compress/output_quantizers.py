@@ -67,9 +67,7 @@ def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
     """Operations (``blocks/0/bn1/batch_norm/0``) that need a quantizer behind them -> the end of useful values."""
     places: dict[str, float | None] = {}
     for last in _ends_of_convolutions(graph, storage):
-        ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(last)]
-        closed = _has(storage.post_hooks, last, 0) or any(_has(storage.pre_hooks, *port) for port in ports)
-        if not closed and ports and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
+        if ports := _open_ports(graph, storage, last):
             places[last.node_name] = _ZERO_BELOW.get(ports[0][0].node_type) if len(ports) == 1 else None
     return places
 
@@ -77,14 +75,19 @@ def _open_places(graph: Any, storage: Any) -> dict[str, float | None]:
 def _open_pools(graph: Any, storage: Any) -> Iterator[str]:
     """Pools over whole maps that are quantized themselves, read by what takes float."""
     for node in graph.get_all_nodes():
-        if node.node_type not in _POOLS or _has(storage.post_hooks, node, 0):
+        if node.node_type not in _POOLS or not _open_ports(graph, storage, node):
             continue
         (source, *_) = graph.get_previous_nodes(node) or [None]
-        int8 = source is not None and (_has(storage.pre_hooks, node, 0) or _has(storage.post_hooks, source, 0))
-        ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(node)]
-        read = ports and not any(_has(storage.pre_hooks, *port) for port in ports)
-        if int8 and read and not any(reader.node_type == "nncf_model_output" for reader, _ in ports):
+        if source is not None and (_has(storage.pre_hooks, node, 0) or _has(storage.post_hooks, source, 0)):
             yield node.node_name
+
+
+def _open_ports(graph: Any, storage: Any, node: Any) -> list[tuple[Any, int]]:
+    """Who reads ``node``, and at which input, where nothing quantizes it; none where the network ends with it."""
+    ports = [(edge.to_node, edge.input_port_id) for edge in graph.get_output_edges(node)]
+    closed = _has(storage.post_hooks, node, 0) or any(_has(storage.pre_hooks, *port) for port in ports)
+    outer = any(reader.node_type == "nncf_model_output" for reader, _ in ports)
+    return [] if closed or outer else ports
 
 
 def _close_for_every_reader(graph: Any, storage: Any) -> None:

@@ -68,7 +68,11 @@ class CheckResult:
         """One line, and one for each check that could not be made."""
         found = ", ".join(f"{n} {KINDS[kind][0].lower()}" for kind, n in self.counts.items()) or "nothing suspicious"
         lines = [f"checked {self.pictures} pictures: {found}; page: {self.html}"]
-        return "\n".join(lines + [f"not checked: {item.check}: {item.reason}; {item.fix}" for item in self.not_run])
+        return "\n".join(lines + self.not_checked())
+
+    def not_checked(self) -> list[str]:
+        """A line for each check that could not be made."""
+        return [f"not checked: {item.check}: {item.reason}; {item.fix}" for item in self.not_run]
 
     def to_json(self) -> dict[str, Any]:
         """``issues.json``."""
