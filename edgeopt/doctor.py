@@ -7,12 +7,12 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeopt import environment
+from edgeopt.backends.onnxruntime_session import preload
 from edgeopt.backends.tensorrt import hidden_tensorrt
 from edgeopt.registry import backends, load_backend
 
@@ -207,9 +207,7 @@ def _cuda_provider() -> Finding:
     import onnxruntime
 
     wanted = "CUDAExecutionProvider"
-    if hasattr(onnxruntime, "preload_dlls"):  # as sessions of edgeopt do
-        with redirect_stdout(sys.stderr):
-            onnxruntime.preload_dlls(msvc=False)
+    preload()
     session = onnxruntime.InferenceSession(_IDENTITY, providers=[wanted, "CPUExecutionProvider"])
     if wanted in session.get_providers():
         return Finding("onnxruntime on cuda", "ok", f"{wanted} opens a session")

@@ -122,6 +122,6 @@ def test_what_the_runtime_prints_of_missing_cuda_stays_off_standard_output(
 ) -> None:
     stand_in = types.SimpleNamespace(preload_dlls=lambda *, msvc: print("Failed to load libcudnn"))
     monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
-    onnxruntime_session._preload()
+    onnxruntime_session.preload()
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "Failed to load libcudnn\n")

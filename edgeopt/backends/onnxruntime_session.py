@@ -78,7 +78,7 @@ def load(engine: Path, provider: str, threads: int, configure: Mapping[str, Any]
             fix=INSTALL_GPU if provider in NVIDIA else "choose another session.provider",
         )
     if provider in NVIDIA:
-        _preload()
+        preload()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -124,7 +124,7 @@ def providers(provider: str, engine: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(TENSORRT, {**wanted, **timed}), *providers(CUDA, engine)]
 
 
-def _preload() -> None:
+def preload() -> None:
     """Load CUDA and cuDNN from the packages that pip installed: by itself the provider finds the system's alone."""
     import onnxruntime
 
