@@ -769,8 +769,10 @@ def test_openvino_compiles_with_hint_streams_and_pinning_as_told(tmp_path: Path)
     assert (stated["hint"], int(stated["streams"]), stated["pinning"]) == ("throughput", 2, False)
     np.testing.assert_allclose(same, expected, atol=1e-5)  # through the queue, in order
     assert many._queue is not None, "several requests at once, not one large batch"
-    auto, same = _session(OpenVinoBackend, tmp_path / "auto", device="AUTO:CPU")
-    assert "CPU" in auto.describe()["device"]
+    auto, same = _session(OpenVinoBackend, tmp_path / "auto", device="AUTO:CPU", threads=1)
+    stated = auto.describe()
+    assert "CPU" in stated["device"]
+    assert (stated["threads"], stated["streams"]) == (1, 1), "a target's threads hold for the CPU that AUTO takes"
     np.testing.assert_allclose(same, expected, atol=1e-5)
 
 

@@ -153,7 +153,7 @@ class OpenVinoBackend(Backend):
         properties = _properties(precision, target)
         if target.session.cache:
             properties["CACHE_DIR"] = str(make_folder(environment.cache_folder() / "openvino"))
-        if device == "CPU":
+        if family(device) in {"CPU", "AUTO"}:  # others have none, and refuse to be told; AUTO tells its CPU
             cores = environment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
         return OpenVinoSession(engine, device, {**properties, **(more or {})}, batch=target.batch)

@@ -140,9 +140,14 @@ class OpenVinoSession(Session):
         return np.concatenate(parts)[: len(batch)]
 
     def _property(self, name: str) -> Any:
-        if name not in set(self._compiled.get_property("SUPPORTED_PROPERTIES")):
+        """As the plugin states it; AUTO's are those of the CPU, where that is what it runs on."""
+        known = set(self._compiled.get_property("SUPPORTED_PROPERTIES"))
+        if name in known:
+            value = self._compiled.get_property(name)
+        elif "DEVICE_PROPERTIES" in known and self._compiled.get_property("EXECUTION_DEVICES") == ["CPU"]:
+            value = self._compiled.get_property("DEVICE_PROPERTIES")["CPU"].get(name)
+        else:
             return None
-        value = self._compiled.get_property(name)
         return value if isinstance(value, bool | int) else str(value)
 
 
