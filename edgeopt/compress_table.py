@@ -50,7 +50,8 @@ class CompressConfig(Taught):
     importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
     reconstruct: bool = True  # after channels are cut: layers fitted anew, by least squares, to what they gave before
     epochs: int = Field(5, ge=0, le=10_000)  # of QAT
-    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning
+    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning, a round
+    recovery_rounds: int = Field(3, ge=1, le=100)  # at most: another follows while val shows that the last one helped
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)
     match_weight: float = Field(1.0, ge=0, le=1000)  # in recovery: of layers' maps, to be those of the whole network

@@ -47,7 +47,7 @@ from edgeopt.evaluate import evaluate
 from edgeopt.registry import load_backend
 from edgeopt.report.latencies import latencies
 from edgeopt.stages.engines import engines, sets_folder
-from edgeopt.stages.latency import cut_and_recovered, rival_of
+from edgeopt.stages.latency import cut_and_recovered, epochs_of, rival_of
 from edgeopt.stages.passes import Job, Recovered, recovered
 from edgeopt.stages.quantizing import quantized
 from edgeopt.stages.teachers import find_teacher
@@ -85,7 +85,7 @@ def train_control(fold: Fold) -> None:
     config = fold.config()
     start = fold.original
     train = validate(TrainConfig, start.record["config"]["train"], where="the original's record")
-    extra = config.recovery_epochs + config.epochs
+    extra = _recovered_epochs(fold) + config.epochs
     plan = TrainingPlan.for_finetuning(train.model_copy(update={"epochs": extra}))
     plan = replace(plan, loop=replace(plan.loop, keep_initial=True))
     folder = fold.work / "control"
@@ -96,19 +96,25 @@ def train_control(fold: Fold) -> None:
     fold.add("control", f"float + {extra} epochs", right_in_torch(fold, model), val_top1=figures["val_top1"])
 
 
+def _recovered_epochs(fold: Fold) -> int:
+    """Those that the pruned model got, in all rounds."""
+    return int(fold.record.get("recovered_epochs", fold.config().recovery_epochs))
+
+
 def make_int8(fold: Fold) -> None:
     deploy(fold, "int8", "edgeopt --int8", api.compress(fold.run, fold.config(), targets=TARGETS, console=fold.console))
 
 
 def make_pruned(fold: Fold) -> None:
     made = api.compress(fold.run, fold.config(prune=0.5), targets=TARGETS, console=fold.console)
+    fold.record["recovered_epochs"] = epochs_of(made[0])
     deploy(fold, "prune", "edgeopt --int8 --prune 0.5", made)
 
 
 def make_rival(fold: Fold) -> None:
     """The unpruned model at a smaller input, trained on and in int8 as the pruned one."""
     side = 32 if fold.asked.trial else fold.setting.rival
-    made = _int8_of(fold, lambda job: rival_of(job, (side, side)))
+    made = _int8_of(fold, lambda job: rival_of(job, (side, side), epochs=_recovered_epochs(fold)))
     deploy(fold, "rival", f"edgeopt --int8 at {side} px", made)
 
 
@@ -222,9 +228,9 @@ def _specs(fold: Fold) -> list[EngineSpec]:
 
 PARTS: dict[str, Callable[[Fold], None]] = {
     "float": train_float,
-    "control": train_control,
     "int8": make_int8,
     "prune": make_pruned,
+    "control": train_control,
     "rival": make_rival,
     "latency": make_latency,
     "ladder": make_ladder,

@@ -67,7 +67,11 @@ from edgeopt.tables import DISTILL
     help="Which channels go first. [default: taylor]",
 )
 @click.option("--epochs", type=int, help="Epochs of quantization-aware training. [default: 5]")
-@click.option("--recovery-epochs", type=int, help="Epochs of distilled training after pruning. [default: 10]")
+@click.option(
+    "--recovery-epochs",
+    type=int,
+    help="Epochs of distilled training after pruning, a round; val decides on others. [default: 10]",
+)
 @click.option(
     "--recovery-lr",
     type=float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,7 +25,9 @@ def trainings(run: Run) -> tuple[Training, ...]:
         if not log.is_file():
             continue
         try:
-            epochs = _epochs(read_text(log, limit=_LOG_BYTES))
+            epochs = _epochs(log)
+            for later in sorted(folder.glob("round-*/log.jsonl"), key=_round):  # of a recovery that went on
+                epochs += tuple((len(epochs) + epoch, loss, top1) for epoch, loss, top1 in _epochs(later))
             tested = _tested(records.read(records.LrRangeRecord, test)) if test.is_file() else None
         except EdgeoptError as error:
             found.append(Training(name, damaged=error.message))
@@ -38,8 +41,14 @@ def trainings(run: Run) -> tuple[Training, ...]:
     return tuple(found)
 
 
-def _epochs(text: str) -> tuple[tuple[float, float, float], ...]:
+def _round(log: Path) -> int:
+    number = log.parent.name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _epochs(log: Path) -> tuple[tuple[float, float, float], ...]:
     """(epoch, train loss, val top-1) of every line that ends an epoch."""
+    text = read_text(log, limit=_LOG_BYTES)
     lines = [records.LogLine.model_validate_json(line) for line in text.splitlines() if line]
     return tuple(
         (line.epoch, line.train_loss, line.val_top1)

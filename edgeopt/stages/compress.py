@@ -14,7 +14,14 @@ from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.build_plan import float_precisions
 from edgeopt.stages.export import export
-from edgeopt.stages.latency import pruned_to_latency, require_measurable, require_one_target, rival_of, rival_size
+from edgeopt.stages.latency import (
+    epochs_of,
+    pruned_to_latency,
+    require_measurable,
+    require_one_target,
+    rival_of,
+    rival_size,
+)
 from edgeopt.stages.latency_elsewhere import export_candidates
 from edgeopt.stages.latency_verdict import judged, judged_there
 from edgeopt.stages.passes import Job
@@ -131,7 +138,7 @@ def _to_latency(job: Job, target: Target, data: str | None) -> list[Variant]:
     scheme = _one_scheme(job.config, job.targets)
     pruned_one = pruned_to_latency(job, target, scheme)
     size = rival_size(job, pruned_one)
-    rival = rival_of(job, size) if size else None
+    rival = rival_of(job, size, epochs=epochs_of(pruned_one)) if size else None
     finals = [*quantized(job, pruned_one, (scheme,), later=1 if rival else 0)]
     finals += quantized(job, rival, (scheme,)) if rival else ()
     export(job.run, variants=[job.start.name, *(item.name for item in finals)], data=data, console=job.console)

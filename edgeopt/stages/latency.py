@@ -28,7 +28,8 @@ from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
 from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
-from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, recover, settled
+from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, settled
+from edgeopt.stages.recovery import recover
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant
@@ -141,19 +142,25 @@ def _clock(job: Job, target: Target, scheme: str, start: nn.Module, folder: Path
         shutil.copyfile(slicer.whole_file(), folder / "reference.onnx")
 
 
+def epochs_of(variant: Variant) -> int:
+    """How many epochs of recovery it got, in all rounds."""
+    return int(variant.record["metrics"].get("training", {}).get("epochs", 0))
+
+
 def rival_size(job: Job, pruned: Variant) -> tuple[int, int] | None:
     """The largest smaller input (height, width) that meets the latency too; None where none does, or none is wanted."""
     size = pruned.record["latency_search"].get("rival_size")
     return (int(size[0]), int(size[1])) if job.config.rival and size is not None else None
 
 
-def rival_of(job: Job, size: tuple[int, int]) -> Variant:
-    """The unpruned model at the smaller input ``size`` (height, width), trained on like a pruned one.
+def rival_of(job: Job, size: tuple[int, int], *, epochs: int) -> Variant:
+    """The unpruned model at the smaller input ``size`` (height, width), trained on for ``epochs`` like a pruned one.
 
-    It is what pruning has to beat: same latency, same epochs, same teacher.
+    It is what pruning has to beat: same latency, as many epochs in one round, same teacher.
     """
     config = {
-        **job.config.model_dump(include={"recovery_epochs", "recovery_lr"}),
+        "recovery_epochs": epochs,
+        **job.config.model_dump(include={"recovery_lr"}),
         **job.config.lesson(),
         "size": list(size),
     }
@@ -161,9 +168,10 @@ def rival_of(job: Job, size: tuple[int, int]) -> Variant:
 
     def make(folder: Path) -> Recovered:
         spec, model = job.start.preprocess.model_copy(update={"size": size}), job.start.load()
-        plan = replace(TrainingPlan.for_recovery(job.config, **training_recipe(job)), title=f"the rival at {label}")
+        plan = TrainingPlan.for_recovery(job.config, **training_recipe(job))
+        plan = replace(plan, title=f"the rival at {label}", loop=replace(plan.loop, epochs=epochs))
         metrics = fit(plan, model, job.workspace, spec, folder=folder, console=job.console, teacher=job.teacher)
         return Recovered(model, job.start.architecture.resized(size), spec, metrics)
 
-    origin = {"size": "the latency asked for"}
+    origin = {"size": "the latency asked for", "recovery_epochs": "those of the pruned one"}
     return recovered(job, f"{job.start.name}-{label}", "resize", config=config, origin=origin, make=make)

@@ -16,22 +16,23 @@ from edgeopt import models, records
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
 from edgeopt.compress.prune import MOST_IMPORTANT, History, Prunable, PruneResult, cuts, layer_widths, prunable, replay
-from edgeopt.compress.reconstruct import matching_outputs, reconstruct
+from edgeopt.compress.reconstruct import reconstruct
 from edgeopt.errors import ModelError
 from edgeopt.files import write_json
 from edgeopt.models.macs import count_macs, count_parameters
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.stages.cut_timing import require_faster
 from edgeopt.stages.half_made import PruneStepRecord
-from edgeopt.stages.passes import Job, Recovered, model_hash, recovered, training_recipe
-from edgeopt.stages.training import TrainingPlan, fit
+from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
+from edgeopt.stages.recovery import recover
+from edgeopt.stages.training import TrainingPlan
 from edgeopt.stages.variants import Variant, is_own
 from edgeopt.train.allocator import keep_memory
 from edgeopt.train.evaluate_torch import evaluator
-from edgeopt.train.layer_matching import Matched
 from edgeopt.train.soup import refresh_batchnorm
 
-RECOVERY = {"recovery_epochs", "recovery_lr", "match_weight"}  # keys that say how a cut network is trained
+#: Keys that say how a cut network is trained.
+RECOVERY = {"recovery_epochs", "recovery_rounds", "recovery_lr", "match_weight"}
 _NAMED = 4  # layers in a line of those that were not pruned for one reason
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
 
@@ -103,26 +104,6 @@ def _in_steps(job: Job, start: nn.Module, plan: TrainingPlan, folder: Path) -> t
             models.save(model, job.start.architecture.pruned(done["history"]), own)
             write_json(folder / _STEP, {**done, "steps": step})
     return model, done
-
-
-def recover(
-    job: Job, plan: TrainingPlan, start: nn.Module, model: nn.Module, history: History, *, folder: Path
-) -> dict[str, Any]:
-    """Train ``model``, which is ``start`` after ``history``, and give its figures on val."""
-    matched = None
-    if plan.loop.epochs and plan.match_weight:
-        example = torch.zeros(1, *job.start.preprocess.input_shape)
-        matched = Matched(start, model_hash(job.start), matching_outputs(start, history, example=example))
-    return fit(
-        plan,
-        model,
-        job.workspace,
-        job.start.preprocess,
-        folder=folder,
-        console=job.console,
-        teacher=job.teacher,
-        matched=matched,
-    )
 
 
 def _fewer_channels(

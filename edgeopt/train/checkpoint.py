@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeopt.files import write_atomically
 
+LATER_ROUNDS = "round-*"  # folders in that of a training which went on in rounds, one each
 _KEY = "edgeopt"
 
 
@@ -39,9 +40,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of a training that is safely recorded elsewhere."""
-    for name in ("last.safetensors", "best.safetensors"):  # the second is of versions that had two files
-        (folder / "checkpoints" / name).unlink(missing_ok=True)
+    """Remove the checkpoints of a training, its later rounds' too, that is safely recorded elsewhere."""
+    for part in (folder, *folder.glob(LATER_ROUNDS)):
+        for name in ("last.safetensors", "best.safetensors"):  # the second is of versions that had two files
+            (part / "checkpoints" / name).unlink(missing_ok=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
