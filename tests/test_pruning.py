@@ -6,7 +6,7 @@ import copy
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from edgeopt import CompressConfig, TrainConfig, environment, models
 from edgeopt.compress.prune import MOST_IMPORTANT, prune, replay
-from edgeopt.errors import BackendError, ModelError
+from edgeopt.config import validate
+from edgeopt.errors import BackendError, ConfigError, ModelError
 from edgeopt.models.macs import count_macs
 from edgeopt.stages import cut_timing, pruning
 from edgeopt.stages.training import TrainingPlan
@@ -279,6 +280,22 @@ def test_after_a_cut_batchnorm_is_estimated_anew_and_layers_are_fitted_where_tha
     ready = pruning.settled(asked, whole, copy.deepcopy(cut), history, plan)
     assert torch.equal(ready.get_parameter("head.weight"), cut.get_parameter("head.weight"))
     assert said[0].startswith("fitting layers anew did not help this way: loss ")
+
+
+def test_the_cap_a_layer_that_is_stated_is_kept_and_makes_another_variant() -> None:
+    asked = job([])
+    asked.start = SimpleNamespace(preprocess=SimpleNamespace(input_shape=(3, 32, 32)))
+    asked.round_to = 1
+    start, plan = PlainNet().eval(), cast(Any, None)
+    for stated, cap in (({}, 0.7), ({"layer_cap": 0.25}, 0.25)):
+        asked.config = CompressConfig(importance="l2", prune=0.3, **stated)
+        found = pruning.channels_of(asked, start, plan)
+        assert {group.most / len(group.scores) for group in found.groups} == {
+            int(cap * len(group.scores)) / len(group.scores) for group in found.groups
+        }
+        assert pruning.stated_cap(asked) == set(stated)
+    with pytest.raises(ConfigError, match="layer_cap"):
+        validate(CompressConfig, {"prune": 0.3, "layer_cap": 1.0}, where="compress options")
 
 
 def test_a_pruning_that_took_nothing_away_makes_no_variant(monkeypatch: pytest.MonkeyPatch) -> None:
