@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +17,23 @@ from conftest import paint_folder
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, metrics
+from edgeopt import (
+    CalibrationRecipe,
+    CompressConfig,
+    DataConfig,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    api,
+    cli,
+    metrics,
+    models,
+)
 from edgeopt.compress.quantize import quantize
 from edgeopt.compress.sensitivity import layer_sensitivity
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError
+from edgeopt.models.architecture import Architecture
 from edgeopt.report.sections.ladder import render
 from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
@@ -181,6 +193,56 @@ def test_a_rung_holds_by_its_point_and_is_compared_by_paired_log_loss(planted: C
     assert again["loss_over_best"]["mean"] == pytest.approx(-figures["loss_over_float"]["mean"])
     less[1] *= -1
     assert not climbing._figures(less)["holds"]
+
+
+@pytest.fixture(scope="module")
+def int8() -> tuple[Architecture, torch.nn.Module]:
+    created = models.create(PLAIN, num_classes=3, pretrained=False)
+    return created.architecture, quantize(created.model.eval(), calibration()[:1], scheme=get_scheme("u8a7w"))
+
+
+@pytest.mark.parametrize("killed", ["ptq", "ranges", "qat"])
+def test_killed_at_any_rung_none_before_it_is_climbed_again(
+    killed: str, int8: tuple[Architecture, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rungs are committed for real; how they are made is planted, and so is what they answer."""
+    run = Run.create(tmp_path / "run", data_root="x", data={"path": "x"}, fingerprint="a" * 64)
+    architecture, model = int8
+    recipe, made, alive = CalibrationRecipe(schema=1), [], [killed]
+    wrong = np.tile(np.array([0.0, 1.0, 0.0], np.float32), (20, 1))
+
+    def ways(self: rungs.Ladder) -> Iterator[tuple[str, str, Callable[[Path], rungs.Made]]]:
+        for name in NAMES[:3]:
+
+            def make(folder: Path, name: str = name) -> rungs.Made:
+                made.append(name)
+                if name in alive:
+                    alive.remove(name)
+                    raise KeyboardInterrupt
+                return rungs.Made(model, recipe, name)
+
+            yield name, name, make
+
+    def climbing() -> rungs.Ladder:
+        ladder = object.__new__(rungs.Ladder)
+        config = CompressConfig(max_drop=1.0)
+        ladder.job = SimpleNamespace(run=run, config=config, clock=Clock(None), console=Listening())  # type: ignore[assignment]
+        ladder.source = SimpleNamespace(architecture=architecture, preprocess=None)  # type: ignore[assignment]
+        ladder.stage = run.stage("host", "int8-u8a7w", record="stage.json", key="k" * 64, resumes=True)
+        ladder.scheme, ladder.rungs, ladder._end, ladder._pictures = "u8a7w", [], float("inf"), None  # type: ignore[assignment]
+        ladder.labels, ladder._reference = np.zeros(20, np.int64), -wrong
+        return ladder
+
+    monkeypatch.setattr(rungs.Ladder, "_ways", ways)
+    monkeypatch.setattr(rungs, "logits", lambda *_: wrong)
+    with pytest.raises(KeyboardInterrupt):
+        climbing().climb()
+    again = climbing()
+    assert again.climb() == "no rung is left"
+    before = NAMES[:3].index(killed)
+    assert made == [*NAMES[: before + 1], *NAMES[before:3]]
+    assert [rung.name for rung in again.rungs] == NAMES[:3]
+    assert all(rung.record["drop"]["n"] == 20 and rung.load(run) is not None for rung in again.rungs)
 
 
 def test_rungs_are_judged_on_val_alone(monkeypatch: pytest.MonkeyPatch) -> None:
