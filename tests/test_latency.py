@@ -131,6 +131,15 @@ def test_the_error_of_the_table_is_told_by_engines_it_was_not_made_from() -> Non
     assert error.largest == pytest.approx(max(missing), rel=1e-6)
 
 
+def test_a_network_of_few_widths_has_a_table_and_its_error_too() -> None:
+    """A layer of 16 channels that loses 8 or none, on kernels that like eights: two networks are all there are."""
+    assert len(WidthSpace([_group("only", 1.0, units=16)], ("only",)).survey(24)) == 2
+    for count in (2, 3):
+        error = held_out_error(_engines(count), LAYERS, MACS)
+        assert error.engines == 1
+        assert np.isfinite(error.largest)
+
+
 def test_the_table_never_says_that_a_wider_network_is_faster() -> None:
     rng = np.random.default_rng(2)
     noisy = [Timed(one.shares, one.whole, {k: v * rng.uniform(0.5, 1.5) for k, v in one.layers.items()})
@@ -144,8 +153,8 @@ def test_the_table_never_says_that_a_wider_network_is_faster() -> None:
             assert table.predict(wide) >= table.predict(narrow)
 
 
-def _group(name: str, mean: float) -> Group:
-    scores = torch.linspace(0.5, 1.5, 32)
+def _group(name: str, mean: float, *, units: int = 32) -> Group:
+    scores = torch.linspace(0.5, 1.5, units)
     return Group(
         root=nn.Conv2d(1, 1, 1),
         name=name,
@@ -153,7 +162,7 @@ def _group(name: str, mean: float) -> Group:
         scores=scores,
         repeats=1,
         step=8,
-        most=24,
+        most=3 * units // 4,
         touched=((name, True, 1.0),),
         order=torch.argsort(scores),
         mean=mean,
@@ -196,6 +205,10 @@ def test_the_survey_spans_from_the_whole_network_to_the_smallest() -> None:
     assert survey[0] == space.full
     assert space.smallest in survey
     assert len(set(survey)) == len(survey)
+    # A width that is no multiple, as those of squeeze-and-excitation often are, is whole as it is.
+    odd = WidthSpace([_group("odd", 1.0, units=20), _group("even", 1.0)], ("odd", "even"))
+    assert odd.survey(12)[0] == odd.full == (0, 0)
+    assert {width for width, _ in odd.survey(12)} == {0, 4, 12}
     assert any(first != second for first, second in survey)  # layers of their own, not one ratio throughout
 
 
