@@ -30,7 +30,7 @@ from edgeopt.compress.channels import Group
 from edgeopt.compress.depth import BlockCost
 from edgeopt.compress.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency import search as latency_search
-from edgeopt.compress.latency.clocks import Clock, Elsewhere, shape_of
+from edgeopt.compress.latency.clocks import Clock, Elsewhere, candidates_of, shape_of
 from edgeopt.compress.latency.search import Judge, Search, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
@@ -269,6 +269,17 @@ def here() -> _Here:
     whole = elsewhere.timings[UNPRUNED]
     timings = {**elsewhere.timings, UNPRUNED: replace(whole, layers={**whole.layers, **blocks})}
     return _Here(elsewhere.groups, elsewhere.layers, elsewhere.cuts, {}, timings, board)
+
+
+def test_about_two_dozen_candidates_are_timed_the_whole_network_first(here: _Here) -> None:
+    sizes = [PreprocessSpec(size=(side, side)) for side in (24, 16)]
+    found = candidates_of(here.board.space, sizes)
+    widths = [one for one in found.values() if one.spec is None]
+    assert 20 <= len(widths) <= 26
+    assert next(iter(found)) == UNPRUNED
+    assert not found[UNPRUNED].history
+    assert all(one.history for one in widths[1:])
+    assert [(name, one.history) for name, one in found.items() if one.spec] == [("size-24x24", []), ("size-16x16", [])]
 
 
 def test_the_plan_that_val_prefers_is_taken_of_widths_a_global_ratio_and_depth(here: _Here) -> None:
