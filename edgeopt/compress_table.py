@@ -48,6 +48,7 @@ class CompressConfig(Taught):
     schemes: tuple[str, ...] = ()
     calibration: str = "default"
     importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
+    layer_cap: float = Field(0.7, gt=0, lt=1)  # the most of its channels that a layer may lose
     reconstruct: bool = True  # after channels are cut: layers fitted anew, by least squares, to what they gave before
     epochs: int = Field(5, ge=0, le=10_000)  # of QAT
     recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning, a round

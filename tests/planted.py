@@ -55,22 +55,19 @@ _RUNG = {
     "float_layers": ["conv1"],
     "sensitivity": [{"layer": "conv1", "loss_increase": 0.1}],
 }
-#: Fields of ``host/int8-u8a7w/stage.json``.
-_LADDER = {
-    "fold": {"fold": 0, "of": 3},
-    "float_layers": ["fc"],
-    "ladder": {
-        "max_drop_points": 1.0,
-        "reference": "float",
-        "chosen": "ptq",
-        "stopped": "it holds",
-        "verdict": "undecided",
-        "pictures_to_decide": 2000,
-        "timed_on": "onnxruntime",
-        "layers": [{"layer": "conv1", "loss_increase": 0.1, "cost_ms": 0.2}],
-        "rungs": [_RUNG],
-    },
+LADDER: dict[str, Any] = {
+    "max_drop_points": 1.0,
+    "reference": "float",
+    "chosen": "ptq",
+    "stopped": "it holds",
+    "verdict": "undecided",
+    "pictures_to_decide": 2000,
+    "timed_on": "onnxruntime",
+    "layers": [{"layer": "conv1", "loss_increase": 0.1, "cost_ms": 0.2}],
+    "rungs": [_RUNG],
 }
+#: Fields of ``host/int8-u8a7w/stage.json``.
+_CLIMBED = {"fold": {"fold": 0, "of": 3}, "float_layers": ["fc"], "ladder": LADDER}
 _VERDICT = {
     "asked": "0.8x",
     "target": "onnxruntime",
@@ -92,7 +89,7 @@ def plant(run: Run) -> None:
     write_ensemble(run)
     host = run.path / "host"
     _edit(host / "float/stage.json", **_PRUNED)
-    _edit(host / "int8-u8a7w/stage.json", **_LADDER)
+    _edit(host / "int8-u8a7w/stage.json", **_CLIMBED)
     verdict = run.stage("host/int8-u8a7w", "latency", record="verdict.json", key=sha_of("verdict"))
     verdict.commit(outputs={}, stage="latency", **_VERDICT)
     lines = [{"event": "initial"}, *({"epoch": one, "train_loss": 1 / one, "val_top1": 0.4} for one in (1, 2))]

@@ -8,20 +8,28 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgeopt import CalibrationRecipe, Run
+from edgeopt import CalibrationRecipe, CompressConfig, DataConfig, Run
+from edgeopt.compress.quantize import named_quantizers
+from edgeopt.config import load_calibration
+from edgeopt.console import Silent
 from edgeopt.data.calibration import draw_calibration
+from edgeopt.data.ingest import ingest
 from edgeopt.errors import ModelError
 from edgeopt.models.features import classifier_inputs
-from edgeopt.preprocess import normalize, prepare
+from edgeopt.preprocess import PreprocessSpec, normalize, prepare
+from edgeopt.stages import quantizing
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
 from edgeopt.stages.variants import open_variant
-from edgeopt.stages.workspace import open_workspace
-from tests.tiny_torch import tiny_net
+from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
+from tests.listening import Listening
+from tests.tiny_torch import calibration, tiny_net
 
 _MEASURE = """
 import json, sys
@@ -73,6 +81,55 @@ def test_calibration_batches_are_the_set_in_order(path_run: Run) -> None:
     assert torch.equal(torch.cat(list(batches)), whole)
     assert torch.equal(torch.cat(list(batches)), whole), "it can be read again"
     assert len(batches) == len(list(batches))
+
+
+def test_a_recipes_pictures_are_of_train_listed_and_hashed_and_fewer_than_asked_for_is_said(
+    pictures: Path, tmp_path: Path
+) -> None:
+    dataset = ingest(DataConfig(path=str(pictures)))
+    run, console, spec = SimpleNamespace(data=tmp_path, path=tmp_path), Listening(), PreprocessSpec(size=(16, 16))
+    workspace = Workspace(run, dataset, DataConfig(path=str(pictures)), console)  # type: ignore[arg-type]
+    recipes = {name: load_calibration(name) for name in ("fast", "default", "thorough")}
+    assert {name: (one.count, one.selection) for name, one in recipes.items()} == {
+        "fast": (64, "stratified"), "default": (300, "stratified"), "thorough": (1000, "diverse"),
+    }  # fmt: skip
+    train = {item.path for item in dataset.of("train")}
+    drawn = {name: workspace.calibration(recipe, spec) for name, recipe in recipes.items()}
+    assert {name: len(one) for name, one in drawn.items()} == {"fast": 64, "default": 84, "thorough": 84}
+    assert console.said == [
+        f"calibration: train has 84 pictures, fewer than the {count} asked for" for count in (300, 1000)
+    ]
+    for name, one in drawn.items():
+        assert set(one.paths) <= train, "never val or test"
+        stored = json.loads((tmp_path / "sets" / spec.key / f"{one.name}.json").read_text())
+        assert stored["paths"] == list(one.paths)
+        assert set(stored["sha256"]) == {f"{one.name}.npy", f"{one.name}.labels.npy"}
+        assert one.name == calibration_name(recipes[name])
+    assert len({one.name for one in drawn.values()}) == 3
+    other = recipes["fast"].model_copy(update={"range": "percentile"})
+    assert workspace.calibration(other, spec).name == drawn["fast"].name, "how ranges are read changes no picture"
+
+
+def test_ranges_are_estimated_as_the_recipe_says_and_what_is_ignored_stays_in_float(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the real quantizer; the set is planted."""
+    batches = calibration()
+    monkeypatch.setattr(quantizing, "calibration_set", lambda *_: None)
+    monkeypatch.setattr(quantizing, "CalibrationBatches", lambda *_: batches)
+    job: Any = SimpleNamespace(workspace=None, config=CompressConfig(ignore=("stem",)), console=Silent())
+    source: Any = SimpleNamespace(preprocess=None)
+
+    def ranges(range_: Any, *ignored: str) -> dict[str, float]:
+        recipe = CalibrationRecipe(schema=1, range=range_)
+        model = quantizing.calibrated(job, tiny_net(), "u8a8w", recipe, source, int8_outputs=False, ignored=ignored)
+        return {name: float(one.scale.max()) for name, one in named_quantizers(model)}
+
+    minmax, percentile = ranges("minmax"), ranges("percentile")
+    assert sum(percentile[name] < minmax[name] for name in minmax) > len(minmax) / 4
+    assert not any("stem/" in name for name in minmax)
+    assert any("wide/" in name for name in minmax)
+    assert not any("wide/conv2d/0__1" in name for name in ranges("minmax", "wide"))
 
 
 def test_features_need_a_classifier() -> None:

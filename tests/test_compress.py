@@ -17,6 +17,7 @@ from edgeopt.config import DataConfig, validate
 from edgeopt.errors import ConfigError, TrainingError
 from edgeopt.pipeline import STEPS, run_recipe
 from edgeopt.registry import load_backend
+from edgeopt.stages import compress as compress_stage
 from edgeopt.stages import ladder, pruning, quantizing, rungs
 from edgeopt.stages.quantizing import SHORT_QAT
 from edgeopt.stages.training import TrainingPlan
@@ -156,6 +157,41 @@ def test_int8_means_training_too_unless_no_epochs_are_asked_for(stated: int, sha
     plan = TrainingPlan.for_qat(CompressConfig(epochs=stated), share=share)
     assert plan.loop.epochs == epochs
     assert plan.epoch_share == min(1.0, stated * share or 1.0)
+
+
+def test_what_compress_states_of_its_trainings_reaches_them() -> None:
+    stated = CompressConfig(
+        epochs=6, lr=0.003, scale_lr=4.0, batchnorm_epochs=1.5, ema_decay=0.9, light_end=0.3, recovery_epochs=3,
+        recovery_lr=0.02, match_weight=0.5, distill="dist", temperature=2.0, distill_weight=0.6,
+    )  # fmt: skip
+    qat, recovery = TrainingPlan.for_qat(stated), TrainingPlan.for_recovery(stated)
+    loop = qat.loop
+    assert (loop.epochs, loop.lr, loop.batchnorm_epochs, loop.ema_decay) == (6, 0.003, 1.5, 0.9)
+    assert (qat.scale_lr, qat.light_end) == (4.0, 0.3)
+    assert (recovery.loop.epochs, recovery.loop.lr, recovery.match_weight) == (3, 0.02, 0.5)
+    for plan in (qat, recovery):
+        assert (plan.distill, plan.temperature, plan.distill_weight) == ("dist", 2.0, 0.6)
+        assert plan.loop.keep_initial, "training that does harm is not kept"
+    assert TrainingPlan.for_qat(CompressConfig()).loop.batchnorm_epochs == 0.0, "statistics stay, unless stated"
+
+
+def test_widths_are_rounded_as_the_most_demanding_of_the_targets_says(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "wide.toml"
+    wide.write_text('schema = 1\ntitle = "planted"\nbackend = "openvino"\nround_to = 32\n')
+    asked: list[int] = []
+
+    def stopped(job: Any) -> Any:
+        asked.append(job.round_to)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress_stage, "export", lambda *_, **__: [])
+    monkeypatch.setattr(compress_stage, "pruned", stopped)
+    for targets in ((), ("openvino", str(wide)), (str(wide), "openvino")):
+        with pytest.raises(KeyboardInterrupt):
+            api.compress(run, CompressConfig(int8=False, prune=0.3), targets=targets)
+    assert asked == [8, 32, 32]
 
 
 # --- time -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeopt.train.distillation import DecoupledKD, Dist, Distillation, Divergence, Hinton
+from edgeopt.train.distillation import Asked, DecoupledKD, Dist, Distillation, Divergence, Hinton
 from edgeopt.train.features import ADAPTER, FeatureMatching, last_features
 
 STUDENT = np.array([[2.0, 0.0, -1.0, 0.5], [0.0, 1.0, 1.5, -2.0], [-0.5, 0.3, 0.0, 2.2]])
@@ -98,8 +98,10 @@ def test_the_loss_is_weighted_and_trains_the_student_alone(divergence: Divergenc
     teacher, student = tiny(6).train(), tiny(5).eval()
     images, targets = batch()
     before = copy.deepcopy(teacher.state_dict())
-    loss = Distillation(teacher, divergence, weight=0.7)(student, images, targets)
+    asked = Asked(teacher)
+    loss = Distillation(asked, divergence, weight=0.7)(student, images, targets)
     loss.backward()
+    assert all(parameter.grad is None for parameter in asked.like(images).parameters()), "nor the copy that is asked"
     with torch.no_grad():
         wanted, given = copy.deepcopy(teacher).eval()(images), student(images)
         expected = 0.7 * divergence(given, wanted, targets) + 0.3 * functional.cross_entropy(given, targets)

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import planted as planted_records
 import pytest
 import torch
 from conftest import paint_folder
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api, cli, metrics
+from edgeopt import (
+    CalibrationRecipe,
+    CompressConfig,
+    DataConfig,
+    ModelConfig,
+    Run,
+    TrainConfig,
+    api,
+    cli,
+    metrics,
+    models,
+)
 from edgeopt.compress.quantize import quantize
 from edgeopt.compress.sensitivity import layer_sensitivity
 from edgeopt.config import validate
 from edgeopt.errors import ConfigError
+from edgeopt.models.architecture import Architecture
 from edgeopt.report.sections.ladder import render
 from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
 from edgeopt.stages import ladder, rungs
 from edgeopt.stages.calibrating import CalibrationBatches
+from edgeopt.stages.training import TrainingPlan
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import open_workspace
+from edgeopt.train.clock import Clock
 from tests.listening import Listening
 from tests.report_fixture import write_run
 from tests.tiny_torch import PlainNet, calibration, uneven_channels
@@ -77,6 +97,186 @@ def test_as_many_pictures_as_are_said_would_decide() -> None:
         again = metrics.paired_drop(*_answers(pictures, round(lost * pictures / n)))
         assert (again.upper_points <= 1.0) == decided
     assert metrics.pictures_to_decide(10, 0, 1000, 1.0) is None, "at the limit: never"
+
+
+NAMES = ["ptq", "ranges", "qat", "long", "float-1", "float-2"]
+LOSSES = dict(zip(NAMES, (3.0, 1.5, 2.0, 1.0, 4.0, 5.0), strict=True))
+
+
+def _rung(name: str, folder: Path, *, holds: bool = False) -> rungs.Rung:
+    layers = {"sensitivity": [{"layer": name} for name in "cab"], "float_layers": ["c"]} if "float" in name else {}
+    recipe = {"schema": 1, "count": 64}
+    return rungs.Rung(
+        {"name": name, "holds": holds, "val_loss": LOSSES[name], "calibration": recipe, **layers}, folder, np.zeros(0)
+    )
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., rungs.Ladder]:
+    """A ladder whose rungs are planted, of a network of three int8 layers; the one called ``holds`` does."""
+    layers = {"quantizers": [{"shape": [8]}] * 3 + [{"shape": []}]}
+    monkeypatch.setattr(rungs.Architecture, "read", lambda _: SimpleNamespace(quantizers=layers))
+    monkeypatch.setattr(rungs.Rung, "load", lambda self, _: f"the model of {self.name}")
+
+    def made(holds: str = "", **config: Any) -> rungs.Ladder:
+        ladder = object.__new__(rungs.Ladder)
+        config = {"max_drop": 1.0, "epochs": 2, **config}
+        start = SimpleNamespace(record={})
+        ladder.job = SimpleNamespace(config=CompressConfig(**config), clock=Clock(None), start=start, run=None)  # type: ignore[assignment]
+        ladder.rungs, ladder._end = [], float("inf")
+        monkeypatch.setattr(rungs.Ladder, "_taken", lambda self, name, *_: _rung(name, tmp_path, holds=name == holds))
+        return ladder
+
+    return made
+
+
+def test_rungs_are_climbed_from_cheap_to_dear_until_one_holds_or_trials_are_over(
+    planted: Callable[..., rungs.Ladder],
+) -> None:
+    for config, why, names in (
+        ({}, "no rung is left", NAMES),
+        ({"holds": "qat"}, "held", NAMES[:3]),
+        ({"holds": "long", "trials": 2}, "trials", NAMES[:2]),
+        ({"epochs": 0}, "no rung is left", [name for name in NAMES if name not in ("qat", "long")]),
+    ):
+        climbing = planted(**config)  # type: ignore[arg-type]
+        assert climbing.climb() == why
+        assert [rung.name for rung in climbing.rungs] == names
+        assert ladder.taken(climbing.rungs).name == (config["holds"] if why == "held" else min(names, key=LOSSES.get))  # type: ignore[arg-type]
+
+
+def test_training_goes_on_from_the_best_rung_and_the_next_one_takes_three_times_the_epochs(
+    planted: Callable[..., rungs.Ladder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[tuple[object, int]] = []
+
+    def fitted(self: rungs.Ladder, plan: TrainingPlan, model: object, folder: Path) -> dict[str, Any]:
+        trained.append((model, plan.loop.epochs))
+        return {"training": {"epochs": plan.loop.epochs}}
+
+    monkeypatch.setattr(rungs.Ladder, "_fit", fitted)
+    monkeypatch.setattr(rungs, "remove_quantizers", lambda model: model)
+    monkeypatch.setattr(rungs.Ladder, "_start", lambda self: "the untrained")
+    monkeypatch.setattr(rungs.Ladder, "_quantized", lambda self, start, recipe, ignored: (start, ignored))
+    monkeypatch.setattr(rungs.Ladder, "_loss_of", lambda self, model: 1.0 if "qat" in model[0] else 2.0)  # type: ignore[index]
+    climbing = planted(epochs=4)
+    made = []
+    for name, _, make in climbing._ways():
+        made.append(make(tmp_path) if name in ("qat", "long", "float-2") else None)
+        if name != "long":  # it was clearly worse, as may be
+            climbing.rungs.append(_rung(name, tmp_path))
+    assert trained[:2] == [("the model of ranges", 4), ("the model of ranges", 12)]
+    assert made[2] is not None
+    assert (made[2].fields["from"], made[2].recipe.count) == ("ranges", 64)
+    assert made[5] is not None
+    assert made[5].fields["float_layers"] == ["c", "a"], "the two that int8 hurts most"
+    assert trained[2] == (("the model of ranges", ("c", "a")), 1)
+
+
+def test_a_rung_holds_by_its_point_and_is_compared_by_paired_log_loss(planted: Callable[..., rungs.Ladder]) -> None:
+    climbing = planted(max_drop=2.5)
+    climbing.labels = np.zeros(40, np.int64)
+    certain = np.tile(np.array([3.0, 0.0], np.float32), (40, 1))
+    climbing._reference = certain
+    less = certain * 0.5
+    less[0] *= -1  # one of forty is lost: 2.5 points, and up to 10 by its bound
+    figures = climbing._figures(less)
+    assert figures["holds"]
+    assert figures["drop"]["drop_points"] == pytest.approx(2.5)
+    assert figures["drop"]["upper_points"] > 2.5
+    assert figures["val_top1"] == pytest.approx(39 / 40)
+    assert figures["loss_over_float"]["mean"] > 0.1
+    assert figures["loss_over_best"] is None
+    climbing.rungs.append(replace(_rung("ptq", Path()), answers=less))
+    again = climbing._figures(certain)
+    assert again["loss_over_float"]["mean"] == 0
+    assert again["loss_over_best"]["mean"] == pytest.approx(-figures["loss_over_float"]["mean"])
+    less[1] *= -1
+    assert not climbing._figures(less)["holds"]
+
+
+@pytest.fixture(scope="module")
+def int8() -> tuple[Architecture, torch.nn.Module]:
+    created = models.create(PLAIN, num_classes=3, pretrained=False)
+    return created.architecture, quantize(created.model.eval(), calibration()[:1], scheme=get_scheme("u8a7w"))
+
+
+@pytest.mark.parametrize("killed", ["ptq", "ranges", "qat"])
+def test_killed_at_any_rung_none_before_it_is_climbed_again(
+    killed: str, int8: tuple[Architecture, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rungs are committed for real; how they are made is planted, and so is what they answer."""
+    run = Run.create(tmp_path / "run", data_root="x", data={"path": "x"}, fingerprint="a" * 64)
+    architecture, model = int8
+    recipe, made, alive = CalibrationRecipe(schema=1), [], [killed]
+    wrong = np.tile(np.array([0.0, 1.0, 0.0], np.float32), (20, 1))
+
+    def ways(self: rungs.Ladder) -> Iterator[tuple[str, str, Callable[[Path], rungs.Made]]]:
+        for name in NAMES[:3]:
+
+            def make(folder: Path, name: str = name) -> rungs.Made:
+                made.append(name)
+                if name in alive:
+                    alive.remove(name)
+                    raise KeyboardInterrupt
+                return rungs.Made(model, recipe, name)
+
+            yield name, name, make
+
+    def climbing() -> rungs.Ladder:
+        ladder = object.__new__(rungs.Ladder)
+        config = CompressConfig(max_drop=1.0)
+        ladder.job = SimpleNamespace(run=run, config=config, clock=Clock(None), console=Listening())  # type: ignore[assignment]
+        ladder.source = SimpleNamespace(architecture=architecture, preprocess=None)  # type: ignore[assignment]
+        ladder.stage = run.stage("host", "int8-u8a7w", record="stage.json", key="k" * 64, resumes=True)
+        ladder.scheme, ladder.rungs, ladder._end, ladder._pictures = "u8a7w", [], float("inf"), None  # type: ignore[assignment]
+        ladder.labels, ladder._reference = np.zeros(20, np.int64), -wrong
+        return ladder
+
+    monkeypatch.setattr(rungs.Ladder, "_ways", ways)
+    monkeypatch.setattr(rungs, "logits", lambda *_: wrong)
+    with pytest.raises(KeyboardInterrupt):
+        climbing().climb()
+    again = climbing()
+    assert again.climb() == "no rung is left"
+    before = NAMES[:3].index(killed)
+    assert made == [*NAMES[: before + 1], *NAMES[before:3]]
+    assert [rung.name for rung in again.rungs] == NAMES[:3]
+    assert all(rung.record["drop"]["n"] == 20 and rung.load(run) is not None for rung in again.rungs)
+
+
+def test_rungs_are_judged_on_val_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def prepared(name: str, spec: object) -> Any:
+        asked.append(name)
+        return SimpleNamespace(labels=[0, 1])
+
+    monkeypatch.setattr(rungs, "logits", lambda *_: np.zeros((2, 2), np.float32))
+    workspace = SimpleNamespace(prepared=prepared, dataset=SimpleNamespace(of=lambda _: range(100)))
+    variant: Any = SimpleNamespace(preprocess=None, load=lambda: None)
+    job: Any = SimpleNamespace(workspace=workspace, start=variant, clock=Clock(None))
+    rungs.Ladder(job, variant, "u8a7w", None, None)  # type: ignore[arg-type]
+    assert set(asked) == {"val"}
+
+
+@pytest.mark.parametrize(("verdict", "missed"), [("met", 0), ("undecided", 0), ("missed", 1)])
+def test_only_a_missed_drop_is_a_missed_goal(verdict: str, missed: int) -> None:
+    record = {"ladder": {"verdict": verdict, "max_drop_points": 1.0}}
+    assert len(Variant(Run(Path("x"), {}), "int8", record, skipped=False).missed) == missed
+
+
+def test_the_report_has_every_rung_and_what_layers_cost_in_int8_and_in_float(tmp_path: Path) -> None:
+    write_run(tmp_path / "planted")
+    report, found = assemble(tmp_path / "planted"), planted_records.LADDER
+    page = render(replace(report, ladders={"int8": found}))
+    for said in ("at most 1 point below float", "undecided", "PTQ", "0.50", "0.1000", "About 2000 val pictures"):
+        assert said in page
+    assert "<code>conv1</code></td>" not in page
+    assert re.search(r'<code>conv1</code></th><td class="num">0.1000</td><td class="num">\+0.200</td>', page)
+    untimed = {key: value for key, value in found.items() if key not in ("layers", "timed_on")}
+    page = render(replace(report, ladders={"int8": untimed}))
+    assert "add to the log-loss on val, most first:\n<code>conv1</code> 0.1000." in page
 
 
 def _answers(n: int, lost: int) -> tuple[metrics.Bool, metrics.Bool]:

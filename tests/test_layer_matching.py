@@ -18,7 +18,7 @@ from edgeopt.config import CompressConfig
 from edgeopt.stages.objective import objective_of
 from edgeopt.stages.teachers import Teacher
 from edgeopt.stages.training import TrainingPlan
-from edgeopt.train.distillation import Asked, Distillation, Hinton
+from edgeopt.train.distillation import Asked, DecoupledKD, Dist, Distillation, Divergence, Hinton
 from edgeopt.train.layer_matching import LayerMatching, Matched
 from edgeopt.train.objectives import CrossEntropy
 from edgeopt.train.processes import ALONE
@@ -150,6 +150,27 @@ def test_recovery_matches_layers_and_shares_a_teacher_that_is_the_whole_network(
         processes=ALONE, attached=ExitStack(), matched=Matched(original, "whole", MATCHED),
     )  # fmt: skip
     assert isinstance(plain, Distillation)
+
+
+@pytest.mark.parametrize(
+    ("distill", "divergence"), [("hinton", Hinton(2.5)), ("dkd", DecoupledKD(2.5)), ("dist", Dist(2.5))]
+)
+def test_a_training_is_taught_in_the_way_and_with_the_weight_that_are_stated(
+    distill: str, divergence: Divergence, images: Tensor
+) -> None:
+    teacher, student, targets = whole(), copy.deepcopy(whole()), torch.zeros(8, dtype=torch.long)
+    with torch.no_grad():
+        student[-1].weight.mul_(3)
+    items = [SimpleNamespace(label=label, weight=1.0) for label in range(4)]
+    workspace: Any = SimpleNamespace(dataset=SimpleNamespace(classes=list("abcd"), of=lambda split: items))
+    config = CompressConfig(distill=distill, temperature=2.5, distill_weight=0.6)  # type: ignore[arg-type]
+    for plan in (TrainingPlan.for_qat(config), replace(TrainingPlan.for_recovery(config), match_weight=0.0)):
+        asked = objective_of(
+            plan, student, workspace, cast(Any, None), teacher=Teacher("it", "it", lambda spec: teacher),
+            loader=cast(Any, SimpleNamespace(repeats=False)), processes=ALONE, attached=ExitStack(),
+        )  # fmt: skip
+        expected = Distillation(teacher, divergence, weight=0.6)
+        assert asked(student, images, targets).item() == pytest.approx(expected(student, images, targets).item())
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -208,6 +208,51 @@ def test_taylor_looks_at_the_data_and_not_at_the_size_of_weights() -> None:
     assert norms.history == [["0", True, list(range(8, 16))]]
 
 
+def test_taylor_is_not_blind_to_gradients_that_cancel_each_other() -> None:
+    """As they do where training has converged: the loud channels' point the opposite way in the other batch."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[:8, 0] = 1.0  # of red, which is the same in both pictures
+        model[0].weight[8:, 1] = 0.3  # of green, whose sign tells the classes apart
+        model[3].weight.copy_(torch.tensor([[0.01], [-0.01]]).expand(2, 16))
+        model[3].bias.zero_()
+    red, green = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1), torch.tensor([0, 1.0, 0]).view(1, 3, 1, 1)
+    opposite = [((red + sign * green).expand(1, 3, 8, 8), torch.tensor([label])) for sign, label in ((1, 0), (-1, 1))]
+    result = prune(model.eval(), fraction=0.5, example=torch.zeros(1, 3, 8, 8), gradient_batches=opposite)
+    assert result.history == [["0", True, list(range(8, 16))]]
+
+
+def test_l1_and_l2_are_the_norms_they_are_called() -> None:
+    """Weights of one large value have the smaller sum, those of many small values the smaller sum of squares."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    with torch.no_grad():
+        model[0].weight.fill_(0.15)
+        model[0].weight[:8] = 0.0
+        model[0].weight[:8, 0, 0, 0] = 1.0
+        model[3].weight.fill_(1e-3)
+    example = torch.zeros(1, 3, 16, 16)
+    gone = {"l1": list(range(8)), "l2": list(range(8, 16))}
+    for importance, channels in gone.items():
+        result = prune(model.eval(), fraction=0.5, example=example, importance=importance)  # type: ignore[arg-type]
+        assert result.history == [["0", True, channels]]
+
+
+def test_no_layer_loses_more_than_its_cap_however_little_its_channels_matter(plain: nn.Module) -> None:
+    model = copy.deepcopy(plain)
+    with torch.no_grad():
+        model.widen[0].weight[:56] *= 1e-4  # type: ignore[index, union-attr]
+        model.grouped[0].weight[:56] *= 1e-4  # type: ignore[index, union-attr]
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    for most in (0.25, 0.5):
+        found = prunable(model, example=example, importance="l2", round_to=4, max_layer_fraction=most)
+        result = found.cut([(group, group.cut(len(group.scores))) for group in found.groups])
+        shares = [after / before for before, after in result.widths.values()]
+        assert min(shares) == pytest.approx(1 - most)
+        with pytest.raises(ModelError, match="cannot be removed, at most"):
+            cuts(found, fraction=0.85, round_to=4, comparable=False)
+
+
 def test_cuts_are_made_where_they_cost_the_least_importance_for_their_macs() -> None:
     """Channels of a large map and of a small one that matter alike: those of the large one save 64 times as much."""
     torch.manual_seed(0)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from torch import nn
+from torch.nn import functional as F
 
-from edgeopt import CompressConfig, TrainConfig, environment
-from edgeopt.errors import BackendError, ModelError
+from edgeopt import CompressConfig, TrainConfig, environment, models
+from edgeopt.compress.prune import MOST_IMPORTANT, prune, replay
+from edgeopt.config import validate
+from edgeopt.errors import BackendError, ConfigError, ModelError
+from edgeopt.models.macs import count_macs
 from edgeopt.stages import cut_timing, pruning
 from edgeopt.stages.training import TrainingPlan
+from edgeopt.train.soup import refresh_batchnorm
+from tests.tiny_torch import PlainNet, calibration
 
 LOSSES = {"one ratio": 0.9, "importance per MAC": 0.7}
 UNCUT = 0.5
@@ -184,6 +192,133 @@ def test_pruning_in_steps_is_judged_by_all_of_its_cuts(
     plan = TrainingPlan.for_recovery(asked.config)
     pruning._in_steps(asked, nn.Identity(), plan, tmp_path)
     assert judged == [3]
+
+
+def test_a_pruning_killed_between_its_steps_goes_on_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cuts are real and by weights; their recovery is planted, and killed in the second of three."""
+    created = models.create("tests.tiny_torch:PlainNet", num_classes=3, pretrained=False)
+    start, example = created.model.eval(), torch.zeros(1, 3, 32, 32)
+    fractions: list[float] = []
+    recovered: list[tuple[int, int, str]] = []
+
+    def fewer_channels(
+        job: Any, start: nn.Module, model: nn.Module, before: Any, plan: Any, fraction: float
+    ) -> tuple[nn.Module, Any]:
+        fractions.append(fraction)
+        found = prune(model, fraction=fraction, example=example, importance="l2", round_to=1)
+        return found.model, found
+
+    def recover(job: Any, plan: TrainingPlan, *_: Any, folder: Path) -> dict[str, Any]:
+        if len(recovered) == 1 and plan is not None:
+            recovered.append((0, 0, "killed"))
+            raise KeyboardInterrupt
+        recovered.append((plan.loop.epochs, plan.loop.seed, folder.name))
+        return {"val_top1": len(recovered)}
+
+    monkeypatch.setattr(pruning, "_fewer_channels", fewer_channels)
+    monkeypatch.setattr(pruning, "recover", recover)
+    monkeypatch.setattr(pruning, "require_faster", lambda *_: None)
+    asked = job([])
+    asked.config = CompressConfig(prune=0.49, prune_steps=3)
+    asked.start.architecture, asked.run = created.architecture, SimpleNamespace(info={"host": environment.host_id()})
+    plan = TrainingPlan.for_recovery(asked.config)
+    with pytest.raises(KeyboardInterrupt):
+        pruning._in_steps(asked, start, plan, tmp_path)
+    model, done = pruning._in_steps(asked, start, plan, tmp_path)
+    assert [row[2] for row in recovered] == ["step-1", "killed", "step-2", "step-3"]
+    assert {row[0] for row in recovered} == {4, 0}, "a third of ten epochs, rounded up"
+    assert len({row[1] for row in recovered}) == 4, "views of their own"
+    assert fractions == pytest.approx([1 - 0.51 ** (1 / 3)] * 4), "the same share of what is left"
+    assert count_macs(model, (3, 32, 32)) / count_macs(start, (3, 32, 32)) == pytest.approx(0.51, abs=0.05)
+    again = replay(models.create("tests.tiny_torch:PlainNet", num_classes=3, pretrained=False).model, done["history"])
+    again.load_state_dict(model.state_dict())  # what all three steps cut
+    assert done["metrics"] == {"val_top1": 4}
+
+
+def _cut_network() -> tuple[nn.Module, nn.Module, list[Any], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A network whose BatchNorms know its pictures, the same after a cut, the cut, and batches that it is right on."""
+    torch.manual_seed(0)
+    whole = PlainNet(4)
+    refresh_batchnorm(whole.eval(), calibration())
+    with torch.no_grad():
+        batches = [(images, whole(images).argmax(1)) for images in calibration()]
+    found = prune(whole, fraction=0.4, example=torch.zeros(1, 3, 32, 32), importance="l2", round_to=4)
+    return whole, found.model, found.history, batches
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_after_a_cut_batchnorm_is_estimated_anew_and_layers_are_fitted_where_that_helps(
+    fitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, history, batches = _cut_network()
+    said: list[str] = []
+    asked = job(said)
+    asked.config = CompressConfig(reconstruct=fitted)
+    plan: Any = SimpleNamespace(gradient_batches=lambda workspace, spec: iter(batches))
+    loss_of, weights = pruning._loss(batches), cut.get_parameter("convs.2.weight").clone()
+    stale = loss_of(cut)
+    ready = pruning.settled(asked, whole, copy.deepcopy(cut), history, plan)
+    assert torch.equal(ready.get_parameter("convs.2.weight"), weights) == (not fitted)
+    with torch.no_grad():
+        norm = ready.get_submodule("norms.0")
+        given = [ready.get_submodule("convs.0")(images) for images, _ in batches]
+        shown = [F.relu(F.batch_norm(one, None, None, norm.weight, norm.bias, training=True)) for one in given]  # type: ignore[arg-type]
+        expected = torch.stack([ready.get_submodule("convs.1")(maps).mean((0, 2, 3)) for maps in shown]).mean(0)
+    torch.testing.assert_close(ready.get_buffer("norms.1.running_mean"), expected)
+    assert loss_of(ready) < stale
+    assert not ready.training
+    assert said == []
+
+    def harmful(whole: nn.Module, cut: nn.Module, *_: Any) -> int:
+        nn.init.normal_(cut.get_parameter("head.weight"), std=100.0)
+        return 1
+
+    monkeypatch.setattr(pruning, "reconstruct", harmful)
+    asked.config = CompressConfig()
+    ready = pruning.settled(asked, whole, copy.deepcopy(cut), history, plan)
+    assert torch.equal(ready.get_parameter("head.weight"), cut.get_parameter("head.weight"))
+    assert said[0].startswith("fitting layers anew did not help this way: loss ")
+
+
+def test_the_cap_a_layer_that_is_stated_is_kept_and_makes_another_variant() -> None:
+    asked = job([])
+    asked.start = SimpleNamespace(preprocess=SimpleNamespace(input_shape=(3, 32, 32)))
+    asked.round_to = 1
+    start, plan = PlainNet().eval(), cast(Any, None)
+    for stated, cap in (({}, 0.7), ({"layer_cap": 0.25}, 0.25)):
+        asked.config = CompressConfig(importance="l2", prune=0.3, **stated)
+        found = pruning.channels_of(asked, start, plan)
+        assert {group.most / len(group.scores) for group in found.groups} == {
+            int(cap * len(group.scores)) / len(group.scores) for group in found.groups
+        }
+        assert pruning.stated_cap(asked) == set(stated)
+    with pytest.raises(ConfigError, match="layer_cap"):
+        validate(CompressConfig, {"prune": 0.3, "layer_cap": 1.0}, where="compress options")
+
+
+def test_a_pruning_that_took_nothing_away_makes_no_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = PlainNet().eval()
+    nothing = {"history": [], "reasons": {}, "metrics": {}, "latency": None}
+    monkeypatch.setattr(pruning, "_in_steps", lambda *_: (start, nothing))
+    monkeypatch.setattr(pruning, "recovered", lambda *_, make, **__: make(Path()))
+    asked = job([])
+    asked.config, asked.targets = CompressConfig(prune=0.3), ()
+    asked.start = SimpleNamespace(
+        name="float", record={}, preprocess=SimpleNamespace(input_shape=(3, 32, 32)), load=lambda: start
+    )
+    with pytest.raises(ModelError, match="pruning did not lower the MACs"):
+        pruning.pruned(asked)
+
+
+def test_layers_that_could_not_be_pruned_are_named_with_the_reason() -> None:
+    said: list[str] = []
+    figures = {"macs_before": 2e6, "macs_after": 1e6, "parameters_before": 10, "parameters_after": 5}
+    reasons = {f"stem.{i}": "ignored on request" for i in range(6)} | {"fc": "classifier", "kept": MOST_IMPORTANT}
+    pruning._say(job(said), {**figures, "untouched": reasons})
+    assert said[0].startswith("pruned: 2 to 1 M MACs")
+    assert said[1] == ("not pruned: stem.0, stem.1, stem.2, stem.3 and 2 more (ignored on request); fc (classifier)")
 
 
 def test_without_int8_or_a_runtime_here_nothing_is_timed() -> None:

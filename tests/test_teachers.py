@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,16 @@ from torch import nn
 
 from edgeopt import CompressConfig, DataConfig, ModelConfig, Run, TrainConfig, api
 from edgeopt.cli import group
+from edgeopt.console import Silent
 from edgeopt.data.dataset import Dataset
 from edgeopt.errors import ConfigError, EdgeoptError, MissingStageError
-from edgeopt.stages.teachers import find_teacher
+from edgeopt.preprocess import PreprocessSpec
+from edgeopt.stages import objective, teachers
+from edgeopt.stages.passes import inputs_of
+from edgeopt.stages.teachers import Teacher, find_teacher
 from edgeopt.stages.variants import open_variant
 from edgeopt.train.features import ADAPTER
+from edgeopt.train.processes import ALONE
 
 TRAIN = TrainConfig(
     epochs=3, batch_size=8, augment="none", layer_decay=1.0, precision="fp32", memory_format="contiguous"
@@ -163,6 +169,39 @@ def test_teachers_that_cannot_teach_are_refused_by_name(big: Run, tmp_path: Path
         compress_config({"distill": "features", "temperature": 2.0})
     with pytest.raises(ConfigError, match=r"train.distill: says how a teacher is listened to, and there is none"):
         api.finetune(str(others), STUDENT, TRAIN.model_copy(update={"distill": "dkd"}), run=tmp_path / "run")
+
+
+def test_the_same_classes_in_another_order_and_an_int8_model_do_not_teach() -> None:
+    with pytest.raises(ConfigError, match="other classes than this run: the same in another order"):
+        teachers._require_same_classes("runs/other", ["cat", "dog"], ["dog", "cat"])
+    teachers._require_same_classes("runs/other", ["cat", "dog"], ["cat", "dog"])
+    int8: Any = SimpleNamespace(architecture=SimpleNamespace(scheme="u8a8w"))
+    with pytest.raises(ConfigError, match="int8-u8a8w is int8, and a teacher should know more than its student"):
+        teachers._of_variant("int8-u8a8w", int8)
+
+
+def test_what_one_teacher_answered_is_not_taken_for_anothers_nor_is_what_it_taught(tmp_path: Path) -> None:
+    items = [SimpleNamespace(sha256=str(index)) for index in range(3)]
+    loader: Any = SimpleNamespace(labels=[0, 1, 0], plain=lambda rows: torch.ones(len(rows), 2))
+    workspace: Any = SimpleNamespace(
+        dataset=SimpleNamespace(of=lambda _: items), run=SimpleNamespace(data=tmp_path), console=Silent()
+    )
+
+    def recorded(name: str, answer: float) -> Any:
+        asked = nn.Linear(2, 2)
+        nn.init.constant_(asked.weight, answer)
+        nn.init.zeros_(asked.bias)
+        teacher = Teacher(name, name, lambda _: asked)
+        spec = PreprocessSpec(size=(8, 8))
+        return objective._recorded(teacher, asked, loader, workspace, spec, ALONE)
+
+    assert (recorded("one", 1.0) == 2.0).all()
+    assert (recorded("other", 3.0) == 6.0).all()
+    assert (recorded("one", 5.0) == 2.0).all(), "it is not asked again"
+
+    source: Any = SimpleNamespace(record={"outputs": {"model": {"sha256": "weights"}}})
+    job: Any = SimpleNamespace(run=SimpleNamespace(info={"fingerprint": "pictures"}), teacher=Teacher("a", "b", None))  # type: ignore[arg-type]
+    assert inputs_of(job, source) == {"dataset": "pictures", "source": "weights", "teacher": "b"}
 
 
 def test_an_ensemble_that_will_teach_features_is_refused_before_it_is_trained() -> None:

@@ -35,7 +35,9 @@ class Group:
     mean: float = 1.0  # of the units' importance before it was divided by it, summed over the layers in the group
 
     def cut(self, units: int) -> int:
-        """The nearest number of units that may go and leaves a multiple of ``round_to`` channels."""
+        """The nearest number of units that may go and leaves a multiple of ``round_to`` channels; none for none."""
+        if units == 0:  # a width that is no multiple is left alone as long as nothing goes
+            return 0
         total = len(self.scores)
         kept = round((total - units) / self.step) * self.step
         kept = max(kept, math.ceil((total - self.most) / self.step) * self.step)

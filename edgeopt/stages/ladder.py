@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeopt.compress.quantize import quantizer_config
@@ -11,7 +11,7 @@ from edgeopt.metrics import PairedDrop, pictures_to_decide
 from edgeopt.run import discard
 from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage
 from edgeopt.stages.quantizing import KEYS, int8_name, origin_of_schemes, wants_int8_outputs
-from edgeopt.stages.rungs import VERSION, Ladder
+from edgeopt.stages.rungs import VERSION, Ladder, Rung
 from edgeopt.stages.training import val_figures
 from edgeopt.stages.variants import Variant, commit_variant
 
@@ -44,7 +44,7 @@ def climbed(
         return Variant(job.run, stage.name, record, skipped=True)
     ladder = Ladder(job, source, scheme, trained, stage, seconds=seconds)
     stopped = ladder.climb()
-    chosen = next((rung for rung in ladder.rungs if rung.holds), None) or min(ladder.rungs, key=lambda rung: rung.loss)
+    chosen = taken(ladder.rungs)
     verdict = judged(ladder.drop(chosen.answers), float(job.config.max_drop or 0.0))
     model = chosen.load(job.run)
     variant = commit_variant(
@@ -73,6 +73,11 @@ def climbed(
     discard(stage.folder / "rungs")
     job.console.say(f"{variant.name}: {words(verdict, chosen.record)}")
     return variant
+
+
+def taken(rungs: Sequence[Rung]) -> Rung:
+    """The first of ``rungs`` that holds, or, where none does, the one of lowest val loss."""
+    return next((rung for rung in rungs if rung.holds), None) or min(rungs, key=lambda rung: rung.loss)
 
 
 def judged(drop: PairedDrop, limit: float) -> dict[str, Any]:

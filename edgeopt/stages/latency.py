@@ -28,7 +28,7 @@ from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
 from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
-from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, settled
+from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, settled, stated_cap
 from edgeopt.stages.recovery import recover
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
@@ -74,7 +74,9 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     """The float variant whose int8 engine meets the latency, recovered. Raises ModelError when no widths would."""
     here = environment.matches(target.match)
     config = {
-        **job.config.model_dump(include={"latency", "importance", "reconstruct", "ignore", *RECOVERY}),
+        **job.config.model_dump(
+            include={"latency", "importance", "reconstruct", "ignore", *RECOVERY, *stated_cap(job)}
+        ),
         **job.config.lesson(),
         "round_to": job.round_to,
         "target": described(target),

@@ -37,9 +37,7 @@ def judged(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant])
         return [_with(item, stage.skipped(job.console)) for item, stage in zip(finals, stages, strict=True)]
     result = _measure(job, target, pruned, finals)
     rows = [_row(item, result, goal_of(job)) for item in finals]
-    best = max(
-        range(len(rows)), key=lambda index: (rows[index]["verdict"] != "missed", rows[index]["val_top1"], -index)
-    )
+    best = _best(rows)
     made = []
     for index, (item, stage, row) in enumerate(zip(finals, stages, rows, strict=True)):
         record = stage.commit(
@@ -54,6 +52,13 @@ def judged(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant])
         made.append(_with(item, record))
         job.console.say(_sentence(item.name, job.config.latency or "", record))
     return made
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Which of ``rows`` is recommended: the first with the best val top-1 of those that do not miss the latency."""
+    return max(
+        range(len(rows)), key=lambda index: (rows[index]["verdict"] != "missed", rows[index]["val_top1"], -index)
+    )
 
 
 def judged_there(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> list[Variant]:

@@ -33,6 +33,7 @@ from edgeopt.train.soup import refresh_batchnorm
 
 #: Keys that say how a cut network is trained.
 RECOVERY = {"recovery_epochs", "recovery_rounds", "recovery_lr", "match_weight"}
+CAP = "layer_cap"
 _NAMED = 4  # layers in a line of those that were not pruned for one reason
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
 
@@ -41,7 +42,7 @@ def pruned(job: Job) -> Variant:
     """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
     fields = {"prune", "importance", "reconstruct", "ignore", *RECOVERY}
     # What keeps its default is left out, so that variants made before these keys are found again.
-    fields |= {name for name in ("prune_steps", "drop_blocks", "drop_heads") if name in job.config.model_fields_set}
+    fields |= {"prune_steps", "drop_blocks", "drop_heads", CAP} & job.config.model_fields_set
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
 
     def make(folder: Path) -> Recovered:
@@ -140,6 +141,11 @@ def _fewer_channels(
     return ready[name], ways[name]
 
 
+def stated_cap(job: Job) -> set[str]:
+    """The key of the cap a layer where it is stated: records made before there was one are found again."""
+    return {CAP} & job.config.model_fields_set
+
+
 def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
     """What could be cut of the start, and how much each channel matters."""
     spec, taylor = job.start.preprocess, job.config.importance == "taylor"
@@ -149,6 +155,7 @@ def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
         round_to=job.round_to,
         importance=job.config.importance,
         gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
+        max_layer_fraction=job.config.layer_cap,
         ignored=job.config.ignore,
     )
 

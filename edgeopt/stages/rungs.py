@@ -184,8 +184,6 @@ class Ladder:
             made.model, self.source.architecture.quantized(quantizer_config(made.model), self.scheme), stage.folder
         )
         write_npy(stage.folder / "val_logits.npy", answers)
-        drop = self.drop(answers)
-        limit = float(job.config.max_drop or 0.0)
         stage.commit(
             outputs={
                 "model": stage.folder / "model.safetensors",
@@ -195,21 +193,29 @@ class Ladder:
             title=title,
             how=made.how,
             calibration=made.recipe.model_dump(mode="json", by_alias=True),
-            val_top1=float(self._right(answers).mean()),
-            val_loss=float(nll(answers, self.labels).mean()),
-            drop=drop.to_json(),
-            loss_over_float=_json(self._reference, answers, self.labels),
-            loss_over_best=_json(self._best().answers, answers, self.labels) if self.rungs else None,
-            holds=drop.drop_points <= limit,
+            **self._figures(answers),
             **made.fields,
         )
         rung = self._opened(stage)
+        drop = rung.record["drop"]
         job.console.say(
-            f"  val top-1 {rung.record['val_top1']:.2%}, drop {drop.drop_points:.2f} points "
-            f"({drop.lower_points:.2f} to {drop.upper_points:.2f}), loss {rung.loss:.4f}: "
+            f"  val top-1 {rung.record['val_top1']:.2%}, drop {drop['drop_points']:.2f} points "
+            f"({drop['lower_points']:.2f} to {drop['upper_points']:.2f}), loss {rung.loss:.4f}: "
             f"{'holds' if rung.holds else 'does not hold'}"
         )
         return rung
+
+    def _figures(self, answers: Float) -> dict[str, Any]:
+        """What a rung scores on val, next to the float model and to the best rung before it, and whether it holds."""
+        drop = self.drop(answers)
+        return {
+            "val_top1": float(self._right(answers).mean()),
+            "val_loss": float(nll(answers, self.labels).mean()),
+            "drop": drop.to_json(),
+            "loss_over_float": _json(self._reference, answers, self.labels),
+            "loss_over_best": _json(self._best().answers, answers, self.labels) if self.rungs else None,
+            "holds": drop.drop_points <= float(self.job.config.max_drop or 0.0),
+        }
 
     def _opened(self, stage: Stage) -> Rung:
         record = stage.record()

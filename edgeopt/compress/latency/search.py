@@ -62,7 +62,7 @@ def search(
     say(f"latency table: {error.median:.1%} off on {error.engines} engines it was not made from (median)")
     plans = [
         *_plans(wanted, space, timed, found.costs, limit, error),
-        *_shallower(wanted, space, timings[UNPRUNED].layers, limit),
+        *_shallower(wanted, space, timings[UNPRUNED].layers, limit, error),
     ]
     chosen = _choose(plans, judge, say)
     fitting = [spec for name, spec in smaller.items() if shares[name].high <= limit]
@@ -119,7 +119,7 @@ def _plans(
     """
     plans = []
     for way, choose in (("knapsack", knapsack), ("global ratio", global_ratio)):
-        aim = limit * (_FIRST_AIM if wanted.clock.measures else min(_FIRST_AIM, 1 - error.median))
+        aim = _aim(wanted, limit, error)
         for attempt in range(_ROUNDS):
             table = fit_table(timed, space.layers, macs)
             cuts = choose(space, table.predict, aim)
@@ -140,11 +140,19 @@ def _plans(
     return plans
 
 
-def _shallower(wanted: Search, space: WidthSpace, parts: Mapping[str, float], limit: float) -> list[dict[str, Any]]:
+def _aim(wanted: Search, limit: float, error: TableError) -> float:
+    """Where the first plans aim: what is measured can be mended, a mere prediction must have room for its error."""
+    return limit * (_FIRST_AIM if wanted.clock.measures else min(_FIRST_AIM, 1 - error.median))
+
+
+def _shallower(
+    wanted: Search, space: WidthSpace, parts: Mapping[str, float], limit: float, error: TableError
+) -> list[dict[str, Any]]:
     """The same by depth: whole blocks dropped, as many as the limit needs. ``parts``: each layer's of the latency."""
     plans: list[dict[str, Any]] = []
     names, left, count = [block.name for block in wanted.blocks], 1.0, 0
-    while count < len(names) and left > limit:
+    aim = limit if wanted.clock.measures else _aim(wanted, limit, error)
+    while count < len(names) and left > aim:
         left -= sum(part for layer, part in parts.items() if layer.startswith(f"{names[count]}."))
         count += 1
     tried: set[int] = set()

@@ -62,8 +62,8 @@ def fit_table(engines: Sequence[Timed], layers: Sequence[str], macs: Mapping[str
 
 
 def held_out_error(engines: Sequence[Timed], layers: Sequence[str], macs: Mapping[str, int]) -> TableError:
-    """Every fourth engine is predicted by a table of the others."""
-    every = round(1 / HELD_OUT)
+    """Every fourth engine, or the last of fewer, is predicted by a table of the others; there are two at least."""
+    every = min(round(1 / HELD_OUT), len(engines))
     kept = [engine for index, engine in enumerate(engines) if index % every != every - 1]
     held = [engine for index, engine in enumerate(engines) if index % every == every - 1]
     table = fit_table(kept, layers, macs)
