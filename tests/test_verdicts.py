@@ -15,7 +15,7 @@ import pytest
 from edgeopt.bench import protocol
 from edgeopt.metrics import Interval, ratio_interval, starts_differ
 from edgeopt.report.budget import _judge_line
-from edgeopt.report.model import EngineRow
+from edgeopt.report.engine_row import EngineRow
 
 RUNS = 1000
 ROUNDS = 60  # as long as the fake clock allows

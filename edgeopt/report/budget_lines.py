@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 from edgeopt.metrics import MIN_WINDOWS, Interval, pictures_to_decide, seconds_to_decide, share_bound
-from edgeopt.report.model import EngineRow, Pair
+from edgeopt.report.engine_row import EngineRow, Pair
 
 MIB = 2**20
 _NOTHING = 1e-9  # no number of pictures tells a share from another so near

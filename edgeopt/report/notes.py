@@ -8,7 +8,8 @@ from math import ceil
 from edgeopt.bench.result import STABLE_WIDTH
 from edgeopt.metrics import MIN_WINDOWS, starts_differ
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 
 #: Flags of rows; a report says once what all of them that have one should do.
 BUSY, UNSETTLED = "the machine was busy with other work", "the timing did not settle"

@@ -14,7 +14,8 @@ from edgeopt.metrics import paired_drop
 from edgeopt.records import Machine
 from edgeopt.report.budget import verdict
 from edgeopt.report.budget_lines import pictures_for_drop, rounded
-from edgeopt.report.model import BudgetLine, Pair
+from edgeopt.report.engine_row import Pair
+from edgeopt.report.model import BudgetLine
 from edgeopt.report.snapshot import Row, Snapshot
 
 _Z = 1.96  # of the 95 % intervals that reports hold

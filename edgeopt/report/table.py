@@ -11,9 +11,10 @@ from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import ratio_interval
 from edgeopt.report import format as form
 from edgeopt.report.changes import changes
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.latencies import latencies, rivals
 from edgeopt.report.mistakes import mistakes
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import Report
 from edgeopt.report.notes import BUSY, STARTS_DIFFER, UNSETTLED
 from edgeopt.report.rows import Record, engine_row, read_optional
 from edgeopt.report.trainings import trainings
