@@ -17,7 +17,7 @@ import pytest
 from hostile import without_torch
 from small_run import write_small_run
 
-from edgeopt import api, environment, resources
+from edgeopt import allotment, api, resources
 from edgeopt.backends.base import Session
 from edgeopt.bench import (
     BenchResult,
@@ -450,7 +450,7 @@ def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResul
     return EngineResult(spec, tuple(map(tuple, windows)), 0.1, 1, {}, load, True)
 
 
-@pytest.mark.parametrize(("stated", "timed"), [((1, 1), 1), ((1, 2), environment.usable_cores())])
+@pytest.mark.parametrize(("stated", "timed"), [((1, 1), 1), ((1, 2), allotment.usable_cores())])
 def test_engines_are_timed_with_equal_threads_whatever_their_targets_state(
     stated: tuple[int, int], timed: int, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.bench.child import Child
 from edgeopt.bench.load import OtherLoad
 from edgeopt.bench.result import BenchResult, EngineResult
@@ -192,7 +192,7 @@ def bench(
         raise ConfigError("there is no engine to measure", fix="pass at least one EngineSpec")
     if twice:
         raise ConfigError(f"engines named twice: {', '.join(twice)}", fix="give every EngineSpec a key of its own")
-    threads = threads or environment.usable_cores()
+    threads = threads or allotment.usable_cores()
     complete = [spec.completed(pictures=pictures, preprocess=preprocess, threads=threads) for spec in specs]
     tell = progress or (lambda done, total: None)
     total = max(1, round(seconds))
