@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -200,6 +201,21 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     (samples / "4.png").write_bytes(b"no picture")
     damaged = run(lab, sleeping, seconds=0.2, samples=samples)
     assert damaged.engines["here/sleeping"].to_json()["end_to_end"] is None  # what was timed before stays
+
+
+def test_who_read_the_files_from_the_disk_for_all_others_has_no_longer_cold_start(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = engine(lab, "here/x").completed(pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=1)
+    runner = _Runner(spec)
+    monkeypatch.setattr(protocol, "monotonic", iter([0.0, 3.0, 10.0, 12.0, 20.0, 29.0]).__next__)
+    try:
+        for _ in range(3):
+            runner.open(60)
+            runner.close()
+    finally:
+        runner.close()
+    assert runner.cold_start_s == 2.0
 
 
 def test_the_parts_of_the_way_to_an_answer_are_told_apart_and_cpu_time_is_that_of_a_call(
@@ -519,9 +535,25 @@ def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
         result.ratio("here/dies", "here/good")
 
 
+def without_pictures(lab: Path) -> Path:
+    """The same lab with a test set of none."""
+    copy = lab / "empty"
+    shutil.copytree(lab / "pictures", copy / "pictures")
+    shutil.copy(lab / "preprocess.json", copy)
+    np.save(copy / "pictures/test.npy", np.zeros((0, 16, 16, 3), np.uint8))
+    np.save(copy / "pictures/test.labels.npy", np.zeros(0, np.int64))
+    stated = json.loads((copy / "pictures/test.json").read_text())
+    hashes = {name: sha256(copy / "pictures" / name) for name in stated["sha256"]}
+    (copy / "pictures/test.json").write_text(json.dumps({**stated, "paths": [], "sha256": hashes}))
+    return copy
+
+
 def test_nothing_left_to_measure_is_an_error_that_says_why(lab: Path) -> None:
     with pytest.raises(BackendError, match="another version"):
         run(lab, engine(lab, "here/refuses", refuse=True))
+    with pytest.raises(BackendError, match=r"the test set in .* is empty") as empty:
+        run(without_pictures(lab), engine(lab, "here/x"))
+    assert "edgeopt export" in str(empty.value.fix)
     with pytest.raises(BackendError, match="does not exist"):
         run(lab, EngineSpec("here/gone", "tiny", lab / "gone.engine", TARGET, "fp32"))
     with pytest.raises(BackendError, match='unknown backend "tinny"'):

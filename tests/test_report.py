@@ -26,6 +26,7 @@ from edgeopt.report import Report, assemble, exit_code, failure, judge, write_re
 from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
 from edgeopt.report.headline import champion, confidence, sentence
 from edgeopt.report.html import render_html
+from edgeopt.report.notes import notes
 from edgeopt.report.sections import SECTIONS, scenarios
 from edgeopt.report.sections.changes import render as render_changes
 from edgeopt.report.svg import Scale, linear_ticks, log_ticks
@@ -762,14 +763,23 @@ def test_a_page_of_several_machines_and_sessions_says_so(own_run: Path) -> None:
 
 def test_what_changed_while_a_machine_measured_is_beside_what_it_was(own_run: Path) -> None:
     before = {**MACHINE, "frequency_mhz": 3400.0, "temperature_c": 41.0, "throttled": "", "cpu_quota": 1.5}
+    before["memory_limit_bytes"] = 512 * 2**20
     after = {**before, "frequency_mhz": 800.0, "temperature_c": 95.0, "throttled": "it was slowed down by heat 3 times"}
     for path in own_run.glob("device/*/*/latency.json"):
         edit(path, measured_on=before, measured_on_after=after)
-    facts = _section(render_html(assemble(own_run)), "environment")
+    # The original in int8 is judged and not timed, and last: what is known of the machine by then stays.
+    shutil.copytree(own_run / "device" / INT8, own_run / "device/pytorch/int8-u8a7w")
+    (own_run / "device/pytorch/int8-u8a7w/latency.json").unlink()
+    edit(own_run / "device/pytorch/int8-u8a7w/build.json", created="2026-02-03T00:00:00+00:00", target="pytorch")
+    found = assemble(own_run)
+    (said,) = (line for line in notes(found) if "slowed down" in line)
+    assert said.startswith("Planted CPU 9000: the CPU was slowed down meanwhile (it was slowed down by heat 3 times)")
+    facts = _section(render_html(found), "environment")
     for said in ("3400 MHz → 800 MHz", "41 °C → 95 °C", "it was slowed down by heat 3 times"):
         assert said in facts
     assert "<dt>Frequency governor</dt><dd>performance</dd>" in facts
     assert "<dt>Cores the cgroup allows</dt><dd>1.5</dd>" in facts
+    assert "<dt>Memory the cgroup allows</dt><dd>512 MiB</dd>" in facts
 
 
 def test_distributions_of_calls_stand_on_their_samples(report: Report) -> None:

@@ -39,6 +39,10 @@ def _facts(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("GPU", ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus") or ())),
         ("Memory", form.mib(machine.get("memory_bytes")) if machine.get("memory_bytes") else None),
         ("Cores the cgroup allows", machine.get("cpu_quota")),
+        (
+            "Memory the cgroup allows",
+            form.mib(machine.get("memory_limit_bytes")) if machine.get("memory_limit_bytes") else None,
+        ),
         ("Frequency governor", machine.get("governor")),
         ("Frequency, before and after", both("frequency_mhz", "{:.0f} MHz")),
         ("Temperature, before and after", both("temperature_c", "{:.0f} °C")),
