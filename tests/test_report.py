@@ -23,6 +23,8 @@ from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, Undec
 from edgeopt.files import write_json
 from edgeopt.metrics import macro, per_class
 from edgeopt.report import Report, assemble, exit_code, failure, judge, write_report
+from edgeopt.report.changes import SHOWN
+from edgeopt.report.engine_row import Change, Mistake
 from edgeopt.report.format import count, percent, points, points_range, significant, times, times_range
 from edgeopt.report.headline import champion, confidence, sentence
 from edgeopt.report.html import render_html
@@ -30,6 +32,7 @@ from edgeopt.report.notes import notes
 from edgeopt.report.sections import SECTIONS, scenarios
 from edgeopt.report.sections.changes import render as render_changes
 from edgeopt.report.svg import Scale, linear_ticks, log_ticks
+from edgeopt.report.thumbnails import thumbnail
 
 GOLDEN = Path(__file__).parent / "golden"
 INT8 = "onnxruntime/int8-u8a7w"
@@ -606,6 +609,28 @@ def test_the_page_is_well_formed_whole_and_asks_nothing_of_the_network(run: Path
     assert html.count('class="mark') == 2 * len(ENGINES)  # against latency, and against size
     assert "blocks.0.conv" in html  # layers left in float, by name
     assert "keeps" in html or "loses" in html
+
+
+def test_twenty_engines_of_as_many_classes_as_have_maps_and_all_their_pictures_stay_under_6_mb(tmp_path: Path) -> None:
+    labels = [f"a class with a rather long name, as species have them, {index}" for index in range(24)]
+    found = assemble(write_run(tmp_path / "large", labels=labels, pictures=240))
+    noise = thumbnail(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))  # no picture takes more
+    kinds = ("lost", "gained", "other") * SHOWN
+    changes = tuple(Change(kind, 99, "photos/some/picture.jpg", *labels[:3], noise) for kind in kinds)
+    mistakes = (Mistake("photos/some/picture.jpg", *labels[:2], 0.9, noise, noise),) * 12
+    full: dict[str, Any] = {"mistakes": mistakes, "confusion": ((39,) * 24,) * 24}
+    layers = tuple(f"blocks.{index}.depthwise" for index in range(200))
+    measured = [row for row in found.engines if row.measured]
+    engines = tuple(
+        replace(row, key=f"{row.key}-{copy}", changes=changes, float_layers=layers, **full)
+        for copy in range(4)
+        for row in measured
+    )
+    assert len(engines) == 20
+    assert found.original is not None
+    html = render_html(replace(found, engines=engines, original=replace(found.original, **full)))
+    assert html.count(noise) == 3 * SHOWN + 2 * 24, "of the leading engine, and the original's mistakes"
+    assert len(html.encode()) < 6_000_000
 
 
 def test_the_slowest_layers_are_listed_with_their_share_and_names_are_text(tmp_path: Path) -> None:
