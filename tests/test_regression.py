@@ -218,6 +218,27 @@ def test_speed_is_compared_by_a_baseline_that_both_were_timed_beside(before: Pat
     assert statuses(before, after)[INT8, "baseline_speed"] == "undecided"
 
 
+def test_two_starts_that_differ_make_no_regression(before: Path, after: Path) -> None:
+    """A process that was dealt a bad start is not the engine's fault: as budgets judge such ratios, so does this."""
+    path = after / "device" / INT8 / "latency.json"
+    (original, *others) = json.loads(path.read_text())["ratios"]
+
+    def line(starts: int) -> BudgetLine:
+        by_start = [original["speedup"] * (0.9, 0.7)[number % 2] for number in range(starts)]
+        said = {"by_start": by_start, "starts_differ": True, "speedup_ci": [by_start[1], by_start[0]]}
+        ratios = [{**original, **said, "speedup": 0.8 * original["speedup"]}, *others]
+        edit(path, ratios=ratios, windows_by_start=[24 // starts] * starts)
+        (found,) = api.compare(before, [after])
+        (one,) = (one for one in found.lines if (one.engine, one.name) == (INT8, "baseline_speed"))
+        return one
+
+    assert line(2).status == "undecided"
+    assert line(2).message.endswith(
+        "starts of the processes differ, then or now: edgeopt bench --starts 6 would decide"
+    )
+    assert line(6).status == "missed"
+
+
 def test_a_busy_machine_decides_nothing(before: Path, after: Path) -> None:
     latency = after / "device" / INT8 / "latency.json"
     ratios = [{**one, "quiet": False} for one in json.loads(latency.read_text())["ratios"]]
