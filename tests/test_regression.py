@@ -77,6 +77,15 @@ def test_nothing_changed_is_met_line_by_line(before: Path, after: Path) -> None:
     assert ("pytorch/float", "baseline_speed") not in found  # it is what the others are compared with
 
 
+def test_engines_pair_by_name_though_others_came_and_went(before: Path, after: Path) -> None:
+    shutil.rmtree(after / "device/onnxruntime/float")
+    slowed(after, "openvino/int8-u8a7w", 1.3)
+    found = statuses(before, after)
+    assert [key for key, status in found.items() if status != "met"] == [("openvino/int8-u8a7w", "baseline_speed")]
+    (told,) = api.compare(before, [after])
+    assert told.warnings == ("only digits has onnxruntime/float",)
+
+
 def test_a_planted_slow_down_and_a_planted_drop_are_found_where_they_are(before: Path, after: Path) -> None:
     slowed(after, INT8, 1.3)
     mistaken(after, "openvino/int8-u8a7w", 15)

@@ -21,7 +21,7 @@ from edgeopt.bench import accuracy_record
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, MissingStageError, RunError, UndecidedError, UnstableError
 from edgeopt.files import write_json
-from edgeopt.metrics import macro, per_class
+from edgeopt.metrics import class_drops, macro, per_class, share_bound
 from edgeopt.report import Report, assemble, exit_code, failure, judge, write_report
 from edgeopt.report.changes import SHOWN
 from edgeopt.report.engine_row import Change, Mistake
@@ -322,6 +322,23 @@ def test_a_class_that_falls_is_found_though_the_average_hides_it(own_run: Path) 
     (line, _) = (one for one in judge(found, budget(max_class_drop_points=15, min_class_recall=0.8)).budget[:2])
     assert "measured 38.89 points lost (" in line.message
     assert "in class '3'" in line.message
+
+
+def test_that_one_of_many_classes_falls_short_is_no_luck_and_none_is_met_by_another(own_run: Path) -> None:
+    answers_again(own_run, INT8, [3, 13, 23, 33, 43])
+    found = assemble(own_run)
+    (alone, among) = (share_bound(31, 36, confidence, upper=True) for confidence in (0.95, 1 - 0.05 / 10))
+    assert statuses(found, min_class_recall=(alone + among) / 2) == ["undecided"], "one of ten may be so by chance"
+    assert statuses(found, min_class_recall=min(1.0, among + 0.005)) == ["missed"]
+    # Of a class of six pictures none was lost, and of one of 200 four: not the latter is far from being met.
+    labels = np.repeat([0, 1], [200, 6])
+    before, after = np.ones(206, np.bool_), np.arange(206) >= 4
+    drops = class_drops(before, after, labels, ["large", "small"])
+    edit(own_run / "device" / INT8 / "accuracy.json", class_drops=drops)
+    (line,) = (one for one in judge(assemble(own_run), budget(max_class_drop_points=5)).budget if one.engine == INT8)
+    assert drops["large"]["upper_points"] < 5 < drops["small"]["upper_points"]
+    assert line.status == "undecided"
+    assert "of class 'small' would decide (6 now)" in line.message
 
 
 def test_class_lines_are_met_or_say_how_many_pictures_of_which_class_would_decide(own_run: Path) -> None:
