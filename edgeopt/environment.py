@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeopt.allotment import cgroup_limits, memory_bytes, system_file, usable_cores
 from edgeopt.config import Match
+from edgeopt.nvidia import gpu_states
 from edgeopt.nvidia import gpus as gpus
 
 #: Flags that decide which int8 and bf16 kernels a CPU runs, by the names /proc/cpuinfo gives them.
@@ -199,7 +200,7 @@ def record() -> dict[str, Any]:
         "machine_id": machine_id(),
         "cpu": cpu(),
         "board": board(),
-        "gpus": list(gpus()),
+        "gpus": _gpus_now(),
         "memory_bytes": memory_bytes(),
         "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "governor": system_file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -211,3 +212,11 @@ def record() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions(),
     }
+
+
+def _gpus_now() -> list[dict[str, Any]]:
+    """The GPUs, each with how warm and fast it is now, where that is told."""
+    found: list[dict[str, Any]] = [dict(gpu) for gpu in gpus()]
+    for gpu, state in zip(found, gpu_states() if found else (), strict=False):
+        gpu.update(state)
+    return found

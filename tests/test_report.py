@@ -807,6 +807,8 @@ def test_what_changed_while_a_machine_measured_is_beside_what_it_was(own_run: Pa
     before = {**MACHINE, "frequency_mhz": 3400.0, "temperature_c": 41.0, "throttled": "", "cpu_quota": 1.5}
     before["memory_limit_bytes"] = 512 * 2**20
     after = {**before, "frequency_mhz": 800.0, "temperature_c": 95.0, "throttled": "it was slowed down by heat 3 times"}
+    gpu = {"name": "NVIDIA L4", "temperature_c": 41.0, "clock_mhz": 2040.0, "slowed": ""}
+    before["gpus"], after["gpus"] = [gpu], [{**gpu, "temperature_c": 92.0, "clock_mhz": 810.0, "slowed": "heat"}]
     for path in own_run.glob("device/*/*/latency.json"):
         edit(path, measured_on=before, measured_on_after=after)
     # The original in int8 is judged and not timed, and last: what is known of the machine by then stays.
@@ -814,9 +816,11 @@ def test_what_changed_while_a_machine_measured_is_beside_what_it_was(own_run: Pa
     (own_run / "device/pytorch/int8-u8a7w/latency.json").unlink()
     edit(own_run / "device/pytorch/int8-u8a7w/build.json", created="2026-02-03T00:00:00+00:00", target="pytorch")
     found = assemble(own_run)
-    (said,) = (line for line in notes(found) if "slowed down" in line)
+    said, of_gpu = (line for line in notes(found) if "slowed down" in line)
+    assert of_gpu == "NVIDIA L4: the GPU was slowed down meanwhile (heat)"
     assert said.startswith("Planted CPU 9000: the CPU was slowed down meanwhile (it was slowed down by heat 3 times)")
     facts = _section(render_html(found), "environment")
+    assert "2040 MHz, 41 °C → 810 MHz, 92 °C, slowed down by heat</dd>" in facts
     for said in ("3400 MHz → 800 MHz", "41 °C → 95 °C", "it was slowed down by heat 3 times"):
         assert said in facts
     assert "<dt>Frequency governor</dt><dd>performance</dd>" in facts

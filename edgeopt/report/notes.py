@@ -66,6 +66,9 @@ def _slowed(report: Report) -> list[str]:
         if why := (machine.get("after") or {}).get("throttled"):
             name = machine.get("board") or (machine.get("cpu") or {}).get("name")
             said.append(f"{name}: the CPU was slowed down meanwhile ({why}); milliseconds are of a slower machine")
+        for gpu in (machine.get("after") or {}).get("gpus") or ():
+            if why := gpu.get("slowed"):
+                said.append(f"{gpu.get('name')}: the GPU was slowed down meanwhile ({why})")
     return said
 
 

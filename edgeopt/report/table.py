@@ -114,8 +114,9 @@ def _machines(measured: Sequence[Record]) -> dict[str, Record]:
 
 def _with_after(machine: Record, after: Record | None) -> Record:
     """The machine, with what may have changed while it measured."""
-    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m")
-    changed = {name: after[name] for name in names if after and after.get(name) not in (None, "", machine.get(name))}
+    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m", "gpus")
+    known = {name: after[name] for name in names if after and after.get(name) not in (None, "", [])}
+    changed = {name: value for name, value in known.items() if value != machine.get(name)}
     return {**machine, "after": changed} if changed else machine
 
 
