@@ -757,3 +757,17 @@ def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> Non
     assert device == [0.5 * number for number in range(3, 10)]
     assert max(samples) < 30
     assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]
+
+
+def test_what_is_thrown_away_lasts_ten_milliseconds_however_short_a_call_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    monkeypatch.setattr(worker, "perf_counter_ns", lambda: now[0])
+
+    class Stepping(Session):
+        def _infer(self, batch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            now[0] += 3_000_000
+            return np.zeros((1, 2), dtype=np.float32)
+
+    samples, _, calls = window(Stepping(), [np.zeros((1, 3, 2, 2), np.float32)], 0.1, 7)
+    assert calls - len(samples) == 4  # 12 ms; after three it was 9
+    assert samples == [3.0] * 34  # until 0.1 s are over
