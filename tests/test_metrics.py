@@ -146,6 +146,11 @@ def test_ratio_ignores_what_slows_both_down() -> None:
     assert ratio.relative_width < 0.03
 
 
+def test_a_window_that_was_interrupted_for_long_does_not_move_a_ratio() -> None:
+    ratio = metrics.ratio_interval([2.0] * 19 + [2000.0], [1.0] * 20)
+    assert ratio == pytest.approx((2.0, 2.0, 2.0))
+
+
 def test_too_few_windows_have_no_interval() -> None:
     ratio = metrics.ratio_interval([2.0] * 5, [1.0] * 5)
     assert ratio.value == 2.0
