@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.backends.onnxruntime_session import preload
 from edgeopt.backends.tensorrt import hidden_tensorrt
 from edgeopt.registry import backends, load_backend
@@ -102,7 +102,7 @@ def _speed() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    size, free = environment.memory_bytes(), environment.available_bytes()
+    size, free = allotment.memory_bytes(), allotment.available_bytes()
     text = f"{size / _GIB:.1f} GiB, {free / _GIB:.1f} GiB of it free" if size else "unknown"
     if not size or free >= _TRAINING_MEMORY:
         yield Finding("memory", "ok", text)

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from edgeopt.allotment import cgroup_limits, memory_bytes, system_file, usable_cores
 from edgeopt.config import Match
+from edgeopt.nvidia import gpu_states
 from edgeopt.nvidia import gpus as gpus
 
 #: Flags that decide which int8 and bf16 kernels a CPU runs, by the names /proc/cpuinfo gives them.
@@ -50,57 +52,21 @@ _PACKAGES = (
 )
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
-
-
 @lru_cache(maxsize=1)
 def cpu() -> dict[str, Any]:
     """``{"name", "machine", "flags", "cores"}``: model name, architecture, int8/bf16 flags present, usable cores."""
-    info = _read("/proc/cpuinfo")
+    info = system_file("/proc/cpuinfo")
     fields: dict[str, str] = {}
     for line in info.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     present = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
-        "name": fields.get("model name") or _read("/proc/device-tree/model") or platform.processor() or "unknown",
+        "name": fields.get("model name") or system_file("/proc/device-tree/model") or platform.processor() or "unknown",
         "machine": platform.machine(),
         "flags": [flag for flag in _FLAGS if flag in present],
         "cores": usable_cores(),
     }
-
-
-def process_count() -> int:
-    """How many processes a launcher such as ``torchrun`` says there are of this one; 1 without one."""
-    return _launched("WORLD_SIZE", 1)
-
-
-def process_rank() -> int:
-    """Which of them this one is, from 0; the first alone writes and speaks."""
-    return _launched("RANK", 0) if process_count() > 1 else 0
-
-
-def local_process_count() -> int:
-    """How many of them are on this machine: all, where the launcher does not say."""
-    return max(1, _launched("LOCAL_WORLD_SIZE", process_count()))
-
-
-def _launched(name: str, default: int) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else default
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity, cut by the cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, -(-int(quota) // int(period))))
-    return cores
 
 
 def has_int8_dot() -> bool:
@@ -115,70 +81,16 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["flags"]))
 
 
-def memory_bytes() -> int:
-    """Physical memory in bytes, 0 where it cannot be read."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
-
-
-def usable_memory_bytes() -> int:
-    """Physical memory in bytes, cut by the cgroups' limits; 0 where it cannot be read."""
-    return min([memory_bytes(), *(limit for limit, _ in _cgroup_memory())])
-
-
-def available_bytes() -> int:
-    """Memory that a new process may take: what the kernel calls available, cut by the cgroups' limits; 0 if unknown."""
-    free = 0
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = 1024 * int(line.split()[1])
-    return min([free, *(max(0, limit - used) for limit, used in _cgroup_memory())])
-
-
-def _cgroup_memory() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of each cgroup that limits this process's memory: its own and those it is in, v2 and v1.
-
-    In a container, the folder of its own cgroup is usually mounted as if it were the root.
-    """
-    found = []
-    for line in ["0::/", *_read("/proc/self/cgroup").splitlines()]:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:
-            root, names = "/sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = "/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
-            limit, used = (_read(f"{root}{str(folder).rstrip('/')}/{name}") for name in names)
-            if limit.isdigit() and used.isdigit():
-                found.append((int(limit), int(used)))
-    return found
-
-
-def is_memory(folder: Path) -> bool:
-    """Whether files in ``folder`` are in memory (tmpfs); False where the system does not say."""
-    device = folder.stat().st_dev
-    place = f"{os.major(device)}:{os.minor(device)}"
-    for line in _read("/proc/self/mountinfo").splitlines():
-        mount, _, kind = line.partition(" - ")  # see proc_pid_mountinfo(5)
-        if mount.split()[2:3] == [place]:
-            return kind.split()[:1] in (["tmpfs"], ["ramfs"])
-    return False
-
-
 def cpu_limits() -> dict[str, Any]:
     """What keeps the CPU slow: ``driver``, ``governor``, ``max_khz`` allowed of ``hardware_khz``, ``throttled`` (why).
 
     Empty or 0 where the machine does not say, as in most virtual ones.
     """
     folder = "/sys/devices/system/cpu/cpu0/cpufreq"
-    khz = {name: _read(f"{folder}/{name}") for name in ("scaling_max_freq", "cpuinfo_max_freq")}
+    khz = {name: system_file(f"{folder}/{name}") for name in ("scaling_max_freq", "cpuinfo_max_freq")}
     return {
-        "driver": _read(f"{folder}/scaling_driver"),
-        "governor": _read(f"{folder}/scaling_governor"),
+        "driver": system_file(f"{folder}/scaling_driver"),
+        "governor": system_file(f"{folder}/scaling_governor"),
         "max_khz": int(khz["scaling_max_freq"]) if khz["scaling_max_freq"].isdigit() else 0,
         "hardware_khz": int(khz["cpuinfo_max_freq"]) if khz["cpuinfo_max_freq"].isdigit() else 0,
         "throttled": _throttled(),
@@ -187,11 +99,11 @@ def cpu_limits() -> dict[str, Any]:
 
 def _throttled() -> str:
     """Why the CPU was slowed down since it was switched on; empty when it was not, or does not say."""
-    heat = _read("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
+    heat = system_file("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
     if heat.isdigit() and int(heat):
         return f"it was slowed down by heat {heat} times since it was switched on"
     # A Raspberry Pi: bit 0 under-voltage now, 2 throttled now, 16 and 18 the same since it was switched on.
-    flags = _read("/sys/devices/platform/soc/soc:firmware/get_throttled").removeprefix("0x")
+    flags = system_file("/sys/devices/platform/soc/soc:firmware/get_throttled").removeprefix("0x")
     if flags and set(flags) <= set("0123456789abcdef"):
         bits = int(flags, 16)
         if bits & (1 << 0 | 1 << 16):
@@ -203,28 +115,18 @@ def _throttled() -> str:
 
 def frequency_mhz() -> float | None:
     """What the first core runs at now; None where the machine does not say."""
-    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    khz = system_file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     if khz.isdigit():
         return int(khz) / 1000
-    found = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    found = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", system_file("/proc/cpuinfo"), re.MULTILINE)
     return float(found[1]) if found else None
 
 
 def temperature_c() -> float | None:
     """The hottest thermal zone, degrees Celsius; None where there is none, as in most virtual machines."""
-    zones = [_read(str(path)) for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))]
+    zones = [system_file(str(path)) for path in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))]
     degrees = [int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()]
     return max(degrees, default=None)
-
-
-def _cgroup() -> dict[str, Any]:
-    """Cores and bytes that the cgroup allows; None where it does not limit them."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    limit = _read("/sys/fs/cgroup/memory.max")
-    return {
-        "cpu_quota": int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None,
-        "memory_limit_bytes": int(limit) if limit.isdigit() else None,
-    }
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
@@ -240,7 +142,7 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
 
 def board() -> str:
     """The device-tree model (Raspberry Pi, Jetson), empty elsewhere."""
-    return _read("/proc/device-tree/model")
+    return system_file("/proc/device-tree/model")
 
 
 def cache_folder() -> Path:
@@ -262,7 +164,7 @@ def host_id() -> str:
     A run that states them may run code, so that they come of a secret, not of hardware that a stranger can guess or
     that tenants share. A container has none of its own and is another machine at each start, unless it is given one.
     """
-    own = _read("/etc/machine-id") + platform.node()
+    own = system_file("/etc/machine-id") + platform.node()
     return hashlib.sha256(own.encode()).hexdigest()[:12]
 
 
@@ -298,15 +200,23 @@ def record() -> dict[str, Any]:
         "machine_id": machine_id(),
         "cpu": cpu(),
         "board": board(),
-        "gpus": list(gpus()),
+        "gpus": _gpus_now(),
         "memory_bytes": memory_bytes(),
         "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": system_file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "frequency_mhz": frequency_mhz(),
         "temperature_c": temperature_c(),
         "throttled": _throttled(),
-        **_cgroup(),
+        **cgroup_limits(),
         "os": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions(),
     }
+
+
+def _gpus_now() -> list[dict[str, Any]]:
+    """The GPUs, each with how warm and fast it is now, where that is told."""
+    found: list[dict[str, Any]] = [dict(gpu) for gpu in gpus()]
+    for gpu, state in zip(found, gpu_states() if found else (), strict=False):
+        gpu.update(state)
+    return found

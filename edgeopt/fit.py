@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.backends.base import Backend
 from edgeopt.config import Target
 from edgeopt.registry import load_backend
@@ -35,7 +35,7 @@ def fit(target: Target) -> Fit:
     exact = backend.schemes_on(target)
     if target.precision == "int8" and target.scheme is not None and target.scheme not in exact:
         wrong.append(f"this machine does not compute {target.scheme} exactly, but {' and '.join(exact) or 'no int8'}")
-    cores = environment.usable_cores()
+    cores = allotment.usable_cores()
     if target.session.threads > cores:
         wrong.append(f"{target.session.threads} threads are stated, this machine has {cores} cores")
     if wrong:

@@ -62,7 +62,9 @@ def open_set(folder: Path, name: str, *, checked: bool = False) -> PictureSet:
     pictures, labels = read_npy(files[0], "|u1", mapped=True), read_npy(files[1], "<i8")
     size = _size(folder, stated)
     count = len(stated["paths"])
-    if not count or pictures.shape != (count, *size, 3) or labels.shape != (count,) or labels.min() < 0:
+    if not count:
+        raise RunError(f"the {name} set in {folder} is empty", fix=_FIX)
+    if pictures.shape != (count, *size, 3) or labels.shape != (count,) or labels.min() < 0:
         raise RunError(f"the {name} set in {folder} is damaged: its pictures, labels and names do not fit", fix=_FIX)
     return PictureSet(name=name, pictures=pictures, labels=labels.astype(np.int64), paths=tuple(stated["paths"]))
 

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeopt.allotment import usable_cores
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Float32, Session
 from edgeopt.config import Target
-from edgeopt.environment import usable_cores
 from edgeopt.errors import BackendError
 from edgeopt.schemes import SCHEMES
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from report_fixture import LABELS, write_run
+from report_fixture import LABELS, edit, write_run
 from test_regression import mistaken, slowed
 
 from edgeopt.report import write_report
@@ -148,6 +148,49 @@ def test_inputs_are_data_and_mistakes_are_said(before: Path, tmp_path: Path) -> 
     assert (undecided.code, undecided.outputs["verdict"]) == (5, "undecided")
     assert "test pictures would decide" in undecided.log
     assert job(before, tmp_path / "allowed", **allowed, **{"allow-undecided": "true"}).code == 0
+
+
+def test_this_repositorys_own_workflow_runs_the_demo_and_gates_it_on_ratios(before: Path, tmp_path: Path) -> None:
+    steps = read(ROOT / ".github/workflows/ci.yml")["jobs"]["demo"]["steps"]
+    (gate,) = (one for one in steps if one.get("uses") == "./.github/actions/edgeopt")
+    assert steps.index({"run": "make demo"}) < steps.index(gate)
+    lines = gate["with"]["budget"].split()
+    assert {line.partition("=")[0] for line in lines} >= {"max_drop_points", "min_speedup.float"}
+    assert not [line for line in lines if "_ms" in line or "_ips" in line], "no runner is a device"
+    run = tmp_path / gate["with"]["run"]
+    shutil.copytree(before, run)
+    for path in run.glob("device/*/int8*/fusion.json"):
+        edit(path, int8_layers=50, int8_share=1.0)
+
+    def judged(name: str) -> tuple[int, str]:
+        copy = tmp_path / name / gate["with"]["run"]
+        shutil.copytree(run, copy)
+        if name == "slow":
+            slowed(copy, INT8, 2.5)
+        if name == "dropped":
+            mistaken(copy, INT8, 54)
+        done = Job(tmp_path / name, **gate["with"])
+        assert f"Budget {done.outputs['verdict']}" in done.summary.read_text()
+        return done.code, done.log
+
+    assert judged("unchanged")[0] == 0
+    code, said = judged("slow")
+    assert (code, f"{INT8}: min_speedup.float = 1 is missed, measured 0.79" in said) == (3, True)
+    code, said = judged("dropped")
+    assert (code, f"{INT8}: max_drop_points = 1.5 is missed, measured 3" in said) == (3, True)
+    assert gate["with"]["artifact"]
+
+
+def test_the_report_is_uploaded_before_the_job_fails() -> None:
+    steps = read(ACTION / "action.yml")["runs"]["steps"]
+    (gate,) = (place for place, step in enumerate(steps) if step.get("id") == "gate")
+    (upload,) = (place for place, step in enumerate(steps) if "upload-artifact" in step.get("uses", ""))
+    (fail,) = (place for place, step in enumerate(steps) if step.get("run") == 'exit "$CODE"')
+    assert gate < upload < fail
+    step = steps[upload]
+    assert step["with"]["path"].endswith("/${{ steps.gate.outputs.report }}")
+    assert "inputs.artifact != ''" in step["if"]
+    assert steps[fail]["env"] == {"CODE": "${{ steps.gate.outputs.exit-code }}"}
 
 
 def test_every_input_of_the_action_reaches_its_script() -> None:

@@ -17,7 +17,7 @@ import tiny_onnx
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.backends import capability, gpu, openvino_passes, trt_common, trt_table
 from edgeopt.backends import openvino as openvino_backend
 from edgeopt.backends.audit import ComputeLayer, conv_macs, fusion_report, matmul_macs
@@ -205,7 +205,7 @@ def _extreme(backend: type[Backend], folder: Path, scheme: str) -> tuple[np.ndar
 def test_threads_are_the_callers_else_the_targets_else_every_core(
     backend: type[Backend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    monkeypatch.setattr(allotment, "usable_cores", lambda: 2)
     built = build(backend, tmp_path, None)
     assert built.engine is not None
     for asked, stated, runs in ((1, 2, 1), (0, 1, 1), (0, 0, 2), (0, 4, 2)):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -17,16 +22,18 @@ import pytest
 from hostile import without_torch
 from small_run import write_small_run
 
-from edgeopt import api, environment, resources
+from edgeopt import allotment, api, cli, environment, resources
 from edgeopt.backends.base import Session
 from edgeopt.bench import (
     BenchResult,
     EngineSpec,
     accuracy_record,
     bench,
+    crosscheck,
     load,
     protocol,
     throughput,
+    worker,
     write_accuracy,
     write_records,
 )
@@ -38,15 +45,16 @@ from edgeopt.bench.worker import window
 from edgeopt.config import Match, Target
 from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.files import sha256
-from edgeopt.metrics import int8_parity
+from edgeopt.metrics import MIN_WINDOWS, int8_parity
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run
+from edgeopt.stages import bench as stage
 
 TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
 
 #: A backend for the children only: a linear layer on mean colours, run `repeat` times, with the faults a file asks for.
 PLUGIN = """
-import json, os, threading, time
+import gc, json, os, threading, time
 import numpy as np
 from edgeopt.backends.base import Availability, Backend, Session
 from edgeopt.errors import BackendError
@@ -55,6 +63,7 @@ class TinySession(Session):
     def __init__(self, settings, target):
         self.settings, self.target, self.calls, self.seen = settings, target, 0, set()
         self.weights = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        self.log = open(settings["log"], "w", buffering=1) if settings.get("log") else None
         if settings.get("spin"):  # as the thread pools of real runtimes do
             threading.Thread(target=self._spin, daemon=True).start()
     def _spin(self):
@@ -62,6 +71,10 @@ class TinySession(Session):
             pass
     def _infer(self, batch):
         self.calls += 1
+        if self.log:
+            self.log.write(f"{time.monotonic()}\\n")
+        if self.settings.get("untidy") and self.calls > 1 and gc.isenabled():
+            raise BackendError("garbage is collected meanwhile", fix="turn that off")
         if self.calls == self.settings.get("dies_at"):
             os._exit(7)
         if self.calls == self.settings.get("hangs_at"):
@@ -72,7 +85,7 @@ class TinySession(Session):
             raise BackendError("this engine takes no such batch", fix="build it for a larger one")
         time.sleep(len(batch) * self.settings.get("ms_a_picture", 0.0) / 1000)
         time.sleep(self.settings.get("ms", 0.0) / 1000)  # unlike computing, as long on a busy machine
-        if self.settings.get("nan"):
+        if self.settings.get("nan") or self.calls >= self.settings.get("nan_from", self.calls + 1):
             logits[:] = np.nan
         return logits[:, :3] if self.settings.get("flat") is None else logits[0]
     def device_ms(self):
@@ -190,6 +203,51 @@ def test_from_the_picture_file_to_the_answer_from_the_start_and_in_cpu_time(lab:
     assert damaged.engines["here/sleeping"].to_json()["end_to_end"] is None  # what was timed before stays
 
 
+def test_who_read_the_files_from_the_disk_for_all_others_has_no_longer_cold_start(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = engine(lab, "here/x").completed(pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=1)
+    runner = _Runner(spec)
+    monkeypatch.setattr(protocol, "monotonic", iter([0.0, 3.0, 10.0, 12.0, 20.0, 29.0]).__next__)
+    try:
+        for _ in range(3):
+            runner.open(60)
+            runner.close()
+    finally:
+        runner.close()
+    assert runner.cold_start_s == 2.0
+
+
+def test_the_parts_of_the_way_to_an_answer_are_told_apart_and_cpu_time_is_that_of_a_call(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    class Still(Session):
+        def _infer(self, batch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            return np.zeros((len(batch), 2), dtype=np.float32)
+
+    (lab / "samples").mkdir()
+    for index in range(3):
+        Image.effect_noise((64, 48), 50).convert("RGB").save(lab / f"samples/{index}.png")
+    two = engine(lab, "here/two", target=TARGET.model_copy(update={"batch": 2}))
+    spec = two.completed(pictures=lab / "pictures", preprocess=lab / "preprocess.json", threads=1)
+    now, steps = [0.0], itertools.cycle([0.1, 0.003, 0.005, 0.014])  # between pictures, and the three parts
+
+    def clock() -> float:
+        now[0] += next(steps)
+        return now[0]
+
+    monkeypatch.setattr(worker, "perf_counter", clock)
+    found = worker.end_to_end(Still(), spec, lab / "samples")
+    parts = {"decode_ms": 3.0, "preprocess_ms": 5.0, "infer_ms": 7.0, "pictures": 3}
+    assert found == pytest.approx(parts), "of one picture of the two in a batch"
+    monkeypatch.setattr(worker, "process_time", iter([5.0, 5.09]).__next__)
+    batches = [np.zeros((2, 3, 16, 16), np.float32)]
+    answer = worker._task(Still(), spec, batches, {"window": 0.0, "iterations": 30})  # type: ignore[arg-type]
+    assert 0 < answer["cpu_ms"] <= 90 / (30 + worker.DISCARD_ITERATIONS)
+
+
 def test_the_best_of_many_settings_is_measured_anew_and_gives_way_where_it_breaks_the_cap(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +293,7 @@ def test_the_search_for_throughput_finds_the_best_setting_within_the_cap(lab: Pa
     assert searched(1.0).to_json()["best"] is None
 
 
-def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path) -> None:
+def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from small_run import INT8, write_small_run
 
     from edgeopt.bench.crosscheck import CrossCheck, _median, cross_check
@@ -256,8 +314,77 @@ def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path) -> None:
     assert str(lying) == "benchmark_app 1 ms, edgeopt 0.9 ms: ratio 0.900 (0.890 to 0.910), they DIFFER"
     said = [sys.executable, "-c", "print('[ INFO ]    Median:        517.16 us')"]
     assert _median("benchmark_app", said, r"Median:\s+([\d.]+) (ms|us)", 1) == pytest.approx(0.51716)
+    monkeypatch.setattr(crosscheck, "BARE_ONNXRUNTIME", "print(1000.0)")
+    planted = cross_check(spec, rounds=MIN_WINDOWS, seconds=0.02)
+    assert planted is not None
+    assert (planted.p50_ms, planted.agrees) == (1000.0, False)
+    assert planted.ratio == pytest.approx(planted.edgeopt_p50_ms / 1000), "edgeopt's over the tool's"
     with pytest.raises(BackendError, match="a bare loop of onnxruntime printed no median"):
         _median("a bare loop of onnxruntime", [sys.executable, "-c", "print('no number')"], r"^([\d.]+)$", 1)
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str]]:
+    """``edgeopt bench`` of a small run without torch: its exit code and all that it said."""
+    run = write_small_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+
+    def bench_(*arguments: str) -> tuple[object, str]:
+        command = ["bench", "--run", str(run.path), "--seconds", "0.3", "--starts", "1", *arguments]
+        with without_torch(), pytest.raises(SystemExit) as ended:
+            cli.main(command)
+        return ended.value.code, "".join(capfd.readouterr())
+
+    return bench_
+
+
+def test_what_is_asked_of_bench_reaches_the_search_and_the_tool_and_is_said(
+    typed: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crosscheck, "BARE_ONNXRUNTIME", "print(1000.0)")
+    for name, quick in (("check_by_tool", {"rounds": MIN_WINDOWS, "seconds": 0.02}), ("search", {"seconds": 0.02})):
+        monkeypatch.setattr(stage, name, functools.partial(getattr(stage, name), **quick))
+    code, said = typed("--throughput", "--max-latency-ms", "0.000001", "--cross-check")
+    assert code in (0, None), said
+    assert re.search(r"onnxruntime/int8-u8a7w: a bare loop of onnxruntime 1000 ms, edgeopt .* they DIFFER", said), said
+    record = json.loads((tmp_path / "run/device/onnxruntime/int8-u8a7w/latency.json").read_text())
+    assert (record["throughput_search"]["cap_ms"], record["throughput_search"]["best"]) == (1e-6, None)
+    assert {one["batch"] for one in record["throughput_search"]["tried"]} == {1}, "beyond the cap no batch grows"
+    assert record["cross_check"]["agrees"] is False
+    assert "a bare loop of onnxruntime measured 1000 ms beside" in (tmp_path / "run/report/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--budget", "max_drop=1"], "max_drop: unknown key"),
+        (["--budget", "min_speedup.eager=2"], "eager"),
+        (["--baseline", "other.json"], "has schema 2; this edgeopt reads schema 1"),
+        (["--baseline", "gone.json"], "does not exist"),
+        (["--slower", "0.1"], "none is named"),
+        (["--max-latency-ms", "5"], "set throughput as well"),
+    ],
+)
+def test_what_is_wrong_with_a_budget_or_a_baseline_is_said_before_anything_is_measured(
+    arguments: list[str], said: str, typed: Callable[..., tuple[object, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "other.json").write_text('{"schema": 2}')
+    path = tmp_path / "run/device/onnxruntime/int8-u8a7w/latency.json"
+    before = path.stat().st_mtime_ns
+    code, text = typed(*arguments)
+    assert code == 1
+    assert said in text
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_compiled_original_is_the_same_engine_through_torch_compile(lab: Path) -> None:
+    original = engine(lab, "pytorch/float")
+    compiled = stage._compiled_spec(original)
+    assert compiled.key == "pytorch-compiled/float"
+    assert (compiled.engine, compiled.precision, compiled.backend) == (original.engine, "fp32", original.backend)
+    assert (original.target.session.compile, compiled.target.session.compile) == (False, True)
 
 
 @pytest.mark.slow
@@ -301,6 +428,21 @@ def test_measuring_stops_early_when_the_ratios_are_known(lab: Path, monkeypatch:
     result = run(lab, engine(lab, "here/slow", ms=4.0), engine(lab, "here/fast", ms=2.0), seconds=60.0, width=5.0)
     assert result.rounds == 2 * protocol.ROUNDS_BEFORE_STOPPING  # of each start
     assert result.seconds < 30.0
+
+
+def test_windows_take_turns_one_engine_at_a_time_and_no_garbage_is_collected_in_them(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "LONGEST_WINDOW", 0.02)
+    names = ("a", "b", "c")
+    specs = [engine(lab, f"here/{name}", ms=1.0, untidy=True, log=str(lab / f"{name}.log")) for name in names]
+    result = run(lab, *specs, seconds=2.0, starts=1, width=0.0)
+    assert not result.failures
+    calls = sorted((float(line), name) for name in names for line in (lab / f"{name}.log").read_text().split())
+    turns = [name for place, (_, name) in enumerate(calls) if place == 0 or calls[place - 1][1] != name]
+    # Opened and warmed up, then a turn each a round: two at least are seen, if one ends a round and begins the next.
+    assert 2 * result.rounds <= len(turns) - 3 <= 3 * result.rounds
+    assert len(set(itertools.pairwise(turns[3:]))) > 3, "who always came after the same other was slower for it"
 
 
 def test_stopped_children_use_no_cpu_though_their_threads_spin(lab: Path) -> None:
@@ -367,14 +509,16 @@ def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "GRACE_SECONDS", 4.0)
-    # It takes more than the warm-up's calls to reach these counts: both fail in the middle of a window.
+    monkeypatch.setattr(protocol, "WARM_UP_SECONDS", 0.01)
+    # More calls than opening and warming up make, and no more than two windows: these fail in the middle of one.
     result = run(
         lab,
         engine(lab, "here/good", ms=1.0),
-        engine(lab, "here/dies", ms=1.0, dies_at=560),
-        engine(lab, "here/hangs", ms=1.0, hangs_at=560),
+        engine(lab, "here/dies", ms=1.0, dies_at=30),
+        engine(lab, "here/hangs", ms=1.0, hangs_at=30),
         engine(lab, "here/refuses", refuse=True),
         engine(lab, "here/nan", nan=True),
+        engine(lab, "here/late", ms=1.0, nan_from=30),
         engine(lab, "here/flat", flat=True),
         seconds=3.0,
         timeout=120.0,
@@ -386,14 +530,31 @@ def test_a_child_that_dies_hangs_or_refuses_is_named_and_the_rest_is_measured(
     assert "another version" in result.failures["here/refuses"]
     assert "build it again" in result.failures["here/refuses"]
     assert "not finite" in result.failures["here/nan"]
+    assert "not finite" in result.failures["here/late"]
     assert "answered (4,) for 1" in result.failures["here/flat"]
     with pytest.raises(BackendError, match=r"here/dies has no measurement: the process ended \(exit code 7\)"):
         result.ratio("here/dies", "here/good")
 
 
+def without_pictures(lab: Path) -> Path:
+    """The same lab with a test set of none."""
+    copy = lab / "empty"
+    shutil.copytree(lab / "pictures", copy / "pictures")
+    shutil.copy(lab / "preprocess.json", copy)
+    np.save(copy / "pictures/test.npy", np.zeros((0, 16, 16, 3), np.uint8))
+    np.save(copy / "pictures/test.labels.npy", np.zeros(0, np.int64))
+    stated = json.loads((copy / "pictures/test.json").read_text())
+    hashes = {name: sha256(copy / "pictures" / name) for name in stated["sha256"]}
+    (copy / "pictures/test.json").write_text(json.dumps({**stated, "paths": [], "sha256": hashes}))
+    return copy
+
+
 def test_nothing_left_to_measure_is_an_error_that_says_why(lab: Path) -> None:
     with pytest.raises(BackendError, match="another version"):
         run(lab, engine(lab, "here/refuses", refuse=True))
+    with pytest.raises(BackendError, match=r"the test set in .* is empty") as empty:
+        run(without_pictures(lab), engine(lab, "here/x"))
+    assert "edgeopt export" in str(empty.value.fix)
     with pytest.raises(BackendError, match="does not exist"):
         run(lab, EngineSpec("here/gone", "tiny", lab / "gone.engine", TARGET, "fp32"))
     with pytest.raises(BackendError, match='unknown backend "tinny"'):
@@ -406,16 +567,17 @@ def test_nothing_left_to_measure_is_an_error_that_says_why(lab: Path) -> None:
 
 def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LONGEST_WINDOW", 0.02)
+    monkeypatch.setattr(environment, "temperature_c", iter([41.0, 72.0]).__next__)
     batched = TARGET.model_copy(update={"batch": 8})
     elsewhere = TARGET.model_copy(update={"match": Match(board="Raspberry Pi 5")})
     result = run(
         lab,
-        engine(lab, "pytorch/float", ms=2.0),
-        engine(lab, "pytorch-compiled/float", ms=1.5),
-        engine(lab, "here/float", ms=1.0, target=elsewhere),
+        engine(lab, "pytorch/float", ms=8.0),
+        engine(lab, "pytorch-compiled/float", ms=6.0),
+        engine(lab, "here/float", ms=4.0, target=elsewhere),
         engine(lab, "here/int8", precision="int8", target=elsewhere, allocate=200_000_000),
         engine(lab, "there/int8", precision="int8", target=batched),
-        seconds=3.0,
+        seconds=5.0,
     )
     run_path = lab / "run"
     written = write_records(run_path, result, original="pytorch/float", compiled="pytorch-compiled/float")
@@ -423,6 +585,7 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
     record = json.loads((run_path / "device/here/int8/latency.json").read_text())
     assert record["schema"] == 1
     assert (record["target"], record["variant"], record["precision"], record["batch"]) == ("here", "int8", "int8", 1)
+    assert [record[name]["temperature_c"] for name in ("measured_on", "measured_on_after")] == [41.0, 72.0]
     assert (record["p99_ms"] is not None) == (record["samples"] >= 1000)
     assert record["p50_ms"] <= record["p90_ms"]
     assert record["p50_ci_ms"][0] <= record["p50_ms"] <= record["p50_ci_ms"][1]
@@ -431,18 +594,20 @@ def test_records_hold_every_number_its_baselines_and_the_machine(lab: Path, monk
         ("pytorch-compiled/float", "compiled", "fp32"),
         ("here/float", "float", "fp32"),
     ]
-    assert record["ratios"][0]["speedup"] > record["ratios"][1]["speedup"] > record["ratios"][2]["speedup"] > 1.0
     assert record["fits_target"] is False
     assert record["threads"] == 1
     assert record["session"] == {"batch_seen": 1, "threads": "1"}
     assert record["measured_on"]["cpu"]["cores"] >= 1
     assert record["bench"]["id"] == result.id
+    beside = json.loads((run_path / "device/here/float/latency.json").read_text())
+    assert [one["kind"] for one in beside["ratios"]] == ["original", "compiled"], "int8 is no baseline of its float"
     other = json.loads((run_path / "device/there/int8/latency.json").read_text())
     assert other["batch"] == other["session"]["batch_seen"] == 8
     assert other["fits_target"] is True
     assert record["peak_memory_bytes"] - other["peak_memory_bytes"] > 150e6
     (against,) = json.loads((run_path / "device/pytorch/float/latency.json").read_text())["ratios"]
     assert (against["kind"], against["speedup"] < 1) == ("compiled", True)
+    assert record["ratios"][0]["speedup"] > record["ratios"][1]["speedup"] > record["ratios"][2]["speedup"] > 1.0
 
 
 def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResult:
@@ -450,7 +615,7 @@ def _result(windows: list[list[float]], load: float | None = 0.0) -> EngineResul
     return EngineResult(spec, tuple(map(tuple, windows)), 0.1, 1, {}, load, True)
 
 
-@pytest.mark.parametrize(("stated", "timed"), [((1, 1), 1), ((1, 2), environment.usable_cores())])
+@pytest.mark.parametrize(("stated", "timed"), [((1, 1), 1), ((1, 2), allotment.usable_cores())])
 def test_engines_are_timed_with_equal_threads_whatever_their_targets_state(
     stated: tuple[int, int], timed: int, tmp_path: Path
 ) -> None:
@@ -504,6 +669,13 @@ def test_the_load_of_others_is_all_but_ones_own(monkeypatch: pytest.MonkeyPatch)
         pass
     assert found.cores == pytest.approx(0.4 / 1.5)
     assert found.by_window() == {"other_cores": [0.3, 0.0], "steal_cores": [0.1, 0.0]}
+
+
+def test_busy_and_stolen_time_are_told_from_idle_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stat").write_text("cpu  100 20 30 5000 400 6 7 800 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    monkeypatch.setattr(load, "_STAT", tmp_path / "stat")
+    tick = os.sysconf("SC_CLK_TCK")
+    assert load._busy_seconds() == (163 / tick, 800 / tick)  # user, nice, system, irq and softirq; stolen
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the load of others is read from /proc/stat")
@@ -586,3 +758,17 @@ def test_a_windows_first_iterations_are_thrown_away_and_pictures_rotate() -> Non
     assert device == [0.5 * number for number in range(3, 10)]
     assert max(samples) < 30
     assert Recorder.seen == [0, 1, 0, 1, 2, 0, 1, 2, 0]
+
+
+def test_what_is_thrown_away_lasts_ten_milliseconds_however_short_a_call_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    monkeypatch.setattr(worker, "perf_counter_ns", lambda: now[0])
+
+    class Stepping(Session):
+        def _infer(self, batch: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+            now[0] += 3_000_000
+            return np.zeros((1, 2), dtype=np.float32)
+
+    samples, _, calls = window(Stepping(), [np.zeros((1, 3, 2, 2), np.float32)], 0.1, 7)
+    assert calls - len(samples) == 4  # 12 ms; after three it was 9
+    assert samples == [3.0] * 34  # until 0.1 s are over

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt import doctor, environment
+from edgeopt import allotment, doctor, environment
 from edgeopt.backends import tensorrt
 from edgeopt.backends.base import Availability
 from edgeopt.doctor import Finding, examine
@@ -25,7 +25,8 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Give the machine these system files, and no others."""
 
     def fake(content: Mapping[str, str]) -> None:
-        monkeypatch.setattr(environment, "_read", lambda path: content.get(path, ""))
+        for module in (allotment, environment):
+            monkeypatch.setattr(module, "system_file", lambda path: content.get(path, ""))
         environment.cpu.cache_clear()
 
     yield fake  # type: ignore[misc]
@@ -100,14 +101,14 @@ def test_a_cpu_that_is_not_slowed_is_not_accused(files: Fake, content: Mapping[s
 
 @pytest.mark.parametrize(("total", "free", "state"), [(2, 1, "missing"), (8, 1, "note"), (8, 6, "ok"), (0, 0, "ok")])
 def test_memory(monkeypatch: pytest.MonkeyPatch, total: int, free: int, state: str) -> None:
-    monkeypatch.setattr(environment, "memory_bytes", lambda: total * GIB)
-    monkeypatch.setattr(environment, "available_bytes", lambda: free * GIB)
+    monkeypatch.setattr(allotment, "memory_bytes", lambda: total * GIB)
+    monkeypatch.setattr(allotment, "available_bytes", lambda: free * GIB)
     assert found("memory").state == state
 
 
 def test_available_memory_is_cut_by_the_cgroup(files: Fake) -> None:
     files({"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4096 kB"})
-    assert environment.available_bytes() == 4 * 2**20
+    assert allotment.available_bytes() == 4 * 2**20
     files(
         {
             "/proc/meminfo": "MemAvailable:   4096 kB",
@@ -115,7 +116,7 @@ def test_available_memory_is_cut_by_the_cgroup(files: Fake) -> None:
             "/sys/fs/cgroup/memory.current": str(2**20),
         }
     )
-    assert environment.available_bytes() == 2 * 2**20
+    assert allotment.available_bytes() == 2 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -132,10 +133,68 @@ def test_available_memory_is_cut_by_the_cgroup(files: Fake) -> None:
 def test_memory_that_can_be_used_is_cut_by_every_cgroup(
     files: Fake, monkeypatch: pytest.MonkeyPatch, content: Mapping[str, str], limit: int
 ) -> None:
-    monkeypatch.setattr(environment, "memory_bytes", lambda: 2**40)
+    monkeypatch.setattr(allotment, "memory_bytes", lambda: 2**40)
     groups = {"/proc/self/cgroup": "9:name=systemd:/\n4:memory,cpu:/batch/7\n0::/user.slice/job"}
     files({**groups, **{f"/sys/fs/cgroup/{name}": text for name, text in content.items()}})
-    assert environment.usable_memory_bytes() == limit
+    assert allotment.usable_memory_bytes() == limit
+
+
+@pytest.mark.parametrize(
+    ("content", "quota"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"user.slice/cpu.max": "50000 100000", "cpu.max": "150000 100000"}, 0.5),
+        ({"user.slice/job/cpu.max": "250000 100000"}, 2.5),
+        ({"cpu/batch/7/cpu.cfs_quota_us": "50000", "cpu/batch/7/cpu.cfs_period_us": "20000"}, 2.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_cores_are_cut_by_every_cgroup_and_the_machines_record_says_so(
+    files: Fake, monkeypatch: pytest.MonkeyPatch, content: Mapping[str, str], quota: float | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    groups = {"/proc/self/cgroup": "9:name=systemd:/\n4:memory,cpu:/batch/7\n0::/user.slice/job"}
+    files({**groups, **{f"/sys/fs/cgroup/{name}": text for name, text in content.items()}})
+    assert allotment.usable_cores() == (4 if quota is None else -(-quota // 1))
+    record = environment.record()
+    assert (record["cpu_quota"], record["cpu"]["cores"]) == (quota, allotment.usable_cores())
+
+
+def test_a_limit_of_memory_that_no_machine_reaches_is_none(files: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allotment, "memory_bytes", lambda: 2**33)
+    folder = "/sys/fs/cgroup/memory/memory."
+    for limit, stated in ((9223372036854771712, None), (2**32, 2**32)):
+        lines = {"/proc/self/cgroup": "4:memory:/", f"{folder}limit_in_bytes": str(limit)}
+        files({**lines, f"{folder}usage_in_bytes": "1"})
+        assert environment.record()["memory_limit_bytes"] == stated
+
+
+def test_the_record_holds_what_may_bend_a_measurement(files: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(
+        {
+            "/proc/cpuinfo": "model name : A CPU\nflags : fpu avx2 avx512_vnni\ncpu MHz : 1200.5\n",
+            f"{FREQUENCY}scaling_governor": "powersave",
+            f"{FREQUENCY}scaling_cur_freq": "800000",
+            "/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count": "7",
+            "/sys/class/thermal/thermal_zone0/temp": "41000",
+            "/sys/class/thermal/thermal_zone1/temp": "67500",
+        }
+    )
+    zones = [Path(f"/sys/class/thermal/thermal_zone{zone}/temp") for zone in (0, 1)]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: zones if "thermal" in str(self) else [])
+    record = environment.record()
+    assert (record["cpu"]["name"], record["cpu"]["flags"]) == ("A CPU", ["avx2", "avx512_vnni"])
+    assert (record["governor"], record["frequency_mhz"], record["temperature_c"]) == ("powersave", 800.0, 67.5)
+    assert "heat 7 times" in record["throttled"]
+    assert record["memory_bytes"] == allotment.memory_bytes()
+    assert record["load_1m"] >= 0
+    assert {"edgeopt", "numpy"} <= set(record["versions"])
+    other = environment.machine_id()
+    files({"/proc/cpuinfo": "model name : A CPU\nflags : fpu avx2\ncpu MHz : 1200.5\n"})
+    assert environment.frequency_mhz() == 1200.5
+    assert environment.machine_id() != other, "engines are built for what a CPU can"
 
 
 def test_a_folder_in_memory_is_told_from_one_on_a_disk(files: Fake, tmp_path: Path) -> None:
@@ -143,9 +202,9 @@ def test_a_folder_in_memory_is_told_from_one_on_a_disk(files: Fake, tmp_path: Pa
     mounts = "22 27 0:21 / /proc rw - proc proc rw\n25 24 {}:{} / /x rw shared:7 - {} none rw"
     for kind, memory in (("tmpfs", True), ("ext4", False)):
         files({"/proc/self/mountinfo": mounts.format(os.major(device), os.minor(device), kind)})
-        assert environment.is_memory(tmp_path) is memory
+        assert allotment.is_memory(tmp_path) is memory
     files({})
-    assert not environment.is_memory(tmp_path)
+    assert not allotment.is_memory(tmp_path)
 
 
 def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

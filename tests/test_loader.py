@@ -17,7 +17,7 @@ import torch
 from conftest import paint
 from PIL import Image
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.config import AugmentConfig, DataConfig, TrainConfig
 from edgeopt.console import Silent
 from edgeopt.data import cache
@@ -288,8 +288,8 @@ def test_the_limit_is_a_quarter_of_the_containers_memory_shared_by_processes_and
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits = {"/sys/fs/cgroup/memory.max": str(2**32), "/sys/fs/cgroup/memory.current": "1"}
-    monkeypatch.setattr(environment, "_read", lambda path: limits.get(path, ""))
-    monkeypatch.setattr(environment, "memory_bytes", lambda: 2**36)
+    monkeypatch.setattr(allotment, "system_file", lambda path: limits.get(path, ""))
+    monkeypatch.setattr(allotment, "memory_bytes", lambda: 2**36)
     assert memory_limit() == 2**30
     assert memory_limit(Shelf(processes=4).caches) == 2**30 // 8
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -314,13 +314,13 @@ def test_the_file_is_in_the_runs_folder_but_not_in_memory(
     plan = TrainingPlan.for_finetuning(TrainConfig())
     places = []
     for memory in (False, True):
-        monkeypatch.setattr(environment, "is_memory", lambda folder, memory=memory: memory and folder == tmp_path)
+        monkeypatch.setattr(allotment, "is_memory", lambda folder, memory=memory: memory and folder == tmp_path)
         kept = plan.loader(workspace, SPEC, Silent(), batch_size=8)._cache
         assert kept.on_disk == 84
         assert kept._file is not None
         places.append(kept._file._folder)
     assert places == [tmp_path, Path(tempfile.gettempdir())]
-    monkeypatch.setattr(environment, "is_memory", lambda _: True)
+    monkeypatch.setattr(allotment, "is_memory", lambda _: True)
     assert plan.loader(workspace, SPEC, Silent(), batch_size=8)._cache.kept == 0
 
 

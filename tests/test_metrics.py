@@ -85,6 +85,15 @@ def test_paired_bounds_agree_with_the_bootstrap_when_many_pictures_change() -> N
     assert drop.ci_points[0] < drop.lower_points < drop.drop_points < drop.upper_points < drop.ci_points[1]
 
 
+def test_the_bootstrap_resamples_pairs_so_that_pictures_both_answer_alike_do_not_widen_it() -> None:
+    reference = np.arange(1000) < 910
+    candidate = (np.arange(1000) >= 10) & (np.arange(1000) < 920)  # ten lost, ten gained, 900 right in both
+    drop = metrics.paired_drop(reference, candidate)
+    assert (drop.lost, drop.gained) == (10, 10)
+    half = 100 * 1.96 * 20**0.5 / 1000  # unpaired it would be 2.5 points
+    assert drop.bootstrap_points == pytest.approx((-half, half), abs=0.11)
+
+
 def test_upper_bound_holds_the_true_drop_as_often_as_it_says() -> None:
     rng, held = default_rng(0), 0
     for lost, gained, _ in rng.multinomial(360, [0.02, 0.01, 0.97], size=400):
@@ -135,6 +144,11 @@ def test_ratio_ignores_what_slows_both_down() -> None:
     ratio = metrics.ratio_interval(slow, fast)
     assert ratio.low < 2.0 < ratio.high
     assert ratio.relative_width < 0.03
+
+
+def test_a_window_that_was_interrupted_for_long_does_not_move_a_ratio() -> None:
+    ratio = metrics.ratio_interval([2.0] * 19 + [2000.0], [1.0] * 20)
+    assert ratio == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_too_few_windows_have_no_interval() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_nothing_changed_is_met_line_by_line(before: Path, after: Path) -> None:
     assert ("pytorch/float", "baseline_speed") not in found  # it is what the others are compared with
 
 
+def test_engines_pair_by_name_though_others_came_and_went(before: Path, after: Path) -> None:
+    shutil.rmtree(after / "device/onnxruntime/float")
+    slowed(after, "openvino/int8-u8a7w", 1.3)
+    found = statuses(before, after)
+    assert [key for key, status in found.items() if status != "met"] == [("openvino/int8-u8a7w", "baseline_speed")]
+    (told,) = api.compare(before, [after])
+    assert told.warnings == ("only digits has onnxruntime/float",)
+
+
 def test_a_planted_slow_down_and_a_planted_drop_are_found_where_they_are(before: Path, after: Path) -> None:
     slowed(after, INT8, 1.3)
     mistaken(after, "openvino/int8-u8a7w", 15)
@@ -140,10 +150,13 @@ def test_other_machines_are_warned_of_and_their_speed_is_not_judged(before: Path
 def test_what_else_changed_than_the_engines_is_warned_of(before: Path, after: Path) -> None:
     for path in after.glob("device/*/*/latency.json"):
         versions = {"edgeopt": "0.2.0", "numpy": "2.3.0", "onnxruntime": "1.32.0"}
-        edit(path, measured_on={**MACHINE, "versions": versions, "cpu_quota": 1.5})
+        cpu = {**MACHINE["cpu"], "cores": 1}  # type: ignore[dict-item]
+        changed = {"versions": versions, "cpu_quota": 1.5, "governor": "powersave", "python": "3.12.1", "cpu": cpu}
+        edit(path, measured_on={**MACHINE, **changed})
     (found,) = api.compare(before, [after])
     said = "not the engines alone changed, so that speed may be of these: "
-    assert found.warnings == (f"{said}CPU quota none → 1.5, onnxruntime 1.31.1 → 1.32.0",)
+    said += "cores 2 → 1, CPU quota none → 1.5, governor performance → powersave, Python 3.11.9 → 3.12.1, "
+    assert found.warnings == (f"{said}onnxruntime 1.31.1 → 1.32.0",)
     assert {line.status for line in found.lines} == {"met"}
 
 
@@ -178,11 +191,69 @@ def test_a_result_that_is_gone_or_was_not_measured_again_does_not_pass_as_unchan
     }
 
 
+def test_what_was_measured_otherwise_than_before_is_not_judged(before: Path, after: Path) -> None:
+    edit(after / "device" / INT8 / "latency.json", batch=8)
+    path = after / "device/openvino/int8-u8a7w/accuracy.json"
+    record = json.loads(path.read_text())
+    edit(path, **{name: record[name][1:] + record[name][:1] for name in ("truth", "predictions")})  # another order
+    (found,) = api.compare(before, [after])
+    others = {(line.engine, line.name): line for line in found.lines if line.status != "met"}
+    assert {key: line.status for key, line in others.items()} == {
+        (INT8, "baseline_speed"): "not judged",
+        ("openvino/int8-u8a7w", "baseline_drop_points"): "not judged",
+    }
+    assert "batch or threads are others" in others[INT8, "baseline_speed"].message
+    assert "the test pictures are others" in others["openvino/int8-u8a7w", "baseline_drop_points"].message
+
+
+def test_what_grew_is_found_by_more_than_is_allowed(before: Path, after: Path) -> None:
+    path = after / "device" / INT8 / "build.json"
+    edit(path, size_bytes=round(1.2 * json.loads(path.read_text())["size_bytes"]))
+    assert [key for key, status in statuses(before, after).items() if status != "met"] == [(INT8, "baseline_size")]
+    assert statuses(before, after)[INT8, "baseline_size"] == "missed"
+    assert set(statuses(before, after, larger=0.3).values()) == {"met"}
+
+
+def test_speed_is_compared_by_a_baseline_that_both_were_timed_beside(before: Path, after: Path) -> None:
+    """A device without torch has another headline: its ratio and the earlier one are of different things."""
+    for path in after.glob("device/*/int8*/latency.json"):
+        edit(path, ratios=[one for one in json.loads(path.read_text())["ratios"] if one["kind"] == "float"])
+    (found,) = api.compare(before, [after])
+    (line,) = (one for one in found.lines if (one.engine, one.name) == (INT8, "baseline_speed"))
+    assert (line.status, line.value) == ("met", pytest.approx(1.0))
+    assert "both against onnxruntime/float" in line.message
+    path = after / "device" / INT8 / "latency.json"
+    edit(path, ratios=[{**one, "baseline": "onnxruntime/other"} for one in json.loads(path.read_text())["ratios"]])
+    assert statuses(before, after)[INT8, "baseline_speed"] == "undecided"
+
+
+def test_two_starts_that_differ_make_no_regression(before: Path, after: Path) -> None:
+    """A process that was dealt a bad start is not the engine's fault: as budgets judge such ratios, so does this."""
+    path = after / "device" / INT8 / "latency.json"
+    (original, *others) = json.loads(path.read_text())["ratios"]
+
+    def line(starts: int) -> BudgetLine:
+        by_start = [original["speedup"] * (0.9, 0.7)[number % 2] for number in range(starts)]
+        said = {"by_start": by_start, "starts_differ": True, "speedup_ci": [by_start[1], by_start[0]]}
+        ratios = [{**original, **said, "speedup": 0.8 * original["speedup"]}, *others]
+        edit(path, ratios=ratios, windows_by_start=[24 // starts] * starts)
+        (found,) = api.compare(before, [after])
+        (one,) = (one for one in found.lines if (one.engine, one.name) == (INT8, "baseline_speed"))
+        return one
+
+    assert line(2).status == "undecided"
+    assert line(2).message.endswith(
+        "starts of the processes differ, then or now: edgeopt bench --starts 6 would decide"
+    )
+    assert line(6).status == "missed"
+
+
 def test_a_busy_machine_decides_nothing(before: Path, after: Path) -> None:
     latency = after / "device" / INT8 / "latency.json"
     ratios = [{**one, "quiet": False} for one in json.loads(latency.read_text())["ratios"]]
     edit(latency, ratios=ratios)
     assert statuses(before, after)[INT8, "baseline_speed"] == "unstable"
+    assert statuses(after, before)[INT8, "baseline_speed"] == "unstable", "whichever session it was"
 
 
 def test_the_verb_says_each_line_and_exits_with_the_verdict(before: Path, after: Path) -> None:
@@ -193,6 +264,8 @@ def test_the_verb_says_each_line_and_exits_with_the_verdict(before: Path, after:
     done = CliRunner().invoke(compare_command, [str(before), str(before), str(after), "--json"], standalone_mode=False)
     assert done.return_value == 3
     assert [one["verdict"] for one in json.loads(done.stdout)] == ["met", "missed"]
+    first = CliRunner().invoke(compare_command, [str(before), str(after), str(before)], standalone_mode=False)
+    assert first.return_value == 3, "the worst of all decides, not the last"
 
 
 def test_report_judges_a_baseline_beside_the_budget(before: Path, after: Path) -> None:
@@ -204,6 +277,14 @@ def test_report_judges_a_baseline_beside_the_budget(before: Path, after: Path) -
     assert 'name="baseline_speed"' in (after / "report/junit.xml").read_text()
     allowed = CliRunner().invoke(report_command, [*arguments, "--slower", "0.4"], standalone_mode=False)
     assert allowed.return_value == 0
+    for path in after.glob("device/*/*/latency.json"):
+        edit(path, measured_on={**MACHINE, "machine_id": "ba9876543210"})
+    elsewhere = CliRunner().invoke(report_command, arguments, standalone_mode=False)
+    assert elsewhere.return_value == 0
+    said = "easured on different machines ("
+    assert f"warning: m{said}" in elsewhere.output
+    assert f"**Warning**: m{said}" in (after / "report/report.md").read_text()
+    assert f"<strong>M{said}" in (after / "report/report.html").read_text()
     own = api.report(Run.open(after), baseline=str(after / "report/report.json"))  # the file that it then writes over
     assert own.exit_code == 0
 
@@ -227,6 +308,15 @@ def test_several_runs_are_one_table_and_what_is_no_run_is_left_out(before: Path,
     html = page.read_text()
     assert html.count('class="engine"') == 14
     assert "http" not in html.replace("http-equiv", "")
+    assert all(url.startswith(("#", "data:")) for url in re.findall(r'(?:src|href|action)="([^"]*)"', html))
+    again = report(str(before), str(before)).output
+    assert "timed in sessions of their own: compare ratios rather than milliseconds" in again
+    assert "machines" not in again
+    for path in after.glob("device/*/*/latency.json"):
+        edit(path, measured_on={**MACHINE, "machine_id": "ba9876543210"})
+    assert (
+        "measured on 2 different machines: their milliseconds do not compare" in report(str(before), str(after)).output
+    )
     as_json = json.loads(report(str(before), str(after), "--json").stdout)
     assert [row["run"] for row in as_json["runs"]] == ["digits"] * 14
     assert "no report to compare" in str(report(str(tmp_path / "photos"), str(tmp_path / "none")).exception)

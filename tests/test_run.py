@@ -253,7 +253,9 @@ def test_a_machine_is_known_by_its_secret_id_and_name_not_by_hardware_that_can_b
     """So a container with its host's machine-id and a fixed name is one machine, at whichever start."""
 
     def host(machine_id: str, name: str) -> str:
-        monkeypatch.setattr(environment, "_read", lambda path: machine_id if path == "/etc/machine-id" else "same")
+        monkeypatch.setattr(
+            environment, "system_file", lambda path: machine_id if path == "/etc/machine-id" else "same"
+        )
         monkeypatch.setattr(environment.platform, "node", lambda: name)
         return environment.host_id()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import re
 from pathlib import Path
@@ -100,6 +101,31 @@ def test_a_gpu_is_found_by_its_driver_where_nvidia_smi_is_not_with_a_planted_dri
     assert found == ({"name": "Orin", "compute_capability": "8.7"},)
     monkeypatch.setattr(environment, "gpus", lambda: found)
     assert not any("no NVIDIA GPU" in why for why in environment.misfits(load_target("tensorrt").match))
+
+
+def test_how_a_gpu_is_before_and_after_is_in_the_machines_record_with_a_planted_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    def planted(state: str) -> dict[str, Any]:
+        program.write_text(
+            "#!/bin/sh\ncase $1 in *name*) echo 'NVIDIA L4, 570.1, 23034 MiB, 8.9';; "
+            f"*throttle*) {state};; *) exit 2;; esac\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(environment, "gpus", nvidia.gpus.__wrapped__)
+        (gpu,) = environment.record()["gpus"]
+        return dict(gpu)
+
+    name = {"name": "NVIDIA L4", "driver": "570.1", "memory": "23034 MiB", "compute_capability": "8.9"}
+    cool = planted("echo '41, 2040, 0x0000000000000001'")  # idle is not slowed down
+    assert cool == {**name, "temperature_c": 41.0, "clock_mhz": 2040.0, "slowed": ""}
+    hot = planted("echo '92, 810, 0x0000000000000060'")
+    assert hot == {**name, "temperature_c": 92.0, "clock_mhz": 810.0, "slowed": "heat, heat, by hardware"}
+    assert planted("echo '[N/A], [N/A], [N/A]'") == {**name, "slowed": ""}
+    assert planted("echo 'Field is not a valid field to query.'; exit 2") == name
 
 
 def test_this_machine_fits_what_it_is_and_the_rest_says_why_not() -> None:

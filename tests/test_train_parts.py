@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.errors import TrainingError
 from edgeopt.preprocess import PreprocessSpec, normalize
 from edgeopt.sets import PictureSet
@@ -302,4 +302,4 @@ def test_importing_the_loop_starts_nothing(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
-    assert environment.usable_cores() >= 1
+    assert allotment.usable_cores() >= 1

@@ -15,7 +15,7 @@ import pytest
 from edgeopt.bench import protocol
 from edgeopt.metrics import Interval, ratio_interval, starts_differ
 from edgeopt.report.budget import _judge_line
-from edgeopt.report.model import EngineRow
+from edgeopt.report.engine_row import EngineRow
 
 RUNS = 1000
 ROUNDS = 60  # as long as the fake clock allows
@@ -122,3 +122,14 @@ def test_starts_that_differ_are_told_from_those_that_do_not() -> None:
     assert told[1.0] <= 20  # at the 1 % level
     assert told[1.02] <= 300  # what is less than 3 % does not matter, where heavy tails do not make it seem more
     assert told[1.2] >= 950
+
+
+def test_starts_of_uneven_windows_differ_by_chance_and_are_not_told_apart() -> None:
+    rng, apart, told = np.random.default_rng(0), 0, 0
+    for _ in range(1000):
+        windows = np.exp(rng.normal(0, 0.1, 24))
+        first, second = np.median(windows[:12]), np.median(windows[12:])
+        apart += max(first, second) > 1.03 * min(first, second)
+        told += starts_differ(windows, [12, 12])
+    assert apart > 400, "by more than 3 %"
+    assert told <= 20  # at the 1 % level

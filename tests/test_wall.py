@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgeopt"
 CORE = {
-    "__init__", "api", "arrays", "classify", "compress_table", "config", "console", "cross_validation", "data_table",
-    "environment", "errors", "files", "latency_goal", "metrics", "model_table", "nvidia", "picture_files", "pixels",
-    "preprocess", "probability", "recipe_problems", "recipe_tables", "recipe_text", "records", "registry", "remote",
-    "resources", "run", "schemes", "sets", "tables", "target_tables", "telemetry", "training_tables", "tune_space",
-    "tune_table", "voting",
+    "__init__", "allotment", "api", "arrays", "classify", "compress_table", "config", "console", "cross_validation",
+    "data_table", "environment", "errors", "files", "latency_goal", "metrics", "model_table", "nvidia",
+    "picture_files", "pixels", "preprocess", "probability", "recipe_problems", "recipe_tables", "recipe_text",
+    "records", "registry", "remote", "resources", "run", "schemes", "sets", "tables", "target_tables", "telemetry",
+    "training_tables", "tune_space", "tune_table", "voting",
 }  # fmt: skip
 DEVICE = {"backends", "bench", "evaluate", "fit", "packaging", "predict", "report", "doctor"}
 DEVICE_STAGES = {

@@ -26,7 +26,7 @@ import networks
 import numpy as np
 from networks import NETWORKS, Network
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.backends.base import Backend, BuildRequest
 from edgeopt.bench import EngineSpec, bench
 from edgeopt.bench.result import bounds
@@ -200,9 +200,7 @@ class _Calls:
 def overhead(network: Network, backend: Backend, engine: Path) -> dict[str, Any]:
     """Our session's call over the runtime's own, batch 1; ``ratio`` is ours over the runtime's."""
     batch = normalize(networks.pictures_of(network, 1), network.spec)
-    with backend.open(
-        engine, _target(backend.name, 1), precision="int8", threads=environment.usable_cores()
-    ) as session:
+    with backend.open(engine, _target(backend.name, 1), precision="int8", threads=allotment.usable_cores()) as session:
         ours, raw, ratio = _paired(session, _Calls(_bare(session)), batch)
     return {"p50_ms": ours, "runtime_p50_ms": raw, **ratio}
 
@@ -211,7 +209,7 @@ def embedding(network: Network, backend: Backend, onnx: Path, folder: Path) -> d
     """From uint8 pictures to logits, batch 1: ``ratio`` is normalized by numpy over normalized in the graph."""
     place = folder / backend.name / f"{onnx.stem}-embedded"
     place.mkdir(parents=True, exist_ok=True)
-    target, spec, threads = _target(backend.name, 1), network.spec, environment.usable_cores()
+    target, spec, threads = _target(backend.name, 1), network.spec, allotment.usable_cores()
     built = []
     for name, embed in (("plain", None), ("embedded", spec)):
         (place / name).mkdir(exist_ok=True)
@@ -237,7 +235,7 @@ def _paired(one: Any, other: Any, batch: Any) -> tuple[float, float, dict[str, A
             times.append(_typical(each, batch))
     ratio: Interval = ratio_interval(first, second)
     stated = {"ratio": ratio.value, "ratio_ci": bounds(ratio), "rounds": OVERHEAD_ROUNDS}
-    return float(np.median(first)), float(np.median(second)), {**stated, "threads": environment.usable_cores()}
+    return float(np.median(first)), float(np.median(second)), {**stated, "threads": allotment.usable_cores()}
 
 
 def _typical(one: Any, batch: Any) -> float:

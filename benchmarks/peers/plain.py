@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.backends.base import FusionReport, Session
 from edgeopt.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from edgeopt.backends.onnxruntime_audit import audit
@@ -37,7 +37,7 @@ class PlainOnnxRuntimeBackend(OnnxRuntimeBackend):
         import onnxruntime
 
         options: Any = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = min(threads or environment.usable_cores(), environment.usable_cores())
+        options.intra_op_num_threads = min(threads or allotment.usable_cores(), allotment.usable_cores())
         try:
             session = onnxruntime.InferenceSession(str(engine), options, providers=[PROVIDER])
         except Exception as error:

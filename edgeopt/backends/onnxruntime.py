@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy.typing as npt
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Float32, Session
 from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import FLOAT16, read_onnx
@@ -152,13 +152,13 @@ class OnnxRuntimeBackend(Backend):
         self, engine: Path, target: Target, *, precision: str, threads: int, batch: Float32
     ) -> dict[str, float]:
         """By the kernel times in ONNX Runtime's profile."""
-        cores = environment.usable_cores()
+        cores = allotment.usable_cores()
         threads = min(threads or target.session.threads or cores, cores)
         found = times(engine, target.session.provider, threads, batch)
         return {layer.name: 1000 * layer.ms for layer in found.layers}
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
-        cores = environment.usable_cores()
+        cores = allotment.usable_cores()
         threads = min(threads or cores, cores)  # more than the cores only wait for each other
         entries = {**exact(engine), **_spinning(target)}
         return OnnxRuntimeSession(load(engine, target.session.provider, threads, entries), threads, options=entries)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Float32
 from edgeopt.backends.capability import precisions_of, processor, schemes_for
 from edgeopt.backends.onnx_reader import read_onnx
@@ -154,7 +154,7 @@ class OpenVinoBackend(Backend):
         if target.session.cache:
             properties["CACHE_DIR"] = str(make_folder(environment.cache_folder() / "openvino"))
         if family(device) in {"CPU", "AUTO"}:  # others have none, and refuse to be told; AUTO tells its CPU
-            cores = environment.usable_cores()
+            cores = allotment.usable_cores()
             properties["INFERENCE_NUM_THREADS"] = str(min(threads or cores, cores))
         return OpenVinoSession(engine, device, {**properties, **(more or {})}, batch=target.batch)
 

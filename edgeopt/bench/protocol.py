@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from edgeopt import environment
+from edgeopt import allotment, environment
 from edgeopt.bench.child import Child
 from edgeopt.bench.load import OtherLoad
 from edgeopt.bench.result import BenchResult, EngineResult
@@ -57,14 +57,14 @@ class _Runner:
         self.load = OtherLoad()
 
     def open(self, timeout: float) -> None:
-        """In a new process. How long that takes is kept of the first, before which nothing was read from the disk."""
+        """In a new process. How long that takes is kept of the quickest: who comes first reads files for all others."""
         started = monotonic()
         self.child = Child(self.spec)
         opened = self.child.open(timeout)
+        took = monotonic() - started  # it answered a picture before it said so
         self.starts.append(0)
-        self.opened = self.opened or opened
-        if self.cold_start_s is None:
-            self.cold_start_s = monotonic() - started  # it answered a picture before it said so
+        if self.cold_start_s is None or took < self.cold_start_s:
+            self.cold_start_s, self.opened = took, opened
 
     def close(self) -> None:
         if self.child is not None:
@@ -192,7 +192,7 @@ def bench(
         raise ConfigError("there is no engine to measure", fix="pass at least one EngineSpec")
     if twice:
         raise ConfigError(f"engines named twice: {', '.join(twice)}", fix="give every EngineSpec a key of its own")
-    threads = threads or environment.usable_cores()
+    threads = threads or allotment.usable_cores()
     complete = [spec.completed(pictures=pictures, preprocess=preprocess, threads=threads) for spec in specs]
     tell = progress or (lambda done, total: None)
     total = max(1, round(seconds))

@@ -7,8 +7,9 @@
   clock); ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
   ``samples`` (how many), ``window_medians_ms``, ``windows_by_start`` (how many of them, in order, each start of the
   process gave), ``samples_ms`` (every ``samples_kept_every``-th);
-  ``load_s`` (to open the engine), ``cold_start_s`` (from starting its process to its first answer, once; interpreter
-  and runtime included), ``cpu_ms`` (CPU time of a call, all threads, median of the windows' means), ``end_to_end``
+  ``load_s`` (to open the engine), ``cold_start_s`` (from starting its process to its first answer, interpreter
+  and runtime included; of its quickest start, as ``load_s``), ``cpu_ms`` (CPU time of a call, all threads, median of
+  the windows' means), ``end_to_end``
   (medians over encoded test pictures, ms a picture: ``decode_ms, preprocess_ms, infer_ms``; null without them);
   ``load_by_window`` (cores that others kept busy, ``other_cores``, and a hypervisor took, ``steal_cores``);
   ``peak_memory_bytes`` (of its process, runtime and pictures included);

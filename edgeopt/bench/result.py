@@ -34,7 +34,7 @@ class EngineResult:
     session: Mapping[str, Any]
     other_load_cores: float | None  # that other processes kept busy while this one was timed
     fits_target: bool  # whether this machine is the device that the target describes
-    cold_start_s: float | None = None  # from starting its process to its first answer, once
+    cold_start_s: float | None = None  # from starting its process to its first answer, of its quickest start
     cpu_ms: tuple[float, ...] = ()  # CPU time of a call, all threads: a window's mean
     end_to_end: Mapping[str, Any] | None = None  # ms a picture: decode_ms, preprocess_ms, infer_ms; pictures
     load_by_window: Mapping[str, Any] = field(default_factory=dict)  # cores: other_cores, steal_cores

@@ -165,7 +165,7 @@ def _say_file_taken_for_option(error: click.NoSuchOption, typed: list[str]) -> N
 
 def _require_one_process(verb: str | None) -> None:
     """Raises ConfigError when a launcher started several processes of a verb that is not made for that."""
-    from edgeopt.environment import process_count
+    from edgeopt.allotment import process_count
 
     if process_count() > 1 and verb != "finetune":
         raise ConfigError(
@@ -176,7 +176,7 @@ def _require_one_process(verb: str | None) -> None:
 
 def _speaks_of(error: EdgeoptError) -> bool:
     """Whether this process says what went wrong: the first of several does, others what befell them alone."""
-    from edgeopt.environment import process_rank
+    from edgeopt.allotment import process_rank
 
     if process_rank() == 0:
         return True
@@ -222,7 +222,7 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def _interrupted() -> int:
-    from edgeopt.environment import process_rank
+    from edgeopt.allotment import process_rank
 
     if process_rank() == 0:
         click.echo("edgeopt: interrupted; nothing is lost, the same command goes on from here", err=True)

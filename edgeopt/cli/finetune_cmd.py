@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgeopt.allotment import process_rank
 from edgeopt.cli.common import (
     OrAuto,
     Terminal,
@@ -28,7 +29,6 @@ from edgeopt.cli.common import (
     settings,
 )
 from edgeopt.config import Recipe, over_recipe, stated_over_recipe, validate
-from edgeopt.environment import process_rank
 from edgeopt.tables import DISTILL
 from edgeopt.training_tables import SCHEDULES, UNFREEZE
 

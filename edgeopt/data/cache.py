@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.preprocess import UInt8
 
 #: Share of the memory of the machine, or of the container, that decoded pictures of all processes on it may take.
@@ -29,8 +29,8 @@ def memory_limit(among: int = 1) -> int:
 
     A cgroup's limit counts as the machine's memory.
     """
-    size = environment.usable_memory_bytes() or _UNKNOWN_MEMORY
-    return int(size * _MEMORY_SHARE) // (environment.local_process_count() * among)
+    size = allotment.usable_memory_bytes() or _UNKNOWN_MEMORY
+    return int(size * _MEMORY_SHARE) // (allotment.local_process_count() * among)
 
 
 class PictureCache:
@@ -149,7 +149,7 @@ def _opened(folder: Path | None) -> _PictureFile | None:
     for place in (folder, None):
         with suppress(OSError):
             place = place or Path(tempfile.gettempdir())
-            if not environment.is_memory(place):
+            if not allotment.is_memory(place):
                 return _PictureFile(place)
     return None
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from edgeopt.environment import usable_cores
+from edgeopt.allotment import usable_cores
 from edgeopt.picture_files import pillow_quiet
 from edgeopt.preprocess import UInt8
 

@@ -38,6 +38,9 @@ class Machine(Part):
         """One of its graphics cards."""
 
         name: Text | None = None
+        temperature_c: Annotated[float, Field(ge=-300, le=1000)] | None = None
+        clock_mhz: Annotated[float, Field(ge=0, le=1e6)] | None = None
+        slowed: Text | None = None
 
     machine_id: Text | None = None
     cpu: Cpu | None = None

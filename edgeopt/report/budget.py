@@ -8,7 +8,8 @@ from dataclasses import replace
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, EdgeoptError, UndecidedError, UnstableError
 from edgeopt.report.budget_lines import Found, find
-from edgeopt.report.model import BudgetLine, EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import BudgetLine, Report
 
 #: The worst decides, in this order.
 EXIT_CODES = {"missed": 3, "unstable": 4, "undecided": 5, "not judged": 0, "met": 0}

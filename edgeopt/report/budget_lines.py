@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 from edgeopt.metrics import MIN_WINDOWS, Interval, pictures_to_decide, seconds_to_decide, share_bound
-from edgeopt.report.model import EngineRow, Pair
+from edgeopt.report.engine_row import EngineRow, Pair
 
 MIB = 2**20
 _NOTHING = 1e-9  # no number of pictures tells a share from another so near
@@ -119,16 +119,26 @@ def _ratio(row: EngineRow, which: str, missing: str) -> Found:
     )
     steady, note = quiet is not False, f" against {baseline}" if baseline else ""
     decide = _seconds(row, value, ci)
-    if starts is not None and ci is not None and (row.bench_starts or 0) < MIN_WINDOWS:
-        # Of two starts the truth is within their range in half of all sessions, within thrice it in four of five.
-        spread = starts[1] / starts[0]
-        ci = (ci[0] / spread, ci[1] * spread)
+    wide = over_starts(ci, starts, row.bench_starts) if ci is not None else None
+    if starts is not None and wide != ci:
+        ci = wide
         said = f"starts of the processes differ ({starts[0]:.4g} to {starts[1]:.4g})"
 
         def decide(limit: float) -> str:
             return f"{said}: edgeopt bench --starts {MIN_WINDOWS} would decide"
 
     return Found(value, ci, missing, steady=steady, lifted=not steady, note=note, decide=decide)
+
+
+def over_starts(ci: Pair, starts: Pair | None, count: int | None) -> Pair:
+    """The interval of a ratio that was between ``starts`` in ``count`` starts of the processes; None: they agree.
+
+    Of two starts the truth is within their range in half of all sessions, within thrice it in four of five.
+    """
+    if starts is None or (count or 0) >= MIN_WINDOWS:
+        return ci
+    spread = starts[1] / starts[0]
+    return ci[0] / spread, ci[1] * spread
 
 
 def _milliseconds(value: str, interval: str) -> Callable[[EngineRow], Found]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgeopt import records
 from edgeopt.files import printable
+from edgeopt.report.engine_row import Change, EngineRow
 from edgeopt.report.mistakes import test_pictures
-from edgeopt.report.model import Change, EngineRow
 from edgeopt.report.thumbnails import thumbnail
 from edgeopt.run import Run
 

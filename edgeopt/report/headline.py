@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edgeopt.metrics import MIN_WINDOWS
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 
 _ORDER = {"met": 0, None: 1, "not judged": 1, "undecided": 2, "unstable": 2, "missed": 3}
 #: Without a budget, an engine that loses more than this is not led with while another loses less.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from edgeopt.report import format as form
 from edgeopt.report.budget import verdict
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.headline import confidence, sentence
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import Report
 from edgeopt.report.notes import notes
 
 _HEAD = ("engine", "top-1", "change, points", "p50 ms", "p99 ms", "× original", "× its float", "size", "int8 layers")

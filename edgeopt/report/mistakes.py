@@ -9,7 +9,7 @@ from edgeopt import records
 from edgeopt.errors import EdgeoptError
 from edgeopt.files import printable, read_npy
 from edgeopt.preprocess import PreprocessSpec
-from edgeopt.report.model import EngineRow, Mistake
+from edgeopt.report.engine_row import EngineRow, Mistake
 from edgeopt.report.thumbnails import heat, thumbnail
 from edgeopt.run import Run
 from edgeopt.sets import PictureSet, open_set

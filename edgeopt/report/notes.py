@@ -8,7 +8,8 @@ from math import ceil
 from edgeopt.bench.result import STABLE_WIDTH
 from edgeopt.metrics import MIN_WINDOWS, starts_differ
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 
 #: Flags of rows; a report says once what all of them that have one should do.
 BUSY, UNSETTLED = "the machine was busy with other work", "the timing did not settle"
@@ -19,7 +20,7 @@ LONGEST_SECONDS = 600
 
 def notes(report: Report) -> list[str]:
     """Every flag and reason with the engines that have it, one line for all of them, for text and Markdown."""
-    said = [*_timing(report), *_starts(report)]
+    said = [*_timing(report), *_starts(report), *_slowed(report)]
     grouped: dict[str, list[str]] = {}
     for row in report.rows:
         for flag in row.flags:
@@ -56,6 +57,19 @@ def _starts(report: Report) -> list[str]:
     if all((row.bench_starts or 0) >= MIN_WINDOWS for row in rows):
         return [f"{said}; intervals are of {rows[0].bench_starts} starts"]
     return [f"{said}; with fewer than {MIN_WINDOWS} starts an interval is no more than their range: {_command(rows)}"]
+
+
+def _slowed(report: Report) -> list[str]:
+    """Of machines that became too hot, or short of power, while they measured: not that they once had been."""
+    said = []
+    for machine in report.machines.values():
+        if why := (machine.get("after") or {}).get("throttled"):
+            name = machine.get("board") or (machine.get("cpu") or {}).get("name")
+            said.append(f"{name}: the CPU was slowed down meanwhile ({why}); milliseconds are of a slower machine")
+        for gpu in (machine.get("after") or {}).get("gpus") or ():
+            if why := gpu.get("slowed"):
+                said.append(f"{gpu.get('name')}: the GPU was slowed down meanwhile ({why})")
+    return said
 
 
 def _command(rows: Iterable[EngineRow]) -> str:

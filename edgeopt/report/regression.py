@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, hypot, log
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeopt.config import BaselineConfig
 from edgeopt.errors import RunError
-from edgeopt.metrics import paired_drop
+from edgeopt.metrics import MIN_WINDOWS, paired_drop
 from edgeopt.records import Machine
 from edgeopt.report.budget import verdict
-from edgeopt.report.budget_lines import pictures_for_drop, rounded
-from edgeopt.report.model import BudgetLine, Pair
+from edgeopt.report.budget_lines import over_starts, pictures_for_drop, rounded
+from edgeopt.report.engine_row import Pair
+from edgeopt.report.model import BudgetLine
 from edgeopt.report.snapshot import Row, Snapshot
 
 _Z = 1.96  # of the 95 % intervals that reports hold
@@ -119,14 +120,8 @@ def _moved(old: Row, new: Row) -> bool:
 
 def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     """How many times as fast as before, by the ratio to a baseline that both were timed beside."""
-    pairs = (
-        (old.speedup, old.speedup_ci, old.speedup_quiet, old.baseline),
-        (old.float_speedup, old.float_speedup_ci, old.float_speedup_quiet, old.float_baseline),
-    ), (
-        (new.speedup, new.speedup_ci, new.speedup_quiet, new.baseline),
-        (new.float_speedup, new.float_speedup_ci, new.float_speedup_quiet, new.float_baseline),
-    )  # fmt: skip
-    shared = next(((a, b) for a in pairs[0] for b in pairs[1] if a[3] is not None and a[3] == b[3]), None)
+    pairs = ((a, b) for a in _ratios(old) for b in _ratios(new) if a.baseline is not None and a.baseline == b.baseline)
+    shared = next(pairs, None)
     limit = 1 - allowed.slower
 
     def line(status: str, why: str, value: float | None = None, bounds: Pair | None = None) -> BudgetLine:
@@ -134,30 +129,55 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
 
     if shared is None:  # the baseline itself, or what was not timed then either, has nothing to be compared with
         return line("undecided", "it was not timed beside the same baseline as before") if old.speedup else None
-    (was, was_ci, was_quiet, baseline), (now, now_ci, now_quiet, _) = shared
-    if was is None or now is None or was_ci is None or now_ci is None:
+    was, now = shared
+    if was.value is None or now.value is None or was.ci is None or now.ci is None:
         return line("undecided", "too few windows for an interval, then or now")
-    value, bounds = now / was, _ratio_of_ratios(was, was_ci, now, now_ci)
+    value, bounds = now.value / was.value, _ratio_of_ratios(was.value, was.ci, now.value, now.ci)
     if _moved(old, new):
         return line("not judged", "another machine measured it", value, bounds)
     if (old.batch, old.threads) != (new.batch, new.threads):
         return line("not judged", "batch or threads are others than before", value, bounds)
-    if was_quiet is False or now_quiet is False:
+    if was.quiet is False or now.quiet is False:
         return line("unstable", "the machine was busy, then or now: measure again", value, bounds)
-    why, status = f"as fast as before, both against {baseline}", _status(bounds, limit, lower=True)
-    if status == "undecided":
-        why += f"; {_seconds(_spread(was_ci), _spread(now_ci), log(value / limit), new.bench_seconds)}"
+    why, status = f"as fast as before, both against {now.baseline}", _status(bounds, limit, lower=True)
+    if status == "undecided" and (was.widened or now.widened):
+        why += f"; starts of the processes differ, then or now: edgeopt bench --starts {MIN_WINDOWS} would decide"
+    elif status == "undecided":
+        why += f"; {_seconds(_spread(was.ci), _spread(now.ci), log(value / limit), new.bench_seconds)}"
     return line(status, why, value, bounds)
 
 
-def _ratio_of_ratios(was: float, was_ci: Pair | list[float], now: float, now_ci: Pair | list[float]) -> Pair:
+class _Ratio(NamedTuple):
+    """How many times as fast as ``baseline``; ``widened``: its starts differ, and are too few to tell by how much."""
+
+    value: float | None
+    ci: Pair | None
+    quiet: bool | None
+    baseline: str | None
+    widened: bool
+
+
+def _ratios(row: Row) -> list[_Ratio]:
+    """Against the original, or what stands for it, and against the fastest float of its target."""
+    found = []
+    for prefix in ("", "float_"):
+        value, ci, quiet, starts, baseline = (
+            getattr(row, f"{prefix}{name}")
+            for name in ("speedup", "speedup_ci", "speedup_quiet", "speedup_starts", "baseline")
+        )
+        wide = over_starts(tuple(ci), starts, row.bench_starts) if ci is not None else None
+        found.append(_Ratio(value, wide, quiet, baseline, wide is not None and wide != tuple(ci)))
+    return found
+
+
+def _ratio_of_ratios(was: float, was_ci: Pair, now: float, now_ci: Pair) -> Pair:
     """The 95 % interval of now / was: two independent sessions, errors normal in the logarithm."""
     spread = hypot(_spread(was_ci), _spread(now_ci))
     middle = log(now / was)
     return exp(middle - _Z * spread), exp(middle + _Z * spread)
 
 
-def _spread(ci: Pair | list[float]) -> float:
+def _spread(ci: Pair) -> float:
     """The standard error of the logarithm of a ratio."""
     return (log(ci[1]) - log(ci[0])) / (2 * _Z)
 

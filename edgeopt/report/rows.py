@@ -12,7 +12,7 @@ import numpy as np
 from edgeopt import records
 from edgeopt.config import Budget, validate
 from edgeopt.metrics import confusion_matrix, macro
-from edgeopt.report.model import EngineRow, Pair
+from edgeopt.report.engine_row import EngineRow, Pair
 
 Record = Mapping[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from edgeopt.errors import MissingStageError, RunError
 from edgeopt.metrics import ratio_interval
 from edgeopt.report import format as form
 from edgeopt.report.changes import changes
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.latencies import latencies, rivals
 from edgeopt.report.mistakes import mistakes
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import Report
 from edgeopt.report.notes import BUSY, STARTS_DIFFER, UNSETTLED
 from edgeopt.report.rows import Record, engine_row, read_optional
 from edgeopt.report.trainings import trainings
@@ -60,7 +62,8 @@ def assemble(run_path: Path) -> Report:
 
 def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
     """Every engine folder with a record, in the order they were built; the machines and the commands that measured."""
-    machines: dict[str, Record] = {}
+    judged: list[Record] = []
+    timed: list[Record] = []
     built, damaged = run.engines(), run.damaged_engines()
     labels = _labels(run)
     measured = {
@@ -82,10 +85,8 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
                 f"{folder / 'accuracy.json'} is of {len(accuracy['labels'])} classes, the run has {len(labels)}",
                 fix=records.AccuracyRecord.fix,
             )
-        for record in (accuracy, latency):
-            machine = record.get("measured_on")
-            if machine and machine.get("machine_id"):
-                machines[str(machine["machine_id"])] = _with_after(machine, record.get("measured_on_after"))
+        judged.append(accuracy)
+        timed.append(latency)
         # What failed left no record of its own: those measured beside it name it.
         bench = latency.get("bench") or {}
         failures.update(bench.get("failures") or {})
@@ -97,13 +98,25 @@ def _rows(run: Run) -> tuple[list[EngineRow], dict[str, Record], list[str]]:
         if stale:
             row = replace(row, reason=STALE)
         rows.append(replace(row, reason=damaged[key].message, elsewhere=True) if key in damaged else row)
+    machines = _machines([*judged, *timed])
     return [_with_failure(row, failures) for row in rows], machines, [commands[when] for when in sorted(commands)]
+
+
+def _machines(measured: Sequence[Record]) -> dict[str, Record]:
+    """By id, as the last of ``measured`` found it: how it was while engines were timed, if that comes last."""
+    found = {}
+    for record in measured:
+        machine = record.get("measured_on")
+        if machine and machine.get("machine_id"):
+            found[str(machine["machine_id"])] = _with_after(machine, record.get("measured_on_after"))
+    return found
 
 
 def _with_after(machine: Record, after: Record | None) -> Record:
     """The machine, with what may have changed while it measured."""
-    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m")
-    changed = {name: after[name] for name in names if after and after.get(name) not in (None, "", machine.get(name))}
+    names = ("frequency_mhz", "temperature_c", "throttled", "load_1m", "gpus")
+    known = {name: after[name] for name in names if after and after.get(name) not in (None, "", [])}
+    changed = {name: value for name, value in known.items() if value != machine.get(name)}
     return {**machine, "after": changed} if changed else machine
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt import environment, records
+from edgeopt import allotment, environment, records
 from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
 from edgeopt.bench.crosscheck import CrossCheck
@@ -279,7 +279,7 @@ def _threads(timed: Sequence[Engine], console: Console) -> int:
             f"targets state {', '.join(map(str, sorted(stated)))} threads; all are timed with every core "
             "(--threads N or --target NAME to choose)"
         )
-    return min(stated.pop(), environment.usable_cores()) if len(stated) == 1 else 0
+    return min(stated.pop(), allotment.usable_cores()) if len(stated) == 1 else 0
 
 
 def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Console) -> BenchResult:
@@ -366,7 +366,7 @@ def _throughput(
 ) -> dict[str, Search]:
     """The best setting of every engine that could be timed."""
     found: dict[str, Search] = {}
-    cores = environment.usable_cores()
+    cores = allotment.usable_cores()
     with console.task("searching for throughput") as progress:
         for done, spec in enumerate(specs):
             progress(done, len(specs))

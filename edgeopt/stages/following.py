@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeopt.allotment import process_count
 from edgeopt.config import TrainConfig
 from edgeopt.console import Silent
-from edgeopt.environment import process_count
 from edgeopt.errors import ConfigError, EdgeoptError, ProcessError, RunError
 from edgeopt.models import Created
 from edgeopt.models.architecture import parse

@@ -7,7 +7,7 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
-from edgeopt.environment import available_bytes
+from edgeopt.allotment import available_bytes
 
 # Parameters of mallopt(3), from malloc.h; of madvise(2), from mman.h.
 _M_TRIM_THRESHOLD = -1

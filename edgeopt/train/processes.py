@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgeopt.environment import process_count
+from edgeopt.allotment import process_count
 from edgeopt.errors import ProcessError, TrainingError
 
 Result = TypeVar("Result")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from edgeopt import environment
+from edgeopt import allotment
 from edgeopt.console import Console
 from edgeopt.errors import TrainingError
 from edgeopt.tuning.result import TrialRow, best_of, row, rows
@@ -76,7 +76,7 @@ class _Worker:
 
     def __init__(self, search: Search, of: int) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        threads = str(max(1, environment.usable_cores() // of))
+        threads = str(max(1, allotment.usable_cores() // of))
         until = None if search.deadline is None else time.time() + search.deadline - time.monotonic()
         # The same imports as here; the working directory may hold the user's own modules.
         path = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.headline import champion
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 
 SHOWN = 40

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 
 #: Field, title, unit, and whether it is a figure of the model (the same in all its engines) or of the engine.

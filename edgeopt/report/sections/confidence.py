@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.headline import champion
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 from edgeopt.report.svg import Scale
 

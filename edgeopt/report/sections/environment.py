@@ -37,8 +37,13 @@ def _facts(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Cores used at most", cpu.get("cores")),
         ("Flags that matter", ", ".join(cpu.get("flags") or ()) or "none of them"),
         ("GPU", ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus") or ())),
+        ("GPU, before and after", _gpus(machine, after)),
         ("Memory", form.mib(machine.get("memory_bytes")) if machine.get("memory_bytes") else None),
         ("Cores the cgroup allows", machine.get("cpu_quota")),
+        (
+            "Memory the cgroup allows",
+            form.mib(machine.get("memory_limit_bytes")) if machine.get("memory_limit_bytes") else None,
+        ),
         ("Frequency governor", machine.get("governor")),
         ("Frequency, before and after", both("frequency_mhz", "{:.0f} MHz")),
         ("Temperature, before and after", both("temperature_c", "{:.0f} °C")),
@@ -48,3 +53,16 @@ def _facts(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Python", machine.get("python")),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _gpus(*moments: Mapping[str, Any]) -> str | None:
+    """Clock and temperature of each, and what slowed it down, at each moment that is known."""
+    shown = {"clock_mhz": "{:.0f} MHz", "temperature_c": "{:.0f} °C", "slowed": "slowed down by {}"}
+    said = []
+    for moment in moments:
+        states = [
+            ", ".join(pattern.format(gpu[name]) for name, pattern in shown.items() if gpu.get(name))
+            for gpu in moment.get("gpus") or ()
+        ]
+        said += ["; ".join(states)] if any(states) else []
+    return " → ".join(said) or None

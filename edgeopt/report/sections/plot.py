@@ -8,7 +8,8 @@ from math import sqrt
 from typing import Any
 
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Pair, Report
+from edgeopt.report.engine_row import EngineRow, Pair
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 from edgeopt.report.svg import Scale, colours, linear_ticks, log_ticks
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 
 #: Parts of the way from a file to the answer, in order, and what they are called.

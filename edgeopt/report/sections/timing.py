@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgeopt.report import format as form
-from edgeopt.report.model import EngineRow, Report
+from edgeopt.report.engine_row import EngineRow
+from edgeopt.report.model import Report
 from edgeopt.report.page import fragment
 from edgeopt.report.svg import Scale, colours, log_ticks
 
