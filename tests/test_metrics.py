@@ -164,6 +164,25 @@ def test_quantiles_and_relative_width() -> None:
     assert Interval(2.0, 1.9, 2.1).relative_width == pytest.approx(0.1)
 
 
+def test_percentiles_of_windows_weigh_each_alike_and_are_not_below_the_median_of_their_medians() -> None:
+    assert [metrics.window_percentile([np.arange(1.0, 101.0)], percent) for percent in (50, 90, 99, 100)] == [
+        50, 90, 99, 100
+    ]  # fmt: skip
+    quick, slow = np.full(900, 1.0), np.full(100, 9.0)  # as long each: calls of the slow window are fewer
+    windows = [quick, slow, slow]
+    assert np.percentile(np.concatenate(windows), 80) == 1.0
+    assert metrics.window_percentile(windows, 80) == 9.0
+    assert metrics.window_percentile([*windows, quick], 49) == 1.0
+    rng = default_rng(0)
+    for count in (1, 2, 3, 8):
+        for _ in range(50):
+            drawn = [rng.lognormal(0, 1, rng.integers(1, 40)) * rng.lognormal(0, 1) for _ in range(count)]
+            medians = [float(np.median(window)) for window in drawn]
+            assert metrics.window_percentile(drawn, 90) >= np.median(medians)
+    with pytest.raises(DataError, match="nothing"):
+        metrics.window_percentile([], 50)
+
+
 def test_parity_of_float_is_about_logits_and_of_int8_about_answers() -> None:
     rng = default_rng(0)
     logits = rng.normal(0, 3, (500, 10))

@@ -11,7 +11,14 @@ import numpy as np
 
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.errors import BackendError
-from edgeopt.metrics import Interval, median_interval, quantiles, ratio_interval, start_medians, starts_differ
+from edgeopt.metrics import (
+    Interval,
+    median_interval,
+    ratio_interval,
+    start_medians,
+    starts_differ,
+    window_percentile,
+)
 
 #: p99 of fewer samples is the luck of a handful.
 P99_SAMPLES = 1000
@@ -67,19 +74,16 @@ class EngineResult:
         return self.quiet and self.p50.relative_width <= STABLE_WIDTH
 
     def p99(self) -> Interval | None:
-        """99th percentile, ms, bootstrapped over windows; None with fewer than ``P99_SAMPLES`` samples."""
-        samples = self.samples_ms
-        if len(samples) < P99_SAMPLES:
+        """99th percentile, ms, every window weighing alike, bootstrapped over them; None below ``P99_SAMPLES`` samples."""
+        if len(self.samples_ms) < P99_SAMPLES:
             return None
-        (value,) = quantiles(samples, (99,))
         arrays = [np.asarray(window) for window in self.windows]
         rng = np.random.default_rng(0)
         draws = [
-            np.percentile(np.concatenate([arrays[i] for i in rng.integers(0, len(arrays), len(arrays))]), 99)
-            for _ in range(300)
+            window_percentile([arrays[i] for i in rng.integers(0, len(arrays), len(arrays))], 99) for _ in range(300)
         ]
         low, high = np.quantile(draws, [0.025, 0.975])
-        return Interval(value, float(low), float(high))
+        return Interval(window_percentile(arrays, 99), float(low), float(high))
 
     def throughput(self) -> Interval:
         """Pictures a second at this batch, one call after another: the median of the windows' own."""
@@ -97,7 +101,7 @@ class EngineResult:
             "threads": self.spec.threads,
             "p50_ms": p50.value,
             "p50_ci_ms": bounds(p50),
-            "p90_ms": quantiles(samples, (90,))[0],
+            "p90_ms": window_percentile(self.windows, 90),
             "p99_ms": p99.value if p99 else None,
             "p99_ci_ms": bounds(p99) if p99 else None,
             "device_p50_ms": median_interval(self.device_ms).value if self.device_ms else None,

@@ -29,6 +29,7 @@ from edgeopt.metrics.timings import (
     seconds_to_decide,
     start_medians,
     starts_differ,
+    window_percentile,
 )
 
 __all__ = [
@@ -36,5 +37,5 @@ __all__ = [
     "Float", "Float64", "Int64", "Interval", "PairedDrop", "Parity", "accuracy_interval", "agreement", "class_drops",
     "confusion_matrix", "float_parity", "int8_parity", "macro", "mcnemar", "median_interval", "paired_drop",
     "per_class", "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide", "share_bound", "softmax",
-    "start_medians", "starts_differ", "top_k_accuracy",
+    "start_medians", "starts_differ", "top_k_accuracy", "window_percentile",
 ]  # fmt: skip

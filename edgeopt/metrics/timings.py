@@ -138,6 +138,23 @@ def quantiles(samples: Sequence[float] | Float, percents: Sequence[float] = (50,
     return tuple(float(value) for value in np.percentile(values, percents))
 
 
+def window_percentile(windows: Sequence[Sequence[float] | Float], percent: float) -> float:
+    """The percentile of the samples of all windows, each window counting as much as any other.
+
+    Windows take the same time, so that a slow one has fewer samples: pooled, a disturbance would hide its own calls,
+    and the 90th percentile could be below the median of the windows' medians. Weighted so, none from the 75th on is:
+    half of the windows have half of their samples at that median or above. It is the smallest sample that is enough.
+    """
+    kept = [np.asarray(window, dtype=np.float64) for window in windows if len(window)]
+    require_some(kept)
+    values = np.concatenate(kept)
+    weights = np.concatenate([np.full(len(window), 1 / len(window)) for window in kept])
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    index = int(np.searchsorted(reached, percent / 100 * len(kept) * (1 - 1e-12)))
+    return float(values[order][min(index, len(values) - 1)])
+
+
 def _by_start(windows: Sequence[float] | Float, starts: Sequence[int]) -> list[Float]:
     """The windows of each start that has some; all of them where no starts are stated."""
     values = np.asarray(windows, dtype=np.float64)
