@@ -40,7 +40,7 @@ class Packaged:
     def summary(self) -> str:
         """One line for a person."""
         size = form.mib(self.archive.stat().st_size)
-        return f"{self.manifest['target']}/{self.manifest['variant']}: {self.folder}, {self.archive} ({size} MiB)"
+        return f"{self.manifest['target']}/{self.manifest['variant']}: {self.folder}, {self.archive} ({size})"
 
     def to_json(self) -> dict[str, Any]:
         """As ``edgeopt package --json`` prints it."""
@@ -220,8 +220,8 @@ def _shown(figures: Mapping[str, Any]) -> dict[str, str]:
         "latency, p50 / p90 / p99": " / ".join(form.ms(figures.get(f"p{n}_ms")) for n in (50, 90, 99)) + " ms",
         "throughput": f"{form.significant(figures.get('throughput_ips'))} pictures/s",
         "batch, threads": f"{figures.get('batch')}, {figures.get('threads')}",
-        "peak memory": f"{form.mib(figures.get('peak_memory_bytes'))} MiB",
-        "size": f"{form.mib(figures.get('size_bytes'))} MiB",
+        "peak memory": form.mib(figures.get("peak_memory_bytes")),
+        "size": form.mib(figures.get("size_bytes")),
         "compute layers in int8": f"{form.percent(figures.get('int8_share'))}, "
         f"{form.percent(figures.get('int8_share_macs'))} of the MACs",
         "measured on": str(figures.get("measured_on")),
