@@ -14,7 +14,7 @@ from edgeopt.schemes import Scheme
 
 _POOLS = frozenset({"mean", "adaptive_avg_pool2d"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+_CONCATENATIONS, _SLICE = frozenset({"cat", "concat", "concatenate"}), "__getitem__"
 # What the lowering folds into the convolution, so that the quantizer still stands right behind it. One before a ReLU6
 # would make two in a row, which ONNX Runtime merges into a scale that the next layer's bias was not made for.
 _ABSORBED = frozenset({"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_"})
@@ -87,15 +87,19 @@ def _open_pools(graph: Any, storage: Any) -> Iterator[str]:
 
 
 def _open_concatenations(graph: Any, storage: Any) -> Iterator[str]:
-    """Concatenations of maps with quantizers of their own, read by a convolution with int8 weights."""
+    """Ends of concatenations of maps with quantizers of their own, read by a convolution with int8 weights."""
     hooks = dict(storage.named_hooks(remove_duplicate=False))
     for node in graph.get_all_nodes():
-        if node.node_type not in _CONCATENATIONS or not (ports := _open_ports(graph, storage, node)):
+        if node.node_type not in _CONCATENATIONS:
             continue
+        last, following = node, graph.get_next_nodes(node)
+        while len(following) == 1 and following[0].node_type == _SLICE and _open_ports(graph, storage, last):
+            last, following = following[0], graph.get_next_nodes(following[0])
+        ports = _open_ports(graph, storage, last)
         grids = [hooks.get(f"post_hooks.{_key(source, 0)}.0") for source in graph.get_previous_nodes(node)]
         read = any(reader.node_type in _CONVOLUTIONS and _has(storage.pre_hooks, reader, 1) for reader, _ in ports)
         if read and None not in grids and len(set(grids)) > 1:
-            yield node.node_name
+            yield last.node_name
 
 
 def _open_ports(graph: Any, storage: Any, node: Any) -> list[tuple[Any, int]]:
