@@ -47,6 +47,19 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
 )
 
 
+def made_elsewhere(scheme: Scheme) -> str:
+    """How ONNX Runtime's quantizer makes a float file of ``scheme``, for classifiers that edgeopt cannot train."""
+    kind = "QInt8" if scheme.activation_signed else "QUInt8"
+    typed = (
+        f"quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.{kind}, weight_type=QuantType.QInt8"
+    )
+    if scheme.weight_bits < 8:
+        typed += ", reduce_range=True"
+    if scheme.activation_symmetric:
+        typed += ', extra_options={"ActivationSymmetric": True, "QuantizeBias": False}'
+    return f"quantize the float file with onnxruntime.quantization.quantize_static(..., {typed})"
+
+
 def get_scheme(name: str) -> Scheme:
     """The scheme called ``name``; raises ConfigError with the known names otherwise."""
     if name not in SCHEMES:

@@ -449,7 +449,7 @@ def test_a_variant_that_cannot_be_exported_does_not_keep_the_others_from_being_b
         api.build(own, "onnxruntime")
 
 
-@pytest.mark.parametrize("problem", ["too large", "other answers"])
+@pytest.mark.parametrize("problem", ["too large", "too large inside", "other answers"])
 def test_a_float16_file_that_fails_is_left_out_and_only_those_who_need_it_are_refused(
     own: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], problem: str
 ) -> None:
@@ -465,9 +465,15 @@ def test_a_float16_file_that_fails_is_left_out_and_only_those_who_need_it_are_re
         onnx.save(model, destination)
 
     monkeypatch.setattr(export_stage, "to_fp16", write)
+    if problem == "too large inside":
+        monkeypatch.setattr(export_stage, "half_noise", lambda *_: float("nan"))
     shutil.rmtree(own.path / "device")
     written = api.export(own, variants=["float"], force=True, console=Terminal())["float"]
-    told = "holds 1e+06" if problem == "too large" else "in float16 it does not answer as the trained model"
+    told = {
+        "too large": "holds 1e+06",
+        "too large inside": "its numbers go beyond 65504",
+        "other answers": "in float16 it does not answer as the trained model",
+    }[problem]
     assert told in written["half_problem"]
     assert (
         f"float has no float16 file, which TensorRT builds from: {written['half_problem']}" in capsys.readouterr().err

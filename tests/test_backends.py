@@ -784,6 +784,20 @@ def test_an_optimized_graph_is_not_tied_to_the_cpu_that_built_it(tmp_path: Path)
     assert {node.domain for node in nodes} <= {"", "com.microsoft"}
 
 
+@pytest.mark.parametrize("optimized", [False, True])
+def test_float_layers_are_called_as_in_the_file_whatever_onnxruntime_made_of_them(
+    tmp_path: Path, optimized: bool
+) -> None:
+    """In its own layout, ``relu_nchwc`` was the name of the convolution that ONNX Runtime fused a Relu with."""
+    built = build(OnnxRuntimeBackend, tmp_path, None, optimized=optimized)
+    nodes = onnx.load(tmp_path / "built" / str(built.engine)).graph.node
+    names = [node.name for node in nodes if node.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm")]
+    assert built.fusion is not None
+    assert built.layer_times is not None
+    assert sorted(built.fusion.float_layers) == sorted(names)
+    assert set(names) <= {layer.name for layer in built.layer_times.layers}
+
+
 def test_openvino_keeps_compiled_models_in_the_users_cache_when_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,12 @@ def test_the_head_that_does_nothing_goes_first_and_the_rest_answers_as_before(tm
     assert torch.equal(models.load(tmp_path)(images), result.model.eval()(images))
 
 
+def test_a_network_without_such_attention_is_told_so() -> None:
+    """It said that every attention keeps one head; XCiT's, which it does not know, have four."""
+    with pytest.raises(ModelError, match="no attention whose heads can be dropped"):
+        choose_heads(torch.nn.Sequential(torch.nn.Linear(2, 2)), [], 1)
+
+
 def test_a_history_that_drops_what_is_not_there_is_refused() -> None:
     model = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(ModelError, match="does not have the attention heads"):

@@ -148,6 +148,15 @@ def test_half_noise_is_what_half_precision_makes_of_the_answers(net: TinyNet, dt
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_a_network_whose_numbers_float16_does_not_reach_has_no_noise_of_it(net: TinyNet) -> None:
+    """MobileOne of one epoch answers with logits of a million; NaN is no JSON."""
+    large = copy.deepcopy(net)
+    with torch.no_grad():
+        next(one for one in large.modules() if isinstance(one, nn.BatchNorm2d)).weight *= 1e6
+    noises = export_stage.half_noises(large, _Pictures(torch.cat(calibration())), PreprocessSpec(size=(32, 32)))
+    assert list(noises) == ["bf16"]
+
+
 class _Pictures:
     """A set of one batch."""
 

@@ -16,12 +16,16 @@ from click.testing import CliRunner
 from conftest import paint
 from onnx import TensorProto, helper, numpy_helper
 
+import edgeopt
 from edgeopt import Run, api
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.cli.build_cmd import command
-from edgeopt.errors import BackendError, ConfigError, DataError
+from edgeopt.config import load_target
+from edgeopt.errors import BackendError, ConfigError, DataError, MissingStageError, RunError
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
+from edgeopt.registry import load_backend
 from edgeopt.stages import foreign
+from edgeopt.stages.build_plan import plan
 
 NAMES = [f"class {index}" for index in range(tiny_onnx.CLASSES)]
 SIDE = tiny_onnx.SHAPE[1]
@@ -138,6 +142,14 @@ def _broken(path: Path, **changes: object) -> Path:
         model.opset_import[0].version = changes["opset"]  # type: ignore[assignment]
     if "domain" in changes:
         model.opset_import.append(helper.make_opsetid("my.company", 1))
+        graph.node[-1].domain = str(changes["domain"])
+    if "half" in changes:
+        weight = next(one for one in graph.initializer if one.name == graph.node[0].input[1])
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    if "operator" in changes:
+        graph.node[0].op_type = str(changes["operator"])
+    if "unstated" in changes:
+        graph.output[0].type.tensor_type.ClearField("shape")
     if "last" in changes:
         graph.node[-1].output[0] = "scores"
         graph.node.append(helper.make_node(changes["last"], ["scores"], ["told"]))  # type: ignore[arg-type]
@@ -162,7 +174,10 @@ def _broken(path: Path, **changes: object) -> Path:
         ({"dtype": TensorProto.UINT8}, "its input is not float32"),
         ({"opset": 11}, "its opset is 11, not 13 to 21"),
         ({"opset": 99, "shape": [4, 3, 16, 16]}, "its opset is 99, not 13 to 21; its batch is fixed to 4"),
-        ({"domain": True}, "operators of my.company"),
+        ({"domain": "my.company"}, "operators of my.company"),
+        ({"half": True}, "it computes in float16"),
+        ({"operator": "QLinearConv"}, r"operators of ONNX Runtime's own \(QLinearConv\), not with QDQ"),
+        ({"unstated": True}, "it does not state the shape of its output"),
         ({"second": True}, "1 inputs and 2 outputs"),
         ({"last": "Softmax"}, "it ends with Softmax, so that it answers with no logits"),
         ({"last": "Sigmoid"}, "it ends with Sigmoid"),
@@ -213,11 +228,94 @@ def test_labels_preprocessing_and_pictures_that_do_not_fit_are_refused(desk: Pat
     with pytest.raises(DataError, match="int8 engines are compared on real pictures"):
         api.import_onnx(desk / "int8.onnx", desk / "labels.txt", run=run)
     mixed = tiny_onnx.write_qdq(tmp_path / "mixed.onnx", "s8a8w", zero_point=3)
-    with pytest.raises(BackendError, match="mixes kinds of quantized activations"):
+    with pytest.raises(BackendError, match="int8 with zero points other than 0") as refused:
         api.import_onnx(mixed, desk / "labels.txt", pictures=[str(desk / "photos")], run=run)
+    assert "quantize_static" in str(refused.value.fix)
     assert not run.exists()
     shutil.copyfile(desk / "float.onnx", tmp_path / "my model!.onnx")
     made = api.import_onnx(tmp_path / "my model!.onnx", desk / "labels.txt", run=run)
     assert list(made.variants()) == ["my-model"]
     reference = np.load(run / "host/my-model/export/logits.npy")
     assert reference.shape == (16, tiny_onnx.CLASSES)
+
+
+def test_domains_that_a_file_imports_and_does_not_use_are_no_operators(desk: Path, tmp_path: Path) -> None:
+    """ONNX Runtime writes so what it optimized, and its quantizer what it quantized after ``quant_pre_process``."""
+    model = onnx.load(str(desk / "float.onnx"))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.preview", 1))
+    onnx.save(model, str(tmp_path / "optimized.onnx"))
+    made = api.import_onnx(tmp_path / "optimized.onnx", desk / "labels.txt", run=tmp_path / "run")
+    assert list(made.variants()) == ["optimized"]
+
+
+def test_labels_may_be_written_on_any_system(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*NAMES, "", ""]).encode())
+    made = api.import_onnx(desk / "float.onnx", tmp_path / "labels.txt", run=tmp_path / "run")
+    assert (made.data / "labels.txt").read_text() == (desk / "labels.txt").read_text()
+    (tmp_path / "labels.txt").write_bytes("\n".join(["\u00e4", *NAMES[1:]]).encode("latin1"))
+    with pytest.raises(ConfigError, match="cannot read") as refused:
+        api.import_onnx(desk / "float.onnx", tmp_path / "labels.txt", run=tmp_path / "other")
+    assert "in UTF-8" in str(refused.value.fix)
+
+
+def test_a_file_that_cannot_be_read_is_not_to_be_exported_by_edgeopt(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes((desk / "float.onnx").read_bytes()[:200])
+    for name in ("cut.onnx", "absent.onnx"):
+        with pytest.raises(BackendError) as refused:
+            api.import_onnx(tmp_path / name, desk / "labels.txt")
+        assert "edgeopt export" not in str(refused.value.fix)
+
+
+def test_a_file_that_answers_with_nothing_finite_is_not_blamed_on_its_engines(desk: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(desk / "float.onnx"))
+    weight = next(one for one in model.graph.initializer if one.name in model.graph.node[-1].input)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32("nan"), weight.name))
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    with pytest.raises(BackendError, match=r"nan\.onnx answers with numbers that are not finite"):
+        api.import_onnx(tmp_path / "nan.onnx", desk / "labels.txt", run=tmp_path / "run")
+
+
+def test_zero_points_and_weights_in_constant_nodes_are_read_as_if_they_were_initializers(tmp_path: Path) -> None:
+    model = onnx.load(str(tiny_onnx.write_qdq(tmp_path / "stored.onnx", "s8a8w")))
+    for tensor in list(model.graph.initializer):
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    onnx.save(model, str(tmp_path / "constants.onnx"))
+    assert read_onnx(tmp_path / "constants.onnx").initializers == read_onnx(tmp_path / "stored.onnx").initializers
+    assert foreign._scheme(tmp_path / "constants.onnx", read_onnx(tmp_path / "constants.onnx")) == "s8a8w"
+
+
+def test_a_misspelt_target_is_said_before_a_run_is_made(desk: Path, tmp_path: Path) -> None:
+    typed = ["--target", "openvin", "--onnx", str(desk / "float.onnx"), "--labels", str(desk / "labels.txt")]
+    done = CliRunner().invoke(command, [*typed, "--run", str(tmp_path / "run")])
+    assert isinstance(done.exception, ConfigError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_needs_labels_or_training_says_that_there_are_none(desk: Path, tmp_path: Path) -> None:
+    run = api.import_onnx(desk / "float.onnx", desk / "labels.txt", run=tmp_path / "run")
+    assert run.next_command().startswith("edgeopt build --target")
+    api.build(run, "onnxruntime")
+    for verb in (api.bench, api.evaluate, api.export, lambda one: api.compress(one, edgeopt.CompressConfig(int8=True))):
+        with pytest.raises(RunError, match="made of an ONNX file alone"):
+            verb(run)
+    assert run.next_command() == "edgeopt package --target onnxruntime"
+    assert api.package(run, "onnxruntime").summary().count("MiB") == 1
+
+
+def test_a_target_of_int8_alone_says_how_a_file_from_elsewhere_becomes_int8(desk: Path, tmp_path: Path) -> None:
+    """Nothing was built of a float file, and nothing said."""
+    (tmp_path / "gpu.toml").write_text(
+        'schema = 1\ntitle = "t"\nbackend = "tensorrt_rtx"\nprecision = "int8"\nscheme = "s8a8w"\n'
+    )
+    target, backend = load_target(str(tmp_path / "gpu.toml")), load_backend("tensorrt_rtx")
+    run = api.import_onnx(desk / "float.onnx", desk / "labels.txt", run=tmp_path / "float")
+    with pytest.raises(MissingStageError, match="gpu builds int8 engines alone, and float is float") as refused:
+        plan(run, target, backend)
+    assert "ActivationSymmetric" in str(refused.value.fix)
+    quantized = api.import_onnx(
+        desk / "int8.onnx", desk / "labels.txt", pictures=[str(desk / "photos")], run=tmp_path / "int8"
+    )
+    with pytest.raises(MissingStageError, match="gpu runs no int8 but s8a8w, which int8 is not of") as refused:
+        plan(quantized, target, backend)
+    assert "ActivationSymmetric" in str(refused.value.fix)

@@ -33,7 +33,7 @@ from edgeopt.packaging import standalone
 from edgeopt.packaging.contents import FOLDER, write_cpp
 from edgeopt.pipeline import STEPS, Journey, Step
 from edgeopt.preprocess import PreprocessSpec, normalize
-from edgeopt.stages.package import Packaged
+from edgeopt.stages.package import Packaged, _shown
 from edgeopt.stages.predict import predict
 
 _ALONE = {"numpy", "PIL", "onnxruntime", "openvino", FOLDER, *sys.stdlib_module_names}
@@ -351,3 +351,11 @@ def test_the_cpp_example_compiles_against_the_wheel_and_answers_alike(
     short.write_bytes(pictures[0].read_bytes()[:-1])
     refused = subprocess.run([str(build / "classify"), str(made.folder), str(short)], capture_output=True, check=False)
     assert (refused.returncode, b"is cut off" in refused.stderr) == (1, True)
+
+
+def test_times_that_other_work_disturbed_are_called_so_and_sizes_have_one_unit() -> None:
+    figures = {"p50_ms": 2.0, "throughput_ips": 500.0, "size_bytes": 2**20, "peak_memory_bytes": 2**24, "stable": True}
+    assert (_shown(figures)["size"], _shown(figures)["peak memory"]) == ("1.00 MiB", "16.0 MiB")
+    assert "unstable" not in str(_shown(figures))
+    shown = _shown(figures | {"stable": False})
+    assert [name for name, text in shown.items() if "unstable" in text] == ["latency, p50 / p90 / p99", "throughput"]

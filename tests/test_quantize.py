@@ -309,6 +309,39 @@ def test_int8_outputs_are_fused_by_onnx_runtime_behind_a_relu6_and_before_a_resi
     assert torch.equal(again(calibration()[0]), model(calibration()[0]))
 
 
+class Ghost(nn.Module):
+    """GhostNet's: half of the maps are made of the others, and both go through a depthwise convolution."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.primary, self.cheap = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.depthwise, self.point = nn.Conv2d(16, 16, 3, 2, 1, groups=16), nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = nn.functional.relu(self.primary(x))
+        both = torch.cat([own, nn.functional.relu(self.cheap(own))], dim=1)
+        both = both[:, : self.kept] if self.kept else both  # as timm does, whether it takes channels away or not
+        logits: Tensor = self.head(nn.functional.relu(self.point(self.depthwise(both))).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("kept", [0, 16])
+def test_a_depthwise_convolution_of_maps_on_two_grids_is_int8_in_onnx_runtime(tmp_path: Path, kept: int) -> None:
+    from edgeopt.backends.onnxruntime_audit import audit
+    from edgeopt.export.qdq import export_qdq
+
+    torch.manual_seed(0)
+    scheme = get_scheme("u8a7w")
+    left = dict(named_quantizers(quantize(Ghost(kept).eval(), calibration(), scheme=scheme)))
+    model = quantize(Ghost(kept).eval(), calibration(), scheme=scheme, int8_outputs=True)
+    assert sum(name not in left for name in dict(named_quantizers(model))) == 1
+    export_qdq(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), scheme=scheme)
+    report = audit(tmp_path / "model.onnx", "CPUExecutionProvider", torch.zeros(1, 3, 32, 32).numpy())
+    assert (report.int8_layers, report.compute_layers) == (5, 5), report.float_layers
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,7 @@ own 2 GiB, and what is kept of it in Python's objects, which are a hundred times
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,8 @@ class OnnxNode:
 class OnnxModel:
     """What is needed of a model. ``inputs`` and ``output_kinds`` map names to (data type, dims), -1 where symbolic.
 
-    ``inputs`` are the true ones, without initializers; ``opsets`` maps operator domains to versions, "" for ONNX's own.
+    ``inputs`` are the true ones, without initializers, which Constants are counted among; ``opsets`` maps operator
+    domains to versions, "" for ONNX's own.
     """
 
     nodes: list[OnnxNode] = field(default_factory=list)
@@ -89,14 +90,17 @@ class OnnxModel:
         return [node for node in self.nodes if node.op_type in COMPUTE_OPS]
 
 
-def read_onnx(path: Path) -> OnnxModel:
-    """The model in ``path``; raises BackendError when it is not an ONNX model or keeps data in other files."""
+def read_onnx(path: Path, *, fix: str = _FIX) -> OnnxModel:
+    """The model in ``path``; raises BackendError when it is not an ONNX model or keeps data in other files.
+
+    ``fix`` is what the error says of a file that cannot be read: by default how edgeopt makes its own anew.
+    """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BackendError(f"{path} is larger than an ONNX file can be (2 GiB)", fix=_FIX)
+            raise BackendError(f"{path} is larger than an ONNX file can be (2 GiB)", fix=fix)
         buffer = memoryview(path.read_bytes())
     except OSError as error:
-        raise BackendError(f"cannot read {path}: {error}", fix=_FIX) from None
+        raise BackendError(f"cannot read {path}: {error}", fix=fix) from None
     model = OnnxModel()
     graphs = 0
     try:
@@ -109,14 +113,14 @@ def read_onnx(path: Path) -> OnnxModel:
             elif number == 25 and isinstance(value, memoryview):  # a function: only its tensors' location matters
                 _scan_nodes(value, 7, depth=0)
     except MalformedError as error:
-        raise BackendError(f"{path} is not a readable ONNX model: {error}", fix=_FIX) from None
+        raise BackendError(f"{path} is not a readable ONNX model: {error}", fix=fix) from None
     except _ExternalError as error:
         raise BackendError(
             f"{path} keeps the tensor {error} in another file, which edgeopt refuses",
             fix="export it in one file (external_data=False)",
         ) from None
     if graphs != 1 or not model.nodes:
-        raise BackendError(f"{path} is not a readable ONNX model: it has no graph", fix=_FIX)
+        raise BackendError(f"{path} is not a readable ONNX model: it has no graph", fix=fix)
     model.inputs = {name: kind for name, kind in model.inputs.items() if name not in model.initializers}
     return model
 
@@ -141,8 +145,12 @@ def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number == 1:
-            node = _node(value, depth)
+            node, constant = _node(value, depth)
             model.nodes.append(node)
+            if (
+                constant is not None and node.op_type == "Constant" and node.outputs
+            ):  # as exporters of old write weights
+                model.initializers[node.outputs[0]] = replace(constant, name=node.outputs[0])
             _count(model, 1 + len(node.inputs) + len(node.outputs))
         elif number == 5:
             tensor = _tensor(value)
@@ -167,10 +175,12 @@ def _count(model: OnnxModel, names: int) -> None:
         raise MalformedError("it has more nodes than any network")
 
 
-def _node(buffer: memoryview, depth: int) -> OnnxNode:
+def _node(buffer: memoryview, depth: int) -> tuple[OnnxNode, OnnxTensor | None]:
+    """A node, and the tensor that an attribute of it holds: the value, of a Constant."""
     inputs: list[str] = []
     outputs: list[str] = []
     texts = {3: "", 4: "", 7: ""}
+    held: OnnxTensor | None = None
     for number, value in fields(buffer):
         if number in (1, 2):
             (inputs if number == 1 else outputs).append(text(value))
@@ -179,8 +189,9 @@ def _node(buffer: memoryview, depth: int) -> OnnxNode:
         elif number in texts:
             texts[number] = text(value)
         elif number == 5 and isinstance(value, memoryview):
-            _scan_attribute(value, depth)
-    return OnnxNode(texts[3], texts[4], texts[7], tuple(inputs), tuple(outputs))
+            held = _scan_attribute(value, depth) or held
+    node = OnnxNode(texts[3], texts[4], texts[7], tuple(inputs), tuple(outputs))
+    return node, held
 
 
 def _scan_nodes(buffer: memoryview, node_field: int, *, depth: int) -> None:
@@ -189,19 +200,21 @@ def _scan_nodes(buffer: memoryview, node_field: int, *, depth: int) -> None:
             _node(value, depth)
 
 
-def _scan_attribute(buffer: memoryview, depth: int) -> None:
-    """Looks for external data in an attribute's tensors and subgraphs."""
+def _scan_attribute(buffer: memoryview, depth: int) -> OnnxTensor | None:
+    """Looks for external data in an attribute's tensors and subgraphs; gives its last tensor."""
+    held: OnnxTensor | None = None
     if depth > _MAX_DEPTH:
         raise MalformedError("graphs are nested too deeply")
     for number, value in fields(buffer):
         if isinstance(value, int):
             continue
         if number in (5, 10):
-            _tensor(value)
+            held = _tensor(value)
         elif number in (6, 11):
             _graph(value, OnnxModel(), depth=depth + 1)
         elif number in (22, 23):
             _sparse(value)
+    return held
 
 
 def _sparse(buffer: memoryview) -> None:

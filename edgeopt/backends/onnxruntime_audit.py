@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import Float32, FusionReport, LayerTimes, UInt8
+from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.backends.onnxruntime_session import CPU, CUDA, UPGRADE, exact, load, refused
 from edgeopt.errors import BackendError
 
@@ -23,6 +24,8 @@ _FLOAT_CONVS = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "Con
 _FLOAT_MATMULS = frozenset(
     {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul", "Attention", "MultiHeadAttention", "Einsum"}
 )
+#: What ONNX Runtime adds to the name of the tensor that a convolution in its own layout gives.
+_BLOCKED = "_nchwc"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def executed(
             f"{provider} takes no layer of {engine.name}: ONNX Runtime would run all of it on the CPU",
             fix=f"choose session.provider = {CPU!r}, or one that takes them",
         )
-    layers = _executed_layers(kernels)
+    layers = _executed_layers(kernels, _Names(engine))
     on_cpu = [layer.name for layer, place in layers if place == CPU != provider]
     if not {CPU, CUDA}.issuperset(places):  # it makes kernels of its own, which say nothing of their layers
         return Executed(None, tuple(on_cpu))
@@ -71,9 +74,9 @@ def times(engine: Path, provider: str, threads: int, batch: Float32 | UInt8) -> 
     """The time of every operator, as the engine will run; the first run, which allocates, left out."""
     events = _profile(engine, provider, threads, batch, 1 + TIMED_RUNS, exact(engine))
     nodes = [event for event in events if _is_kernel(event)]
-    each = len(nodes) // (1 + TIMED_RUNS)
+    each, names = len(nodes) // (1 + TIMED_RUNS), _Names(engine)
     return layer_times(
-        ((_name(event), str(event["args"].get("op_name", "")), event["dur"] / 1000) for event in nodes[each:]),
+        ((names.of(event), str(event["args"].get("op_name", "")), event["dur"] / 1000) for event in nodes[each:]),
         runs=TIMED_RUNS,
         batch=len(batch),
         source="ONNX Runtime's own profile",
@@ -100,11 +103,27 @@ def _is_kernel(event: Mapping[str, Any]) -> bool:
     return event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
 
 
-def _name(event: Mapping[str, Any]) -> str:
-    return str(event["name"]).removesuffix("_kernel_time") or str(event["args"].get("op_name", ""))
+class _Names:
+    """What the file calls the nodes that ONNX Runtime ran.
+
+    A float convolution for the vectors of this CPU is named after the tensor that it gives, which is that of the
+    activation fused with it: ``relu_9_nchwc`` is the layer that ``relu_9`` is made of.
+    """
+
+    def __init__(self, engine: Path) -> None:
+        self._makers = {output: node for node in read_onnx(engine).nodes for output in node.outputs}
+
+    def of(self, event: Mapping[str, Any]) -> str:
+        operator = str(event["args"].get("op_name", ""))
+        name = str(event["name"]).removesuffix("_kernel_time") or operator
+        blocked = operator in _FLOAT_CONVS and name.endswith(_BLOCKED)
+        maker = self._makers.get(name.removesuffix(_BLOCKED)) if blocked else None
+        while maker is not None and maker.op_type not in _FLOAT_CONVS and maker.inputs:
+            maker = self._makers.get(maker.inputs[0])
+        return maker.name if maker is not None and maker.name else name
 
 
-def _executed_layers(kernels: list[dict[str, Any]]) -> list[tuple[ComputeLayer, str]]:
+def _executed_layers(kernels: list[dict[str, Any]], names: _Names) -> list[tuple[ComputeLayer, str]]:
     """The compute layers among the executed operators, and the provider that ran each."""
     layers = []
     for event in kernels:
@@ -112,7 +131,7 @@ def _executed_layers(kernels: list[dict[str, Any]]) -> list[tuple[ComputeLayer, 
         operator = arguments.get("op_name", "")
         int8 = operator in _INT8_CONVS or operator in _INT8_MATMULS
         if int8 or operator in _FLOAT_CONVS or operator in _FLOAT_MATMULS:
-            layer = ComputeLayer(_name(event), int8, _macs(operator, arguments))
+            layer = ComputeLayer(names.of(event), int8, _macs(operator, arguments))
             layers.append((layer, str(arguments.get("provider", CPU))))
     return layers
 

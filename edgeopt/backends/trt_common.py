@@ -14,6 +14,7 @@ from edgeopt.backends.gpu import open_gpu
 from edgeopt.backends.onnx_reader import INT8, UINT8, OnnxModel, OnnxNode, read_onnx
 from edgeopt.errors import REPORT, BackendError
 from edgeopt.files import make_folder, write_bytes
+from edgeopt.schemes import get_scheme, made_elsewhere
 
 #: Words about types of quantized values that neither TensorRT nor TensorRT-RTX takes.
 _TYPES = re.compile(r"uint8|zero.?point", re.IGNORECASE)
@@ -35,7 +36,7 @@ def check_signed_zero_points(path: Path) -> OnnxModel:
     if wrong:
         raise BackendError(
             f"{path.name} is not for TensorRT: {len(wrong)} Q/DQ nodes are not int8 with zero point 0 ({wrong[0]})",
-            fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
+            fix=_other_scheme(),
         )
     return model
 
@@ -43,6 +44,13 @@ def check_signed_zero_points(path: Path) -> OnnxModel:
 def concerns_types(error: BackendError) -> bool:
     """Whether :func:`build_engine` raised it for the file's int8 types, which both products judge alike."""
     return bool(_TYPES.search(error.message))
+
+
+def _other_scheme() -> str:
+    elsewhere = made_elsewhere(get_scheme("s8a8w"))
+    return (
+        f"make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w; of a file from elsewhere: {elsewhere}"
+    )
 
 
 def _misfit(node: OnnxNode, model: OnnxModel) -> str:
@@ -133,7 +141,7 @@ def _refuse_uint8(lines: Iterable[tuple[int, str]], product: str) -> None:
         if "UINT8" in text and "INT8 instead" in text:
             raise BackendError(
                 f"{product} would take uint8 for int8: {text.splitlines()[0]}",
-                fix="make the scheme TensorRT runs: edgeopt compress --int8 --scheme s8a8w",
+                fix=_other_scheme(),
             )
 
 

@@ -4,7 +4,8 @@
   ``key, target, variant`` (folder), ``backend, precision, batch, threads``;
   ``p50_ms, p50_ci_ms [low, high], p90_ms, p99_ms, p99_ci_ms, mean_ms``: milliseconds a call of one batch, host to host;
   every window weighs alike in the percentiles, p99 only from 1,000 samples on; ``device_p50_ms``: the GPU's kernels
-  alone, by its own clock (null without such a clock); ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
+  alone, by its own clock (null without such a clock);
+  ``throughput_ips, throughput_ci_ips``: pictures a second, calls one after another;
   ``samples`` (how many), ``window_medians_ms``, ``windows_by_start`` (how many of them, in order, each start of the
   process gave), ``samples_ms`` (every ``samples_kept_every``-th);
   ``load_s`` (to open the engine), ``cold_start_s`` (from starting its process to its first answer, interpreter

@@ -74,7 +74,7 @@ class EngineResult:
         return self.quiet and self.p50.relative_width <= STABLE_WIDTH
 
     def p99(self) -> Interval | None:
-        """99th percentile, ms, every window weighing alike, bootstrapped over them; None below ``P99_SAMPLES`` samples."""
+        """99th percentile, ms, windows weighing alike, bootstrapped over them; None below ``P99_SAMPLES`` samples."""
         if len(self.samples_ms) < P99_SAMPLES:
             return None
         arrays = [np.asarray(window) for window in self.windows]

@@ -79,13 +79,13 @@ def command(
     how: dict[str, Any] = {"strict": strict, "embed_preprocessing": embed_preprocessing, "force": force}
     if (onnx is None) != (labels is None) or (onnx is None and (preprocess or pictures)):
         raise click.UsageError("--onnx and --labels belong together, and --preprocess and --data to them")
+    for target in targets:
+        load_target(target)  # a misspelt name is said now, before anything is made or built
     if onnx is not None and labels is not None:
         run = import_onnx(onnx, labels, preprocess=preprocess, pictures=pictures, run=run_path, console=console)
         console.say(f"run: {run.path}")
     else:
         run = pick_run(run_path, console)
-    for target in targets:
-        load_target(target)  # a misspelt name is said now, not after the first was built
     if on is not None:
         from edgeopt.remote import run_on
 

@@ -99,6 +99,11 @@ def choose_heads(model: nn.Module, ranked: Sequence[HeadCost], count: int) -> li
             gone.setdefault(cost.name, []).append(cost.head)
             left[cost.name] -= 1
     most = sum(map(len, gone.values()))
+    if not left:
+        raise ModelError(
+            "the model has no attention whose heads can be dropped, which are those of timm's own Attention",
+            fix="leave out --drop-heads; --prune F cuts channels",
+        )
     if most < count:
         raise ModelError(
             f"{count} attention heads cannot be dropped: {most} can, since every attention keeps one",

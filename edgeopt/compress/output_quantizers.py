@@ -14,6 +14,7 @@ from edgeopt.schemes import Scheme
 
 _POOLS = frozenset({"mean", "adaptive_avg_pool2d"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+_CONCATENATIONS, _SLICE = frozenset({"cat", "concat", "concatenate"}), "__getitem__"
 # What the lowering folds into the convolution, so that the quantizer still stands right behind it. One before a ReLU6
 # would make two in a row, which ONNX Runtime merges into a scale that the next layer's bias was not made for.
 _ABSORBED = frozenset({"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_"})
@@ -25,12 +26,15 @@ def close_convolutions(model: nn.Module, storage: Any, graph: Any, batches: Sequ
     """Add a quantizer to ``model`` (in place) behind every int8 convolution, and pool of int8 maps, that stays open.
 
     They are convolutions before a HardSwish, SiLU, GELU or LayerNorm, those that a residual addition reads in float
-    too, and the pools of squeeze-and-excitation, for which whole maps would be made float and laid out anew.
+    too, and the pools of squeeze-and-excitation, for which whole maps would be made float and laid out anew; and
+    concatenations of maps on several grids, which a convolution behind them would read in float (GhostNet's depthwise
+    ones, for which NNCF does not make the grids one).
     ``graph`` is NNCF's graph of the float model, ``storage`` the hook storage of the quantized one; ranges are the
     smallest and largest values over ``batches``.
     """
     _close_for_every_reader(graph, storage)
     places = {**_open_places(graph, storage), **dict.fromkeys(_open_pools(graph, storage))}
+    places |= dict.fromkeys(_open_concatenations(graph, storage))
     recorders = {name: _Recorder() for name in places}
     handles = [storage.register_post_function_hook(name, 0, recorder) for name, recorder in recorders.items()]
     with hooked(handles), torch.no_grad():
@@ -80,6 +84,22 @@ def _open_pools(graph: Any, storage: Any) -> Iterator[str]:
         (source, *_) = graph.get_previous_nodes(node) or [None]
         if source is not None and (_has(storage.pre_hooks, node, 0) or _has(storage.post_hooks, source, 0)):
             yield node.node_name
+
+
+def _open_concatenations(graph: Any, storage: Any) -> Iterator[str]:
+    """Ends of concatenations of maps with quantizers of their own, read by a convolution with int8 weights."""
+    hooks = dict(storage.named_hooks(remove_duplicate=False))
+    for node in graph.get_all_nodes():
+        if node.node_type not in _CONCATENATIONS:
+            continue
+        last, following = node, graph.get_next_nodes(node)
+        while len(following) == 1 and following[0].node_type == _SLICE and _open_ports(graph, storage, last):
+            last, following = following[0], graph.get_next_nodes(following[0])
+        ports = _open_ports(graph, storage, last)
+        grids = [hooks.get(f"post_hooks.{_key(source, 0)}.0") for source in graph.get_previous_nodes(node)]
+        read = any(reader.node_type in _CONVOLUTIONS and _has(storage.pre_hooks, reader, 1) for reader, _ in ports)
+        if read and None not in grids and len(set(grids)) > 1:
+            yield last.node_name
 
 
 def _open_ports(graph: Any, storage: Any, node: Any) -> list[tuple[Any, int]]:

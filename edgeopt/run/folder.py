@@ -148,6 +148,21 @@ class RunFolder:
             raise MissingStageError(f"{self.path} has no trained model yet", fix="make one with: edgeopt finetune DATA")
         return roots[-1]
 
+    @property
+    def imported(self) -> bool:
+        """Whether all of it comes from an ONNX file, which is built as it is: there are no labelled pictures."""
+        variants = self.variants()
+        return bool(variants) and all(record.get("stage") == "import" for record in variants.values())
+
+    def require_own(self) -> None:
+        """Raise RunError in a run of an ONNX file, for what needs a model that can be trained and labelled pictures."""
+        if self.imported:
+            raise RunError(
+                f"{self.path} is made of an ONNX file alone: no labelled pictures, and no model that can be trained",
+                fix="adopt the model it was exported from into another run; engines of this one are for: "
+                "edgeopt predict PICTURES, edgeopt package --target TARGET",
+            )
+
     def root_of(self, variant: str) -> str:
         """The variant without a parent that ``variant`` goes back to."""
         variants = self.variants()
@@ -186,11 +201,12 @@ class RunFolder:
         engines = [key for key, record in self.engines().items() if record.get("backend") != "pytorch"]
         if all(record.get("fold") for record in variants.values()):
             return "edgeopt finetune DATA" + (" --folds K, as before: it goes on" if variants else "")
-        imported = all(record.get("stage") == "import" for record in variants.values())  # ONNX, which is built as it is
-        if not imported and not any(record.get("scheme") for record in variants.values()):
+        if not self.imported and not any(record.get("scheme") for record in variants.values()):
             return "edgeopt compress --int8"
         if not engines:
             return "edgeopt build --target onnxruntime   (or another of: edgeopt targets)"
+        if self.imported:
+            return f"edgeopt package --target {shlex.quote(engines[-1].split('/')[0])}"
         measured = any((self.path / "device" / name / "latency.json").is_file() for name in engines)
         return "edgeopt report" if measured else "edgeopt bench"
 

@@ -77,6 +77,7 @@ def bench(
         "cross_check": cross_check,
     }
     config, console = validate(BenchConfig, stated, where="bench options"), console or Silent()
+    run.require_own()
     with run.lock():
         _list_pytorch(run)
         chosen = _chosen(run, targets, trust_engine, console)
@@ -146,6 +147,7 @@ def evaluate(
     built on another machine as well.
     """
     console = console or Silent()
+    run.require_own()
     if variant is not None:
         if key is not None:
             raise ConfigError("an engine and a variant are named, and one is judged", fix="leave one of them out")

@@ -16,6 +16,7 @@ from edgeopt.console import Console
 from edgeopt.errors import LoweringError, MissingStageError, ParityError
 from edgeopt.registry import load_backend
 from edgeopt.run import Run
+from edgeopt.schemes import get_scheme, made_elsewhere
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def plan(run: Run, target: Target, backend: Backend, variants: Sequence[str] = (
     ]
     compressible = len(tree) == 1 and known[original].get("stage") != "import"  # else what is there is wanted
     wants_int8 = target.precision == "int8" and (quantized or compressible)
+    if not planned and not wants_int8:  # a float file from elsewhere
+        raise MissingStageError(
+            f"{target.name} builds int8 engines alone, and {original} is float",
+            fix=made_elsewhere(get_scheme(_accepted(target, backend)[0])),
+        )
     if not wants_int8 or (variants and not any(known[name].get("scheme") for name in variants)):
         return planned
     chosen = _int8_variants(run, target, _accepted(target, backend), tree, variants)
@@ -105,6 +111,11 @@ def _int8_variants(
         if group not in best or rank < best[group][0]:
             best[group] = (rank, name, scheme)
     if not best:
+        if run.imported:
+            raise MissingStageError(
+                f"{target.name} runs no int8 but {' or '.join(accepted)}, which {run.original()} is not of",
+                fix=made_elsewhere(get_scheme(accepted[0])),
+            )
         raise MissingStageError(
             f"{run.path} has no int8 variant that {target.name} runs (it takes {' or '.join(accepted)})",
             fix=f"edgeopt compress --int8 --scheme {accepted[0]}",

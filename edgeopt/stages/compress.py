@@ -61,6 +61,7 @@ def compress(
     clock = Clock(None if config.time is None else seconds_of(config.time))
     if not (config.int8 or config.prunes or config.half):  # a latency implies int8
         raise ConfigError("nothing to compress", fix="ask for --int8, --prune F, or both")
+    run.require_own()
     start = open_variant(run, variant or run.original())
     if start.architecture.scheme is not None:
         raise ConfigError(f"{start.name} is int8 already", fix="start from a float variant")

@@ -125,6 +125,8 @@ def _write(
         half_noise = half_noises(model, calibration, spec)
         half = stage.folder / "model.fp16.onnx"
         try:
+            if "fp16" not in half_noise:
+                raise LoweringError("its numbers go beyond 65504, the largest of float16", fix=_OTHERWISE)
             write_half(onnx, half, scheme=scheme)
             _require_parity(half, reference, calibration, spec, floor=max(floor or 0.0, half_noise["fp16"]))
             outputs["onnx_fp16"] = half
@@ -213,9 +215,13 @@ def noise_floor(model: nn.Module, path: Path, pictures: PictureSet, spec: Prepro
 
 
 def half_noises(model: nn.Module, pictures: PictureSet, spec: PreprocessSpec) -> dict[str, float]:
-    """By precision of an engine: what that precision alone makes of the float ``model``'s logits, over their spread."""
+    """By precision of an engine: what that precision alone makes of the float ``model``'s logits, over their spread.
+
+    Left out is a precision that ``model``'s numbers are too large for.
+    """
     batch = next(iter(pictures.batches(spec, 4 * _BATCH)))
-    return {name: half_noise(model, batch, dtype) for name, dtype in _HALF.items()}
+    noises = {name: half_noise(model, batch, dtype) for name, dtype in _HALF.items()}
+    return {name: noise for name, noise in noises.items() if np.isfinite(noise)}
 
 
 def _plain_runner(file: bytes) -> Callable[[Float32], Float]:

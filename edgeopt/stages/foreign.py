@@ -11,28 +11,31 @@ from typing import Any
 import numpy as np
 
 from edgeopt.backends.base import Backend, BuildRequest
-from edgeopt.backends.onnx_reader import FLOAT, INT8, UINT8, OnnxModel, read_onnx
+from edgeopt.backends.onnx_reader import FLOAT, FLOAT16, INT8, UINT8, OnnxModel, read_onnx
 from edgeopt.classify import expand
 from edgeopt.config import Target
 from edgeopt.console import Console, Silent
-from edgeopt.errors import BackendError, ConfigError, DataError
-from edgeopt.files import make_folder, printable, sha256, write_json, write_npy, write_text
+from edgeopt.errors import BackendError, ConfigError, DataError, RunError
+from edgeopt.files import is_plain, make_folder, printable, read_text, sha256, write_json, write_npy, write_text
 from edgeopt.picture_files import pillow_quiet
 from edgeopt.preprocess import Float32, PreprocessSpec, load_picture
-from edgeopt.records import read_labels
 from edgeopt.registry import load_backend
 from edgeopt.run import Run, stage_key
-from edgeopt.schemes import get_scheme
+from edgeopt.schemes import get_scheme, made_elsewhere
 from edgeopt.sets import open_set, write_prepared
 
 #: Q/DQ per channel came with 13; 21 is the newest of ONNX Runtime 1.20, the oldest that edgeopt runs on.
 OPSETS = (13, 21)
 _DYNAMIC_INT8 = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul"})
+#: What a file quantized with QuantFormat.QOperator is made of; ONNX Runtime alone has all of them.
+_OPERATORS_OF_INT8 = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearGlobalAveragePool"})
 #: Operators through which an answer is as it was.
 _PASSES_ON = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "QuantizeLinear", "DequantizeLinear"})
 _VERSION = 1
 _EXPORT = "export it again: torch.onnx.export(model, x, FILE, dynamo=True, opset_version=18, "
 _DYNAMIC = _EXPORT + 'dynamic_shapes=({0: "batch"},), external_data=False)'
+_UNREADABLE = "name a classifier's ONNX file; one that was cut off on its way is to be copied or exported again"
+_ONE_A_LINE = "write one class a line, in UTF-8, in the order of the logits"
 _MOST_PICTURES, _BATCH = 256, 16
 
 
@@ -55,7 +58,7 @@ def import_onnx(
     DataError.
     """
     console = console or Silent()
-    model = read_onnx(onnx)
+    model = read_onnx(onnx, fix=_UNREADABLE)
     names = _labels(labels)
     size = _check(onnx, model, len(names))
     scheme = _scheme(onnx, model)
@@ -89,11 +92,17 @@ def import_onnx(
 
 
 def _labels(path: Path) -> tuple[str, ...]:
-    names = read_labels(path)
+    """The classes in a file that people wrote: with the line ends of any system, with a mark of UTF-8 or without."""
+    try:
+        text = read_text(path).removeprefix("\ufeff")
+    except RunError as error:
+        raise ConfigError(error.message, fix=_ONE_A_LINE) from None
+    names = tuple(text.replace("\r\n", "\n").rstrip("\n").split("\n"))
+    odd = next((name for name in names if not is_plain(name)), None)
+    if odd is not None:
+        raise ConfigError(f"{path}: {odd[:60]!r} is no class name", fix=_ONE_A_LINE)
     if len(names) < 2 or len(set(names)) != len(names) or not all(names):
-        raise ConfigError(
-            f"{path} does not name two or more classes, each once", fix="write one class a line, as the logits are"
-        )
+        raise ConfigError(f"{path} does not name two or more classes, each once", fix=_ONE_A_LINE)
     return names
 
 
@@ -103,7 +112,8 @@ def _check(path: Path, model: OnnxModel, classes: int) -> tuple[int, int]:
     opset = model.opsets.get("", 0)
     if not OPSETS[0] <= opset <= OPSETS[1]:
         problems.append((f"its opset is {opset or 'not stated'}, not {OPSETS[0]} to {OPSETS[1]}", _DYNAMIC))
-    strange = sorted(set(model.opsets) - {"", "ai.onnx.ml", "com.microsoft"})
+    # What is imported says nothing: a file that ONNX Runtime wrote imports all domains it knows.
+    strange = sorted({node.domain for node in model.nodes} - {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
     if strange:
         problems.append((f"it has operators of {printable(', '.join(strange))}", "export it without custom operators"))
     problems += _graph_problems(model)
@@ -127,6 +137,13 @@ def _graph_problems(model: OnnxModel) -> list[tuple[str, str]]:
     if dynamic:
         static = "quantize it ahead: onnxruntime.quantization.quantize_static(..., quant_format=QuantFormat.QDQ)"
         found.append((f"its activations are quantized while it runs ({', '.join(dynamic)})", static))
+    own = sorted({node.op_type for node in model.nodes} & _OPERATORS_OF_INT8)
+    if own:
+        static = "quantize it in the other format: quantize_static(..., quant_format=QuantFormat.QDQ)"
+        found.append((f"it is quantized in operators of ONNX Runtime's own ({', '.join(own)}), not with QDQ", static))
+    weights = [model.initializers.get(name) for node in model.compute_nodes() for name in node.inputs[1:2]]
+    if any(tensor is not None and tensor.dtype == FLOAT16 for tensor in weights):
+        found.append(("it computes in float16", "export it in float32; precisions are the target's"))
     makers = {output: node for node in model.nodes for output in node.outputs}
     last = makers.get(model.outputs[0]) if model.outputs else None
     while last is not None and last.op_type in _PASSES_ON and last.inputs:
@@ -159,6 +176,8 @@ def _input_problems(dtype: int, dims: tuple[int, ...]) -> list[tuple[str, str]]:
 
 
 def _output_problems(dtype: int, dims: tuple[int, ...], classes: int) -> list[tuple[str, str]]:
+    if dtype == FLOAT and not dims:
+        return [("it does not state the shape of its output", "state it: onnx.shape_inference.infer_shapes_path(FILE)")]
     shown = ", ".join("?" if one < 0 else str(one) for one in dims)
     if dtype != FLOAT or len(dims) != 2:
         return [(f"its output ({shown}) is not float32 logits (batch, classes)", "end it with the logits")]
@@ -179,9 +198,14 @@ def _scheme(path: Path, model: OnnxModel) -> str | None:
     values = [tensor.integers() for tensor in zeros if tensor is not None]
     if kinds == {INT8} and all(value is not None and not value.any() for value in values):
         return "s8a8w"
+    if kinds == {INT8}:
+        what = "its activations are int8 with zero points other than 0, as quantize_static makes them unless told"
+    elif kinds <= {UINT8, INT8}:
+        what = "it mixes kinds of quantized activations"
+    else:
+        what = "its activations are quantized to other types than uint8 and int8"
     raise BackendError(
-        f"{path} mixes kinds of quantized activations, which no runtime fuses",
-        fix="quantize all of them to uint8, or all to int8 with zero point 0",
+        f"{path} cannot be built: {what}, which is none of edgeopt's schemes", fix=made_elsewhere(get_scheme("u8a8w"))
     )
 
 
@@ -253,7 +277,13 @@ def _write_export(
     copy = stage.folder / "model.onnx"
     shutil.copyfile(onnx, copy)
     with console.task(f"asking ONNX Runtime for the answers of {onnx.name}"):
-        write_npy(stage.folder / "logits.npy", _answers(run, stage.folder, copy, spec, scheme))
+        answers = _answers(run, stage.folder, copy, spec, scheme)
+    if not np.isfinite(answers).all():
+        raise BackendError(
+            f"{onnx} answers with numbers that are not finite, before anything was changed in it",
+            fix="look at its weights, and at what it expects of pictures: --preprocess FILE, --data FOLDER",
+        )
+    write_npy(stage.folder / "logits.npy", answers)
     stage.commit(
         outputs={"onnx": copy, "logits": stage.folder / "logits.npy"},
         stage="export",

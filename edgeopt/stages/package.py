@@ -40,7 +40,7 @@ class Packaged:
     def summary(self) -> str:
         """One line for a person."""
         size = form.mib(self.archive.stat().st_size)
-        return f"{self.manifest['target']}/{self.manifest['variant']}: {self.folder}, {self.archive} ({size} MiB)"
+        return f"{self.manifest['target']}/{self.manifest['variant']}: {self.folder}, {self.archive} ({size})"
 
     def to_json(self) -> dict[str, Any]:
         """As ``edgeopt package --json`` prints it."""
@@ -167,7 +167,17 @@ def _figures(engine: Engine) -> dict[str, Any]:
         figures |= {name: accuracy[name] for name in names if accuracy.get(name) is not None}
     path = engine.folder / "latency.json"
     latency = records.read(records.LatencyRecord, path) if path.is_file() else {}
-    times = ("p50_ms", "p90_ms", "p99_ms", "throughput_ips", "peak_memory_bytes", "batch", "threads", "fits_target")
+    times = (
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "throughput_ips",
+        "peak_memory_bytes",
+        "batch",
+        "threads",
+        "stable",
+        "fits_target",
+    )
     figures |= {name: latency[name] for name in times if latency.get(name) is not None}
     if latency:
         figures["measured_on"] = ((latency.get("measured_on") or {}).get("cpu") or {}).get("name")
@@ -212,16 +222,18 @@ def _files(engine: Engine, manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _shown(figures: Mapping[str, Any]) -> dict[str, str]:
     """The figures as people read them."""
+    disturbed = " (unstable: other work disturbed the measurement)" if figures.get("stable") is False else ""
     found = {
         "top-1": f"{form.percent(figures.get('top1'))} of {figures.get('n')} test pictures "
         f"({form.percent_range(figures.get('top1_ci'))})",
         "difference to the original": f"{form.points(figures.get('drop_points'))} points "
         f"({form.points_range(figures.get('drop_ci_points'))})",
-        "latency, p50 / p90 / p99": " / ".join(form.ms(figures.get(f"p{n}_ms")) for n in (50, 90, 99)) + " ms",
-        "throughput": f"{form.significant(figures.get('throughput_ips'))} pictures/s",
+        "latency, p50 / p90 / p99": " / ".join(form.ms(figures.get(f"p{n}_ms")) for n in (50, 90, 99))
+        + f" ms{disturbed}",
+        "throughput": f"{form.significant(figures.get('throughput_ips'))} pictures/s{disturbed}",
         "batch, threads": f"{figures.get('batch')}, {figures.get('threads')}",
-        "peak memory": f"{form.mib(figures.get('peak_memory_bytes'))} MiB",
-        "size": f"{form.mib(figures.get('size_bytes'))} MiB",
+        "peak memory": form.mib(figures.get("peak_memory_bytes")),
+        "size": form.mib(figures.get("size_bytes")),
         "compute layers in int8": f"{form.percent(figures.get('int8_share'))}, "
         f"{form.percent(figures.get('int8_share_macs'))} of the MACs",
         "measured on": str(figures.get("measured_on")),

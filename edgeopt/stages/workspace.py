@@ -108,6 +108,7 @@ def open_workspace(run: Run, *, data: str | None = None, console: Console | None
     ``data`` says where they are now. Without it the place recorded when the run was made is used, but only on the
     machine that made it: a run folder from elsewhere must not choose what is read here. Raises RunError, DataError.
     """
+    run.require_own()
     dataset = Dataset.read(run.data)
     config = validate(DataConfig, run.info.get("data", {}), where=f"{run.path}/run.json")
     if data is None and run.info.get("host") != environment.host_id():
