@@ -146,8 +146,8 @@ def window_percentile(windows: Sequence[Sequence[float] | Float], percent: float
     half of the windows have half of their samples at that median or above. It is the smallest sample that is enough.
     """
     kept = [np.asarray(window, dtype=np.float64) for window in windows if len(window)]
-    require_some(kept)
-    values = np.concatenate(kept)
+    values = np.concatenate([np.empty(0), *kept])
+    require_some(values)
     weights = np.concatenate([np.full(len(window), 1 / len(window)) for window in kept])
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
