@@ -51,7 +51,7 @@ class CompressConfig(Taught):
     layer_cap: float = Field(0.7, gt=0, lt=1)  # the most of its channels that a layer may lose
     reconstruct: bool = True  # after channels are cut: layers fitted anew, by least squares, to what they gave before
     epochs: int = Field(5, ge=0, le=10_000)  # of QAT
-    recovery_epochs: int = Field(10, ge=0, le=10_000)  # after pruning, a round
+    recovery_epochs: int = Field(20, ge=0, le=10_000)  # after pruning, a round
     recovery_rounds: int = Field(3, ge=1, le=100)  # at most: another follows while val shows that the last one helped
     lr: float = Field(1e-4, gt=0, le=10)
     recovery_lr: float = Field(1e-3, gt=0, le=10)

@@ -70,7 +70,7 @@ from edgeopt.tables import DISTILL
 @click.option(
     "--recovery-epochs",
     type=int,
-    help="Epochs of distilled training after pruning, a round; val decides on others. [default: 10]",
+    help="Epochs of distilled training after pruning, a round; val decides on others. [default: 20]",
 )
 @click.option(
     "--recovery-lr",
