@@ -21,11 +21,11 @@ from edgeopt import Run, api
 from edgeopt.backends.onnx_reader import read_onnx
 from edgeopt.cli.build_cmd import command
 from edgeopt.config import load_target
-from edgeopt.errors import BackendError, ConfigError, DataError, MissingStageError, RunError
+from edgeopt.errors import BackendError, ConfigError, DataError, LoweringError, MissingStageError, RunError
 from edgeopt.preprocess import PreprocessSpec, load_picture, normalize
 from edgeopt.registry import load_backend
 from edgeopt.stages import foreign
-from edgeopt.stages.build_plan import plan
+from edgeopt.stages.build_plan import plan, source_onnx
 
 NAMES = [f"class {index}" for index in range(tiny_onnx.CLASSES)]
 SIDE = tiny_onnx.SHAPE[1]
@@ -310,6 +310,11 @@ def test_a_target_of_int8_alone_says_how_a_file_from_elsewhere_becomes_int8(desk
     )
     target, backend = load_target(str(tmp_path / "gpu.toml")), load_backend("tensorrt_rtx")
     run = api.import_onnx(desk / "float.onnx", desk / "labels.txt", run=tmp_path / "float")
+    with pytest.raises(LoweringError, match="float has no float16 file") as unmade:
+        source_onnx(run, backend, "float", "fp16")
+    assert str(unmade.value.fix) == "build for another runtime: edgeopt build --target onnxruntime", (
+        "its owner has no 65504"
+    )
     with pytest.raises(MissingStageError, match="gpu builds int8 engines alone, and float is float") as refused:
         plan(run, target, backend)
     assert "ActivationSymmetric" in str(refused.value.fix)

@@ -207,7 +207,7 @@ def source_onnx(run: Run, backend: Backend, variant: str, precision: str) -> tup
     if backend.float_rest == "fp16" and problem:
         raise LoweringError(
             f"{variant} has no float16 file, which {backend.name} builds from: {problem}",
-            fix="keep the model's constants within 65504, or build for another runtime: "
-            "edgeopt build --target onnxruntime",
+            fix=("" if run.imported else "keep the model's constants within 65504, or ")
+            + "build for another runtime: edgeopt build --target onnxruntime",
         )
     return run.output(record, "onnx"), record
