@@ -92,7 +92,7 @@ def _of_model(name: str, folds: Sequence[Mapping[str, Any]]) -> list[str]:
         f"## {name}: `{setting['model']}`, {setting['size']} px",
         "",
         f"Fold{'s' * (len(folds) > 1)} {numbers} of 3, from {start}, {setting['epochs']} epochs"
-        f"{', ' + epochs + ' instead of the defaults' if epochs else ''}. {folds[0]['environment']['cpu']['name']}, "
+        f"{', with ' + epochs if epochs else ''}. {folds[0]['environment']['cpu']['name']}, "
         f"{folds[0]['environment']['cpu']['cores']} cores. Drops are points of top-1 on the same pictures, with their "
         "95 % intervals; a drop below zero is a gain. Speeds are ratios from interleaved windows, batch 1: of each "
         "fold where there are several.",
