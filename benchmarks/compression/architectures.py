@@ -5,10 +5,10 @@
     python benchmarks/compression/architectures.py --table          # only the table, from the JSON
 
 Full-size models with random weights (EfficientNet-Lite0: of ImageNet) on 3 classes of 40 small painted pictures, an
-epoch each for training, recovery and quantization-aware training: this asks whether an architecture goes the whole way (pruned, recovered, quantized,
-trained, reloaded, written as QDQ ONNX, built, answering as trained), not how accurate or fast it is. What does not go
-through is in the table with the line that refuses it. Where one epoch leaves logits that lie too close together for
-parity to tell, a model has more, and a rate for what starts at random.
+epoch each for training, recovery and quantization-aware training: this asks whether an architecture goes the whole way
+(pruned, recovered, quantized, trained, reloaded, written as QDQ ONNX, built, answering as trained), not how accurate or
+fast it is. What does not go through is in the table with the line that refuses it. Where one epoch leaves logits that
+lie too close together for parity to tell, a model has more, and a rate for what starts at random.
 """
 
 from __future__ import annotations
