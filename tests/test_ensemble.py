@@ -24,8 +24,8 @@ from edgeopt.pipeline import run_recipe
 from edgeopt.preprocess import PreprocessSpec, load_picture
 from edgeopt.sets import open_set
 from edgeopt.stages import preprocessing as preprocessing_stage
-from edgeopt.stages import pruning as pruning_stage
 from edgeopt.stages import quantizing as quantizing_stage
+from edgeopt.stages import recovery as recovery_stage
 from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.voters import Ensemble, open_ensemble
@@ -192,7 +192,7 @@ def test_pictures_of_another_normalization_and_size_reach_a_teacher_as_its_own()
 
 
 @pytest.mark.parametrize(
-    ("stage", "asked"), [(pruning_stage, {"prune": 0.325, "int8": False}), (quantizing_stage, {"schemes": ("u8a7w",)})]
+    ("stage", "asked"), [(recovery_stage, {"prune": 0.325, "int8": False}), (quantizing_stage, {"schemes": ("u8a7w",)})]
 )
 def test_compress_hands_the_teacher_to_training_and_its_record(
     own: Run, monkeypatch: pytest.MonkeyPatch, stage: ModuleType, asked: dict[str, Any]

@@ -228,7 +228,7 @@ def test_a_pruning_killed_between_its_steps_goes_on_with_the_next(
         pruning._in_steps(asked, start, plan, tmp_path)
     model, done = pruning._in_steps(asked, start, plan, tmp_path)
     assert [row[2] for row in recovered] == ["step-1", "killed", "step-2", "step-3"]
-    assert {row[0] for row in recovered} == {4, 0}, "a third of ten epochs, rounded up"
+    assert {row[0] for row in recovered} == {7, 0}, "a third of twenty epochs, rounded up"
     assert len({row[1] for row in recovered}) == 4, "views of their own"
     assert fractions == pytest.approx([1 - 0.51 ** (1 / 3)] * 4), "the same share of what is left"
     assert count_macs(model, (3, 32, 32)) / count_macs(start, (3, 32, 32)) == pytest.approx(0.51, abs=0.05)
