@@ -17,7 +17,7 @@ from architectures import ARCHITECTURES, Architecture, push, table  # noqa: E402
 MEASURED = json.loads(architectures.OUT.read_text())
 ROWS = MEASURED["architectures"]
 GO_THROUGH = [one for one in ARCHITECTURES if one.key in ROWS and "refused" not in ROWS[one.key]]
-#: Those whose parity rests on the allowance for noise after one epoch pass one day and fail the next.
+#: Those whose parity rests on the allowance for noise after few epochs pass one day and fail the next.
 STEADY = [one for one in GO_THROUGH if ROWS[one.key]["mean_difference_over_std"] <= 0.05]
 
 

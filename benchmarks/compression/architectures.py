@@ -53,8 +53,8 @@ ARCHITECTURES = (
     # The classifier's two hidden layers of 4096 would be nine tenths of the weights and say nothing more.
     Architecture("vgg16", "VGG-16-BN", "vgg16_bn", 32, arguments={"mlp_ratio": 0.0625}),
     Architecture("mobilenetv2", "MobileNetV2", "mobilenetv2_100", 64, epochs=30, lr=3e-3),
-    Architecture("mobilenetv3", "MobileNetV3-Large", "mobilenetv3_large_100", 64, 0.9, epochs=50, lr=3e-3),
-    Architecture("efficientnet-b0", "EfficientNet-B0", "efficientnet_b0", 64, 0.9, epochs=50, lr=3e-3),
+    Architecture("mobilenetv3", "MobileNetV3-Large", "mobilenetv3_large_100", 64, 0.9, epochs=30, lr=3e-3),
+    Architecture("efficientnet-b0", "EfficientNet-B0", "efficientnet_b0", 64, 0.9, epochs=30, lr=3e-3),
     Architecture("efficientnet-lite0", "EfficientNet-Lite0", "tf_efficientnet_lite0", 64, epochs=4, pretrained=True),
     Architecture("regnety", "RegNetY-200MF", "regnety_002", 64, 0.9),
     Architecture("convnext", "ConvNeXt-Atto", "convnext_atto", 64),
