@@ -51,6 +51,7 @@ from edgeopt.report.table import assemble
 from edgeopt.schemes import get_scheme
 from edgeopt.stages import latency, latency_networks, latency_verdict
 from edgeopt.stages.passes import training_recipe
+from edgeopt.stages.recovery import epochs_of
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.stages.variants import Variant
 from tests.report_fixture import write_run
@@ -371,7 +372,7 @@ def test_the_rival_learns_as_a_pruned_model_does_and_only_where_it_is_wanted(mon
     pruned: Any = SimpleNamespace(
         record={"latency_search": {"rival_size": [48, 48]}, "metrics": {"training": {"epochs": 14}}}
     )
-    name, made = latency.rival_of(job, (48, 48), epochs=latency.epochs_of(pruned))
+    name, made = latency.rival_of(job, (48, 48), epochs=epochs_of(pruned))
     assert (name, made.architecture, made.spec.size) == ("float-48px", "at (48, 48)", (48, 48))
     expected = TrainingPlan.for_recovery(config, **training_recipe(job))
     assert given["plan"].loop == replace(expected.loop, epochs=14), "as many as the pruned one got, in two rounds"

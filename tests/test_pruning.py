@@ -293,7 +293,7 @@ def test_the_cap_a_layer_that_is_stated_is_kept_and_makes_another_variant() -> N
         assert {group.most / len(group.scores) for group in found.groups} == {
             int(cap * len(group.scores)) / len(group.scores) for group in found.groups
         }
-        assert pruning.stated_cap(asked) == set(stated)
+        assert pruning.stated(asked, "layer_cap") == set(stated)
     with pytest.raises(ConfigError, match="layer_cap"):
         validate(CompressConfig, {"prune": 0.3, "layer_cap": 1.0}, where="compress options")
 

@@ -47,9 +47,10 @@ from edgeopt.evaluate import evaluate
 from edgeopt.registry import load_backend
 from edgeopt.report.latencies import latencies
 from edgeopt.stages.engines import engines, sets_folder
-from edgeopt.stages.latency import cut_and_recovered, epochs_of, rival_of
+from edgeopt.stages.latency import cut_and_recovered, rival_of
 from edgeopt.stages.passes import Job, Recovered, recovered
 from edgeopt.stages.quantizing import quantized
+from edgeopt.stages.recovery import epochs_of
 from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant

@@ -147,9 +147,8 @@ def _graph(buffer: memoryview, model: OnnxModel, *, depth: int) -> None:
         if number == 1:
             node, constant = _node(value, depth)
             model.nodes.append(node)
-            if (
-                constant is not None and node.op_type == "Constant" and node.outputs
-            ):  # as exporters of old write weights
+            # As exporters of old write weights.
+            if constant is not None and node.op_type == "Constant" and node.outputs:
                 model.initializers[node.outputs[0]] = replace(constant, name=node.outputs[0])
             _count(model, 1 + len(node.inputs) + len(node.outputs))
         elif number == 5:

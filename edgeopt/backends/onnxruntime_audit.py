@@ -6,12 +6,13 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgeopt.backends.audit import TIMED_RUNS, ComputeLayer, conv_macs, fusion_report, layer_times, matmul_macs
 from edgeopt.backends.base import Float32, FusionReport, LayerTimes, UInt8
-from edgeopt.backends.onnx_reader import read_onnx
+from edgeopt.backends.onnx_reader import OnnxNode, read_onnx
 from edgeopt.backends.onnxruntime_session import CPU, CUDA, UPGRADE, exact, load, refused
 from edgeopt.errors import BackendError
 
@@ -111,7 +112,12 @@ class _Names:
     """
 
     def __init__(self, engine: Path) -> None:
-        self._makers = {output: node for node in read_onnx(engine).nodes for output in node.outputs}
+        self._engine = engine
+
+    @cached_property
+    def _makers(self) -> dict[str, OnnxNode]:
+        """Read where a name needs it: in most int8 engines none does."""
+        return {output: node for node in read_onnx(self._engine).nodes for output in node.outputs}
 
     def of(self, event: Mapping[str, Any]) -> str:
         operator = str(event["args"].get("op_name", ""))

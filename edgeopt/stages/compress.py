@@ -14,19 +14,13 @@ from edgeopt.run import Run
 from edgeopt.schemes import SCHEMES
 from edgeopt.stages.build_plan import float_precisions
 from edgeopt.stages.export import export
-from edgeopt.stages.latency import (
-    epochs_of,
-    pruned_to_latency,
-    require_measurable,
-    require_one_target,
-    rival_of,
-    rival_size,
-)
+from edgeopt.stages.latency import pruned_to_latency, require_measurable, require_one_target, rival_of, rival_size
 from edgeopt.stages.latency_elsewhere import export_candidates
 from edgeopt.stages.latency_verdict import judged, judged_there
 from edgeopt.stages.passes import Job
 from edgeopt.stages.pruning import pruned
 from edgeopt.stages.quantizing import quantized
+from edgeopt.stages.recovery import epochs_of
 from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.training import NO_MEMORY
 from edgeopt.stages.variants import Variant, open_variant

@@ -28,7 +28,7 @@ from edgeopt.stages.half_made import LatencySearchRecord
 from edgeopt.stages.latency_elsewhere import described, elsewhere, times_of_candidates
 from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, Recovered, recovered, training_recipe
-from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, settled, stated_cap
+from edgeopt.stages.pruning import RECOVERY, channels_of, pruning_record, ranked_blocks, settled, stated
 from edgeopt.stages.recovery import recover
 from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan, fit
@@ -75,7 +75,7 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
     here = environment.matches(target.match)
     config = {
         **job.config.model_dump(
-            include={"latency", "importance", "reconstruct", "ignore", *RECOVERY, *stated_cap(job)}
+            include={"latency", "importance", "reconstruct", "ignore", *RECOVERY, *stated(job, "layer_cap")}
         ),
         **job.config.lesson(),
         "round_to": job.round_to,
@@ -142,11 +142,6 @@ def _clock(job: Job, target: Target, scheme: str, start: nn.Module, folder: Path
         slicer = slicer_of(job, start, scheme, bed.folder)
         yield Here(bed, slicer, job.config.timing_seconds)
         shutil.copyfile(slicer.whole_file(), folder / "reference.onnx")
-
-
-def epochs_of(variant: Variant) -> int:
-    """How many epochs of recovery it got, in all rounds."""
-    return int(variant.record["metrics"].get("training", {}).get("epochs", 0))
 
 
 def rival_size(job: Job, pruned: Variant) -> tuple[int, int] | None:

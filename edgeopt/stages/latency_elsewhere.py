@@ -15,7 +15,7 @@ from edgeopt.errors import ConfigError
 from edgeopt.run import stage_key
 from edgeopt.stages.latency_networks import slicer_of, smaller_sizes
 from edgeopt.stages.passes import Job, inputs_of, training_recipe
-from edgeopt.stages.pruning import channels_of, stated_cap
+from edgeopt.stages.pruning import channels_of, stated
 from edgeopt.stages.training import TrainingPlan
 
 VERSION = 1
@@ -129,5 +129,5 @@ def _again(job: Job) -> str:
 def _key(job: Job, target: Target, scheme: str) -> str:
     inputs = {name: digest for name, digest in inputs_of(job, job.start).items() if name != "teacher"}
     config = {"target": described(target), "scheme": scheme, "round_to": job.round_to}
-    cut = job.config.model_dump(include={"ignore", *stated_cap(job)})
+    cut = job.config.model_dump(include={"ignore", *stated(job, "layer_cap")})
     return stage_key(inputs=inputs, config={**config, **cut}, version=VERSION)

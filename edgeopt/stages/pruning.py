@@ -33,7 +33,6 @@ from edgeopt.train.soup import refresh_batchnorm
 
 #: Keys that say how a cut network is trained.
 RECOVERY = {"recovery_epochs", "recovery_rounds", "recovery_lr", "match_weight"}
-CAP = "layer_cap"
 _NAMED = 4  # layers in a line of those that were not pruned for one reason
 _STEP = "step.json"  # of a pruning in steps: how many are done and what they cut; the weights are beside it
 
@@ -41,8 +40,7 @@ _STEP = "step.json"  # of a pruning in steps: how many are done and what they cu
 def pruned(job: Job) -> Variant:
     """The float variant without the MACs and blocks that the config names, recovered. Raises ModelError."""
     fields = {"prune", "importance", "reconstruct", "ignore", *RECOVERY}
-    # What keeps its default is left out, so that variants made before these keys are found again.
-    fields |= {"prune_steps", "drop_blocks", "drop_heads", CAP} & job.config.model_fields_set
+    fields |= stated(job, "prune_steps", "drop_blocks", "drop_heads", "layer_cap")
     config = {**job.config.model_dump(include=fields), **job.config.lesson(), "round_to": job.round_to}
 
     def make(folder: Path) -> Recovered:
@@ -141,9 +139,9 @@ def _fewer_channels(
     return ready[name], ways[name]
 
 
-def stated_cap(job: Job) -> set[str]:
-    """The key of the cap a layer where it is stated: records made before there was one are found again."""
-    return {CAP} & job.config.model_fields_set
+def stated(job: Job, *keys: str) -> set[str]:
+    """Those of ``keys`` that are stated: what was made before there were such is found again by their defaults."""
+    return set(keys) & job.config.model_fields_set
 
 
 def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:

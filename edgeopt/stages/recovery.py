@@ -16,6 +16,7 @@ from edgeopt.metrics import Float, Int64, top_k_accuracy
 from edgeopt.probability import fit_temperature, loss_difference
 from edgeopt.stages.passes import Job, model_hash
 from edgeopt.stages.training import TrainingPlan, evaluate_val, fit
+from edgeopt.stages.variants import Variant
 from edgeopt.train.checkpoint import LATER_ROUNDS
 from edgeopt.train.evaluate_torch import logits
 from edgeopt.train.layer_matching import Matched
@@ -60,8 +61,10 @@ def recover(
         training["best_epoch"] += epochs
         epochs, seconds = epochs + training["epochs"], seconds + training["seconds"]
         training |= {"epochs": epochs, "seconds": round(seconds, 1), "rounds": turn}
+        if turn == job.config.recovery_rounds:
+            return metrics
         before, last = last, answers(model)
-        found = still_gaining(whole, before, last, labels) if turn < job.config.recovery_rounds else None
+        found = still_gaining(whole, before, last, labels)
         if found is None:
             return metrics
         turn += 1
@@ -69,6 +72,11 @@ def recover(
             f"recovery goes on, round {turn} of at most {job.config.recovery_rounds}: val loss fell by {found[0]:.3f} "
             f"in the last one and is {found[1]:.3f} above that of the whole network"
         )
+
+
+def epochs_of(variant: Variant) -> int:
+    """How many epochs of recovery it got, in all rounds."""
+    return int(variant.record["metrics"].get("training", {}).get("epochs", 0))
 
 
 def still_gaining(whole: Float, before: Float, after: Float, labels: Int64) -> tuple[float, float] | None:
