@@ -52,9 +52,15 @@ class PyTorchBackend(Backend):
         raise BackendError("the pytorch target runs the trained model itself", fix="bench it: edgeopt bench")
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
-        from edgeopt.models import load
+        from edgeopt.compress.quantize import is_quantized
+        from edgeopt.models import ARCHITECTURE_FILE, load
+        from edgeopt.models.architecture import Architecture
+        from edgeopt.models.branches import merge_branches
 
-        return TorchSession(load(engine.parent), threads or usable_cores(), compiled=target.session.compile)
+        model = load(engine.parent)
+        if not is_quantized(model):  # as anyone would deploy it: branches that are for training slow it down
+            model = merge_branches(model, Architecture.read(engine.parent / ARCHITECTURE_FILE).input_size).model
+        return TorchSession(model, threads or usable_cores(), compiled=target.session.compile)
 
 
 class TorchSession(Session):

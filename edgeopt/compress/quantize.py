@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrappable, hook_storage, place_quantizers
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
+from edgeopt.models.branches import is_merged, merge
 from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 from edgeopt.train.allocator import give_back_memory
@@ -110,7 +111,8 @@ def quantizer_config(model: nn.Module) -> dict[str, Any]:
     for name, hook in hook_storage(model).named_hooks(remove_duplicate=False):
         places.setdefault(hook, []).append(name)
     entries = [{"hooks": names, **quantizer_to_config(quantizer)} for quantizer, names in places.items()]
-    return {"format": CONFIG_FORMAT, "quantizers": entries}
+    merged = {"merged": True} if is_merged(model) else {}
+    return {"format": CONFIG_FORMAT, **merged, "quantizers": entries}
 
 
 def rebuild_quantized(model: nn.Module, config: dict[str, Any], scheme: Scheme, example: Tensor) -> nn.Module:
@@ -123,6 +125,8 @@ def rebuild_quantized(model: nn.Module, config: dict[str, Any], scheme: Scheme, 
     if is_quantized(model):
         raise ModelError("the model is quantized already", fix="rebuild on a fresh float model")
     training = model.training
+    if config.get("merged"):
+        model = merge(model)
     device = _device(model)
     storage = hook_storage(model)
     for entry in entries:
@@ -188,6 +192,8 @@ def _checked_entries(config: Any, scheme: Scheme) -> list[dict[str, Any]]:
     """The entries of ``config``, each one known to be of the right types and of this scheme."""
     if not isinstance(config, dict) or config.get("format") != CONFIG_FORMAT:
         raise _mismatch(f"the config is not of format {CONFIG_FORMAT}")
+    if not isinstance(config.get("merged", False), bool):
+        raise _mismatch("whether branches are merged is not said by true or false")
     entries = config.get("quantizers")
     if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_QUANTIZERS:
         raise _mismatch("the config lists no quantizers")

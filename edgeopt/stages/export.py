@@ -21,6 +21,7 @@ from edgeopt.export.noise import bias_noise, float_noise, half_noise
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Float, Parity, float_parity, int8_parity
+from edgeopt.models.branches import merge_branches
 from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
@@ -91,21 +92,24 @@ def _export_one(workspace: Workspace, variant: Variant, force: bool, console: Co
     if stage.done:
         return stage.skipped(console)
     with console.task(f"exporting {variant.name}"):
-        record = _write(stage, variant, spec, calibration, calibration_name(recipe))
+        record = _write(stage, variant, spec, calibration, calibration_name(recipe), console)
     if record["half_problem"]:
         console.say(f"{variant.name} has no float16 file, which TensorRT builds from: {record['half_problem']}")
     return record
 
 
 def _write(
-    stage: Stage, variant: Variant, spec: PreprocessSpec, calibration: PictureSet, set_name: str
+    stage: Stage, variant: Variant, spec: PreprocessSpec, calibration: PictureSet, set_name: str, console: Console
 ) -> dict[str, Any]:
     model = variant.load()
     onnx = stage.folder / "model.onnx"
     scheme = variant.architecture.scheme
     lowering: dict[str, Any] = {}
     if scheme is None:
-        export_float(model, onnx, input_shape=spec.input_shape)
+        merging = merge_branches(model, spec.input_shape)
+        if merging.said:
+            console.say(f"{variant.name}: {merging.said}")
+        export_float(merging.model, onnx, input_shape=spec.input_shape)
     else:
         lowering = asdict(export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme)))
     reference = _answers(model, calibration, spec)

@@ -12,6 +12,7 @@ from edgeopt.compress.latency.slices import Slicer
 from edgeopt.compress.quantize import quantize
 from edgeopt.config import load_calibration
 from edgeopt.errors import ModelError
+from edgeopt.models.branches import merge_branches, merged_names
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.schemes import get_scheme
 from edgeopt.stages.calibrating import calibration_set
@@ -50,10 +51,11 @@ def _ranged(job: Job, model: nn.Module, scheme: str) -> nn.Module:
     spec = job.start.preprocess
     pictures = calibration_set(job.workspace, load_calibration(job.config.calibration), job.start)
     batches = [torch.from_numpy(batch) for batch in islice(pictures.batches(spec, 16), _CALIBRATION_PICTURES // 16)]
+    deployed = merge_branches(model, spec.input_shape).model
     return quantize(
-        model,
+        deployed,
         batches,
         scheme=get_scheme(scheme),
-        ignored=job.config.ignore,
+        ignored=merged_names(model, deployed, job.config.ignore),
         int8_outputs=wants_int8_outputs(job.config, scheme, job.targets),
     )

@@ -8,6 +8,7 @@ from torch import nn
 
 from edgeopt.compress.quantize import quantize, quantizer_config, remove_quantizers
 from edgeopt.config import CalibrationRecipe, CompressConfig, load_calibration, load_target, origins
+from edgeopt.models.branches import merge_branches, merged_names
 from edgeopt.schemes import get_scheme
 from edgeopt.stages.calibrating import CalibrationBatches, calibration_set
 from edgeopt.stages.passes import Job, inputs_of, model_hash, open_stage, training_recipe
@@ -105,15 +106,19 @@ def calibrated(
     int8_outputs: bool,
     ignored: Sequence[str] = (),
 ) -> nn.Module:
-    """``model`` with int8 ranges from the pictures that ``recipe`` draws for ``source``; ``ignored`` stays float."""
+    """``model`` with int8 ranges from the pictures that ``recipe`` draws for ``source``; ``ignored`` stays float.
+
+    Branches are merged first: what is trained in int8 is what will run.
+    """
+    deployed = merge_branches(model, source.preprocess.input_shape).model
     pictures = calibration_set(job.workspace, recipe, source)
     with job.console.task(f"setting int8 ranges ({scheme})") as progress:
         return quantize(
-            model,
+            deployed,
             CalibrationBatches(pictures, source.preprocess),
             scheme=get_scheme(scheme),
             range_estimator=recipe.range,
-            ignored=(*job.config.ignore, *ignored),
+            ignored=merged_names(model, deployed, (*job.config.ignore, *ignored)),
             int8_outputs=int8_outputs,
             progress=progress,
         )

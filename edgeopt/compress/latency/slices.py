@@ -20,6 +20,7 @@ from edgeopt.compress.prune import History, replay
 from edgeopt.compress.quantize import quantizer_config
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config
 from edgeopt.export.qdq import export_qdq
+from edgeopt.models.branches import is_merged, merge
 from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
@@ -56,6 +57,11 @@ class Slicer:
 
         return onnx.load(str(self.whole_file()))
 
+    @cached_property
+    def _deployed(self) -> nn.Module:
+        """The float model with the layers that the whole network's file has."""
+        return merge(copy.deepcopy(self.model).cpu()) if is_merged(self.quantized) else self.model
+
     def write(self, history: History, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
         """The QDQ ONNX of the model with the cuts of ``history``, for pictures of ``input_shape`` (C, H, W)."""
         import onnx
@@ -65,10 +71,12 @@ class Slicer:
         sliced = copy.deepcopy(self.model).cpu().eval()
         if history:
             replay(sliced, history, example=example)
+        if is_merged(self.quantized):
+            sliced = merge(sliced)
         graph = None
         if not any(act[1] == DROP for act in history):  # without a block there are other nodes, not other widths
             with suppress(onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
-                graph = resliced(self._whole, self.model, sliced, shape)
+                graph = resliced(self._whole, self._deployed, sliced, shape)
         # "Same" padding is of the exported input's size, and another needs more or less.
         if graph is not None and (input_shape is None or _as_large(graph, sliced, example)):
             onnx.save(graph, str(path))
