@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeopt.compress.graph import bounded, is_layer, trace
 from edgeopt.compress.prune import Importance, PruneResult, cuts, plans, prunable, prune, replay
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.models import create, load, rebuild, save
@@ -447,19 +448,76 @@ def test_a_history_of_another_model_is_refused(
         replay(Plain().eval(), spoil(history))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "arguments", "said"),
-    [
-        ("test_maxvit", {"img_size": 64}, "reshapes cannot be followed"),  # multiplies them, to tens of gigabytes
-        ("rexnet_100", {}, "slices cannot be followed"),  # shifts them without end
-    ],
-)
-def test_channels_that_cannot_be_followed_are_refused_before_memory_is_full(
-    name: str, arguments: dict[str, int], said: str
-) -> None:
+def _followed() -> nn.Module:
     import timm
 
-    model = timm.create_model(name, num_classes=3, **arguments)
-    with pytest.raises(ModelError, match=said):
-        prune(model, fraction=0.3, example=torch.zeros(1, 3, 64, 64), importance="l2")
+    made: nn.Module = timm.create_model("test_efficientnet", num_classes=3)
+    return made
+
+
+def _shuffled() -> nn.Module:
+    """ShuffleNetV2, two blocks a stage: half of the channels pass by, and both halves are shuffled."""
+    from torchvision.models.shufflenetv2 import ShuffleNetV2
+
+    return ShuffleNetV2([2, 2, 2], [24, 32, 64, 128, 128], num_classes=3)
+
+
+def _maxvit() -> nn.Module:
+    """Windows go into the batch: torch-pruning multiplies the channels at each, to tens of gigabytes."""
+    import timm
+
+    made: nn.Module = timm.create_model("test_maxvit", num_classes=3, img_size=64)
+    return made
+
+
+def _cspnet() -> nn.Module:
+    """Half of a stage's channels pass by: torch-pruning cuts channels that a layer does not have."""
+    import timm
+
+    made: nn.Module = timm.create_model("cspresnet50", num_classes=3)
+    return made
+
+
+def _rexnet() -> nn.Module:
+    """A block's input is added to the first of its channels: torch-pruning shifts them without end."""
+    import timm
+
+    made: nn.Module = timm.create_model("rexnet_100", num_classes=3)
+    return made
+
+
+@pytest.mark.parametrize(
+    "make", [_followed, _shuffled, _maxvit, *(pytest.param(one, marks=pytest.mark.slow) for one in (_cspnet, _rexnet))]
+)
+def test_what_is_cut_is_what_nobody_reads_any_more(make: Callable[[], nn.Module]) -> None:
+    """The pruned network answers as the whole one whose later weights for the cut channels are zero.
+
+    Where the way of channels cannot be followed, layers keep their width with that reason, and the others are cut.
+    """
+    torch.manual_seed(0)
+    model, example = make().eval(), torch.zeros(1, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.bias.data.normal_(0, 0.1)
+    found = prune(model, fraction=0.15, example=example, importance="l2", round_to=2)
+    assert found.removed == pytest.approx(0.15, abs=0.02)
+    lost = [name for name, reason in found.untouched.items() if "cannot be followed" in reason]
+    assert bool(lost) == (make not in (_followed, _maxvit)), (
+        "those of MaxViT are in attention, which stays whole anyway"
+    )
+    cut = {name for name, _, _ in found.history}
+    assert cut.isdisjoint(lost)
+    masked = copy.deepcopy(model)
+    graph, modules = trace(masked, example), dict(masked.named_modules())
+    with bounded(graph), torch.no_grad():
+        for name, _, channels in found.history:
+            pruner = graph.get_pruner_of_module(modules[name])
+            for dep, indices in graph.get_pruning_group(modules[name], pruner.prune_out_channels, channels):
+                reader = dep.target.module
+                if graph.is_in_channel_pruning_fn(dep.handler) and is_layer(reader) and reader.weight.shape[1] > 1:
+                    reader.weight[:, indices] = 0
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(pictures), masked(pictures), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(found.model(pictures), model(pictures), atol=1e-3)

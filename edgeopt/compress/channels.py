@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compress.graph import bounded, is_layer, outputs_of, quiet
+from edgeopt.compress.graph import bounded, groups_of, is_layer, outputs_of, quiet
 from edgeopt.errors import ModelError
 
 Importance: TypeAlias = Literal["l2", "l1", "bn_scale", "taylor"]
@@ -68,8 +68,10 @@ def find_groups(
         for module, name in names.items()
         if is_layer(module) and (module in kept or module not in graph.module2node)
     }
-    with torch.no_grad(), quiet(), bounded(graph):
-        for group in graph.get_all_groups():
+    with torch.no_grad(), quiet(), bounded(graph) as reached:
+        all_groups, lost = groups_of(graph, reached)
+        reasons |= {names[module]: kept.get(module, reason) for module, reason in lost.items()}
+        for group in all_groups:
             found = finder.convert(group)
             if isinstance(found, Group):
                 groups.append(found)

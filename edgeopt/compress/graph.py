@@ -15,6 +15,9 @@ from edgeopt.models.modes import hooked
 
 #: A group has this many acts at most for each tie between two layers: EdgeNeXt's has 0.8, most have 0.1.
 _MOST = 8
+_FAILED = "edgeopt_failed"  # of a graph: its reshapes that could not be understood
+_AXES = 4  # of a batch of maps
+_LOST = "the way its channels take through reshapes or slices cannot be followed"
 _LONGEST = 64  # times the widest layer: a flattening's list is as long as the inputs of the layer after it
 
 
@@ -40,7 +43,7 @@ def trace(model: nn.Module, example: Tensor) -> Any:
     try:
         # The graph is read off autograd's, so every parameter must take part.
         model.requires_grad_(True)
-        with hooked(handles), torch.enable_grad(), quiet():
+        with hooked(handles), torch.enable_grad(), quiet(), _reshapes_that_fail() as failed:
             graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -58,12 +61,97 @@ def trace(model: nn.Module, example: Tensor) -> Any:
             f"prune: the model cannot be traced through {type(model).__name__}: no layer is tied to its output",
             fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
         )
+    setattr(graph, _FAILED, {node.module for node in failed})
     return graph
 
 
 @contextmanager
-def bounded(graph: Any) -> Iterator[None]:
+def _reshapes_that_fail() -> Iterator[list[Any]]:
+    """Within, a reshape at which torch-pruning divides by zero (ShuffleNetV2's shuffle) is noted instead."""
+    from torch_pruning.dependency import index_mapping
+
+    update, failed = index_mapping.update_reshape_index_mapping, []
+
+    def tried(graph: Any, node: Any) -> None:
+        try:
+            update(graph, node)
+        except ZeroDivisionError:
+            failed.append(node)
+
+    index_mapping.update_reshape_index_mapping = tried
+    try:
+        yield failed
+    finally:
+        index_mapping.update_reshape_index_mapping = update
+
+
+def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[Any], dict[nn.Module, str]]:
+    """torch-pruning's groups of coupled layers, and the layers in none of them, with the reason.
+
+    Where the way of channels is lost in one part (channels shuffled between branches, windows of a picture moved into
+    the batch), every group whose channels are rearranged at all is left out: what is there may be wrong as well.
+    ``reached`` is what :func:`bounded` gives, within which it is to be called.
+    """
+    try:
+        groups, lost = list(graph.get_all_groups()), set[nn.Module]()
+    except (ModelError, LookupError):  # the latter where channels are beyond what a split has
+        lost = _lost(graph, reached)
+        groups = list(graph.get_all_groups(ignored_layers=list(lost)))
+    reasons = dict.fromkeys(lost, _LOST)
+    if not lost and not getattr(graph, _FAILED) and all(_is_sound(graph, group) for group in groups):
+        return groups, reasons
+    kept = []
+    for group in groups:
+        if any(_rearranges(graph, dep.target) for dep, _ in group) or not _is_sound(graph, group):
+            reasons |= {dep.target.module: _LOST for dep, _ in group if is_layer(dep.target.module)}
+        else:
+            kept.append(group)
+    return kept, reasons
+
+
+def _is_sound(graph: Any, group: Any) -> bool:
+    """Whether the channels it cuts are those of the layers it cuts them from."""
+    for dep, channels in group:
+        module = dep.target.module
+        if is_layer(module):
+            outputs = graph.is_out_channel_pruning_fn(dep.handler)
+            if max(channels) >= (graph.get_out_channels(module) if outputs else graph.get_in_channels(module)):
+                return False
+    return True
+
+
+def _lost(graph: Any, reached: set[nn.Module]) -> set[nn.Module]:
+    """Layers from which torch-pruning's search comes to no end."""
+    lost: set[nn.Module] = set()
+    for module in [one for one in graph.module2node if is_layer(one)]:
+        if module in lost:
+            continue
+        prune_outputs = graph.get_pruner_of_module(module).prune_out_channels
+        reached.clear()
+        try:
+            graph.get_pruning_group(module, prune_outputs, list(range(graph.get_out_channels(module))))
+        except (ModelError, LookupError):
+            lost |= {module, *reached}
+    return lost
+
+
+def _rearranges(graph: Any, node: Any) -> bool:
+    """Whether channels may come out of a node of the graph in other places than they went in."""
+    from torch_pruning.ops import OPTYPE
+
+    if node.type == OPTYPE.RESHAPE:
+        # Channels that were taken apart (five axes or more) have changed places before they are put together again.
+        taken_apart = len(getattr(node.grad_fn, "_saved_self_sizes", ())) > _AXES
+        mapped = any(mapping is not None for dep in node.dependencies for mapping in dep.index_mapping)
+        return taken_apart or mapped or node.module in getattr(graph, _FAILED)
+    return node.type in (OPTYPE.SLICE, OPTYPE.SPLIT, OPTYPE.UNBIND, OPTYPE.EXPAND)
+
+
+@contextmanager
+def bounded(graph: Any) -> Iterator[set[nn.Module]]:
     """Within, torch-pruning's search for coupled channels ends: what no layer could mean raises ModelError.
+
+    Gives the set of layers that a search had reached when it was given up.
 
     Where windows of a picture are reshaped into the batch (MaxViT, CoAtNet), it takes every reshape for a flattening
     and multiplies the channels by it again and again, until memory is full. Where a block adds its input to the first
@@ -76,6 +164,7 @@ def bounded(graph: Any) -> Iterator[None]:
     inputs = (int(getattr(module, "in_features", getattr(module, "in_channels", 0))) for module in layers)
     longest = _LONGEST * max(*map(outputs_of, layers), *inputs)
     most = _MOST * sum(len(node.dependencies) for node in graph.module2node.values())
+    reached: set[nn.Module] = set()
     flatten, add_dep = Flatten.__call__, Group.add_dep
 
     def call(self: Any, channels: Any) -> Any:
@@ -85,12 +174,14 @@ def bounded(graph: Any) -> Iterator[None]:
 
     def add(self: Any, dep: Any, idxs: Any) -> None:
         if len(self) > most:
+            reached.update(one.target.module for one, _ in self.items if is_layer(one.target.module))
             raise _unfollowed("slices")
         add_dep(self, dep, idxs)
 
     Flatten.__call__, Group.add_dep = call, add
     try:
-        yield
+        with _reshapes_that_fail():
+            yield reached
     finally:
         Flatten.__call__, Group.add_dep = flatten, add_dep
 
