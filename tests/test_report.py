@@ -647,6 +647,20 @@ def test_twenty_engines_of_as_many_classes_as_have_maps_and_all_their_pictures_s
     assert found.original is not None
     html = render_html(replace(found, engines=engines, original=replace(found.original, **full)))
     assert html.count(noise) == 3 * SHOWN + 2 * 24, "of the leading engine, and the original's mistakes"
+    assert "Pictures are left out" not in html
+    assert len(html.encode()) < 6_000_000
+    # Fifty times the mistakes would be over it: figures come before pictures.
+    full["mistakes"] = mistakes * 50
+    html = render_html(
+        replace(
+            found,
+            engines=tuple(replace(row, **full) for row in engines),
+            original=replace(found.original, **full),
+        )
+    )
+    assert noise not in html
+    assert "Pictures are left out: with them this page would be over 6 MB." in html
+    assert html.count("photos/some/picture.jpg") >= 3 * SHOWN + 2 * 600
     assert len(html.encode()) < 6_000_000
 
 

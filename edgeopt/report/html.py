@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from edgeopt.registry import load
 from edgeopt.report import format as form
 from edgeopt.report.budget import verdict
+from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.headline import champion, confidence, sentence
 from edgeopt.report.model import Report
 from edgeopt.report.page import asset, fragment
 from edgeopt.report.sections import SECTIONS
 
 
+MOST_BYTES = 6_000_000  # a page that can still be mailed and attached
+
+
 def render_html(report: Report) -> str:
-    """The whole page; sections with nothing to show are left out."""
+    """The whole page; sections with nothing to show are left out, and pictures where it would be over 6 MB with them."""
+    page = _page(report)
+    if len(page.encode()) > MOST_BYTES:
+        page = _page(_without_pictures(report), "Pictures are left out: with them this page would be over 6 MB.")
+    return page
+
+
+def _without_pictures(report: Report) -> Report:
+    def bare(row: EngineRow) -> EngineRow:
+        mistakes = tuple(replace(one, picture="", evidence="") for one in row.mistakes)
+        return replace(row, mistakes=mistakes, changes=tuple(replace(one, picture="") for one in row.changes))
+
+    original = None if report.original is None else bare(report.original)
+    return replace(report, engines=tuple(bare(row) for row in report.engines), original=original)
+
+
+def _page(report: Report, note: str = "") -> str:
     sections = []
     for name, (title, reference) in SECTIONS.items():
         render: Callable[[Report], str] = load(reference)
@@ -30,6 +51,7 @@ def render_html(report: Report) -> str:
         verdict_note=_verdict_note(report),
         cards=_cards(report),
         sections=sections,
+        note=note,
         style=asset("style.css"),
         script=asset("script.js"),
     )
