@@ -14,12 +14,11 @@ from edgeopt.report.model import Report
 from edgeopt.report.page import asset, fragment
 from edgeopt.report.sections import SECTIONS
 
-
 MOST_BYTES = 6_000_000  # a page that can still be mailed and attached
 
 
 def render_html(report: Report) -> str:
-    """The whole page; sections with nothing to show are left out, and pictures where it would be over 6 MB with them."""
+    """The whole page; sections with nothing to show are left out, and pictures where the page would be over 6 MB."""
     page = _page(report)
     if len(page.encode()) > MOST_BYTES:
         page = _page(_without_pictures(report), "Pictures are left out: with them this page would be over 6 MB.")
