@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeopt import records
 from edgeopt.allotment import usable_cores
 from edgeopt.backends.base import Availability, Backend, BuildRequest, BuildResult, Float32, Session
 from edgeopt.config import Target
@@ -52,15 +53,20 @@ class PyTorchBackend(Backend):
         raise BackendError("the pytorch target runs the trained model itself", fix="bench it: edgeopt bench")
 
     def _open(self, engine: Path, target: Target, precision: str, threads: int) -> Session:
-        from edgeopt.compress.quantize import is_quantized
-        from edgeopt.models import ARCHITECTURE_FILE, load
-        from edgeopt.models.architecture import Architecture
-        from edgeopt.models.branches import merge_branches
+        from edgeopt.models import load
+        from edgeopt.models.branches import is_merged, merged_again
 
         model = load(engine.parent)
-        if not is_quantized(model):  # as anyone would deploy it: branches that are for training slow it down
-            model = merge_branches(model, Architecture.read(engine.parent / ARCHITECTURE_FILE).input_size).model
+        # As anyone would deploy it: branches that are for training would slow the baseline down.
+        if not is_merged(model) and _exported_merged(engine.parent):
+            model = merged_again(model)
         return TorchSession(model, threads or usable_cores(), compiled=target.session.compile)
+
+
+def _exported_merged(variant: Path) -> bool:
+    """Whether the variant's float ONNX was written with its branches merged, which was checked there."""
+    record = variant / "export" / "parity.json"
+    return record.is_file() and bool(records.read(records.ExportRecord, record).get("merged"))
 
 
 class TorchSession(Session):

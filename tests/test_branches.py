@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeopt.compress.quantize import quantize, quantizer_config, rebuild_quanti
 from edgeopt.config import Target
 from edgeopt.errors import ModelError
 from edgeopt.export.float_onnx import export_float
+from edgeopt.export.noise import half_noise
 from edgeopt.models.branches import is_merged, merge, merge_branches, merged_names
 from edgeopt.registry import load_backend
 from edgeopt.schemes import get_scheme
@@ -116,6 +118,9 @@ class Odd(nn.Module):
         super().__init__()
         self.block = Block(how)
         self.head = nn.Linear(4, 5)
+        if how == "silent":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, pictures: Tensor) -> Tensor:
         answers: Tensor = self.head(self.block(pictures).mean((2, 3)))
@@ -147,7 +152,8 @@ class Block(nn.Module):
     ("how", "said"),
     [
         ("fails", "RuntimeError: not after training"),
-        ("nothing", "TypeError: 'NoneType' object is not callable"),
+        ("nothing", "TypeError: Block.fuse() gives no module"),
+        ("silent", "it answers zero to everything"),
         ("wrong", "merged by its own code, the network answers otherwise"),
     ],
 )
@@ -159,8 +165,25 @@ def test_branches_that_cannot_be_merged_rightly_are_kept_and_it_is_said(how: str
     assert merging.said.startswith("its branches are not merged and run as they were trained: ")
 
 
-def test_a_users_own_blocks_merge_by_the_same_convention() -> None:
-    merging = merge_branches(Odd("right"), SHAPE)
+class Named(Odd):
+    """What is merely called so merges nothing, and keeps nothing else from being merged."""
+
+    def __init__(self) -> None:
+        super().__init__("right")
+        self.reparameterize = True
+        self.after = nn.Module()
+        self.after.fuse = nn.Conv2d(4, 4, 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.after.fuse(self.block(pictures)).mean((2, 3)))  # type: ignore[operator]
+        return answers
+
+
+@pytest.mark.parametrize("made", [lambda: Odd("right"), Named])
+def test_a_users_own_blocks_merge_by_the_same_convention(made: Callable[[], nn.Module]) -> None:
+    model, before = made(), torch.get_rng_state()
+    merging = merge_branches(model, SHAPE)
+    assert torch.equal(torch.get_rng_state(), before), "merging draws nothing of what training draws from"
     assert isinstance(merging.model.get_submodule("block"), nn.Conv2d)
     assert not merging.problem
 
@@ -197,6 +220,27 @@ def test_a_branch_that_is_to_stay_in_float_is_the_block_that_it_went_into(repvgg
     assert merged_names(merged, merged, ("stages.0.0.conv_1x1.conv", "elsewhere")) == ("stages.0.0", "elsewhere")
 
 
+def test_cut_a_network_whose_code_cannot_merge_it_keeps_its_branches_and_cannot_be_timed(tmp_path: Path) -> None:
+    """Its block makes its one layer as wide as the whole network has it."""
+    model = Odd("right").eval()
+    found = prune(model, fraction=0.25, example=torch.zeros(1, *SHAPE), importance="l2", round_to=1)
+    assert merge_branches(found.model, SHAPE).model is found.model
+    assert "its branches are not merged" in merge_branches(found.model, SHAPE).said
+    whole = quantize(merge_branches(model, SHAPE).model, [torch.randn(2, *SHAPE)], scheme=SCHEME)
+    with pytest.raises(ModelError, match="the branches of this network cannot be merged: RuntimeError"):
+        Slicer(model, whole, SCHEME, tmp_path, SHAPE).write(found.history, tmp_path / "cut.onnx")
+    with pytest.raises(ModelError, match="the branches of this network cannot be merged: RuntimeError: not after"):
+        rebuild_quantized(Odd("fails"), quantizer_config(whole), SCHEME, torch.zeros(1, *SHAPE))
+
+
+def test_merged_a_networks_own_noise_is_still_that_of_all_its_layers(repvgg: nn.Module) -> None:
+    """Parity is judged by it: of a network without BatchNorm, it was that of the classifier alone."""
+    pictures = np.random.default_rng(0).normal(size=(8, *SHAPE)).astype(np.float32)
+    branched = half_noise(repvgg, pictures, torch.bfloat16)
+    merged = half_noise(merge_branches(repvgg, SHAPE).model, pictures, torch.bfloat16)
+    assert 0.2 * branched < merged < 5 * branched
+
+
 def test_a_candidate_for_a_latency_is_cut_and_then_merged(
     repvgg: nn.Module, quantized: nn.Module, tmp_path: Path
 ) -> None:
@@ -216,17 +260,26 @@ def test_the_float_file_and_the_eager_baseline_have_no_branches(repvgg: nn.Modul
     """A baseline that computes what nobody would deploy flatters what is held against it."""
     created = models.create("repvgg_a0", num_classes=5, pretrained=False, image_size=32)
     created.model.load_state_dict(repvgg.state_dict())
-    models.save(created.model, created.architecture, tmp_path / "float")
+    run = Run.create(tmp_path / "run", data_root="photos", data={"path": "photos"}, fingerprint="a" * 64)
+    variant = run.path / "host" / "float"
+    models.save(created.model, created.architecture, variant)
     export_float(merge_branches(repvgg, SHAPE).model, tmp_path / "float.onnx", input_shape=SHAPE)
     target = Target(schema=1, name="pytorch", title="PyTorch", backend="pytorch", precision="fp32")
     pictures = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    with load_backend("pytorch").open(tmp_path / "float", target, precision="fp32", threads=1) as session:
+    with load_backend("pytorch").open(variant, target, precision="fp32", threads=1) as session:
+        assert not is_merged(session._model), "nobody has checked it yet"  # type: ignore[attr-defined]
+    stage = run.stage("host/float", "export", record="parity.json", key="e" * 64)
+    outputs = {"onnx": stage.folder / "model.onnx", "logits": stage.folder / "logits.npy"}
+    outputs["onnx"].write_bytes((tmp_path / "float.onnx").read_bytes())
+    np.save(outputs["logits"], pictures)
+    stage.commit(outputs=outputs, calibration_folder="data/sets/x", calibration_set="calib", merged=True)
+    with load_backend("pytorch").open(variant, target, precision="fp32", threads=1) as session:
         assert is_merged(session._model)  # type: ignore[attr-defined]
         answers = session.infer(pictures)
     with torch.no_grad():
         np.testing.assert_allclose(answers, repvgg(torch.from_numpy(pictures)).numpy(), rtol=1e-3, atol=1e-4)
     assert len(_widths(tmp_path / "float.onnx")) == 22
-    assert models.load(tmp_path / "float").state_dict().keys() == repvgg.state_dict().keys(), "stored as trained"
+    assert models.load(variant).state_dict().keys() == repvgg.state_dict().keys(), "stored as trained"
 
 
 def _widths(path: Path) -> list[Any]:

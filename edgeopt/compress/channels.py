@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compress.graph import bounded, groups_of, is_layer, outputs_of, quiet
+from edgeopt.compress.graph import UNFOLLOWED, bounded, groups_of, is_layer, outputs_of, quiet
 from edgeopt.errors import ModelError
 
 Importance: TypeAlias = Literal["l2", "l1", "bn_scale", "taylor"]
@@ -70,15 +70,16 @@ def find_groups(
     }
     with torch.no_grad(), quiet(), bounded(graph) as reached:
         all_groups, lost = groups_of(graph, reached)
-        reasons |= {names[module]: kept.get(module, reason) for module, reason in lost.items()}
-        for group in all_groups:
-            found = finder.convert(group)
+        for group, trusted in all_groups:
+            found = finder.convert(group) if trusted else finder.fixed(group) or UNFOLLOWED
             if isinstance(found, Group):
                 groups.append(found)
                 continue
             for module in finder.made_by(group):
                 if is_layer(module):
                     reasons.setdefault(names[module], found)
+        for module in filter(is_layer, lost):
+            reasons.setdefault(names[module], UNFOLLOWED)
     return groups, reasons
 
 
@@ -95,9 +96,9 @@ class _Finder:
 
     def convert(self, group: Any) -> Group | str:
         """The group in our terms, or why it must stay whole."""
-        fixed = next((module for module in self.made_by(group) if module in self.kept), None)
-        if fixed is not None:
-            return f"coupled to {self.names[fixed]} ({self.kept[fixed]})"
+        fixed = self.fixed(group)
+        if fixed:
+            return fixed
         multiplied = next((dep.target.module for dep, _ in group if _is_multiplier(dep.target.module)), None)
         if multiplied is not None:
             return f"coupled to {self.names[multiplied]} (depthwise with several outputs a channel)"
@@ -111,6 +112,11 @@ class _Finder:
         if found.cut(found.most) == 0:
             return f"{outputs_of(found.root)} outputs cannot lose a multiple of {self.round_to}"
         return found if self._can_be_cut(found) else "torch-pruning cannot cut it"
+
+    def fixed(self, group: Any) -> str:
+        """That one of its modules is to keep its outputs, where that is so."""
+        fixed = next((module for module in self.made_by(group) if module in self.kept), None)
+        return "" if fixed is None else f"coupled to {self.names[fixed]} ({self.kept[fixed]})"
 
     def made_by(self, group: Any) -> list[nn.Module]:
         """The modules whose outputs the group holds."""

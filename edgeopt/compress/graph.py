@@ -17,7 +17,9 @@ from edgeopt.models.modes import hooked
 _MOST = 8
 _FAILED = "edgeopt_failed"  # of a graph: its reshapes that could not be understood
 _AXES = 4  # of a batch of maps
-_LOST = "the way its channels take through reshapes or slices cannot be followed"
+UNFOLLOWED = "the way its channels take through reshapes or slices cannot be followed"
+_SEARCHES = 64  # that fail, of a few tenths of a second each; MaxViT has 7, ReXNet 1
+_ROOTS = (nn.Linear, nn.modules.conv._ConvNd)
 _LONGEST = 64  # times the widest layer: a flattening's list is as long as the inputs of the layer after it
 
 
@@ -85,28 +87,29 @@ def _reshapes_that_fail() -> Iterator[list[Any]]:
         index_mapping.update_reshape_index_mapping = update
 
 
-def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[Any], dict[nn.Module, str]]:
-    """torch-pruning's groups of coupled layers, and the layers in none of them, with the reason.
+def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[tuple[Any, bool]], set[nn.Module]]:
+    """torch-pruning's groups of coupled layers, each with whether it can be trusted, and the layers that are in none.
 
     Where the way of channels is lost in one part (channels shuffled between branches, windows of a picture moved into
-    the batch), every group whose channels are rearranged at all is left out: what is there may be wrong as well.
-    ``reached`` is what :func:`bounded` gives, within which it is to be called.
+    the batch), no group whose channels are rearranged at all is trusted: what is there may be wrong as well.
+    ``reached`` is what :func:`bounded` gives, within which it is to be called. Raises ModelError where not even the
+    rest can be followed.
     """
     try:
         groups, lost = list(graph.get_all_groups()), set[nn.Module]()
     except (ModelError, LookupError):  # the latter where channels are beyond what a split has
         lost = _lost(graph, reached)
-        groups = list(graph.get_all_groups(ignored_layers=list(lost)))
-    reasons = dict.fromkeys(lost, _LOST)
+        try:
+            groups = list(graph.get_all_groups(ignored_layers=list(lost)))
+        except LookupError:
+            raise _unfollowed("splits") from None
     if not lost and not getattr(graph, _FAILED) and all(_is_sound(graph, group) for group in groups):
-        return groups, reasons
-    kept = []
-    for group in groups:
-        if any(_rearranges(graph, dep.target) for dep, _ in group) or not _is_sound(graph, group):
-            reasons |= {dep.target.module: _LOST for dep, _ in group if is_layer(dep.target.module)}
-        else:
-            kept.append(group)
-    return kept, reasons
+        return [(group, True) for group in groups], lost
+    return [(group, _is_sound(graph, group) and not _is_rearranged(graph, group)) for group in groups], lost
+
+
+def _is_rearranged(graph: Any, group: Any) -> bool:
+    return any(_rearranges(graph, dep.target) for dep, _ in group)
 
 
 def _is_sound(graph: Any, group: Any) -> bool:
@@ -121,9 +124,10 @@ def _is_sound(graph: Any, group: Any) -> bool:
 
 
 def _lost(graph: Any, reached: set[nn.Module]) -> set[nn.Module]:
-    """Layers from which torch-pruning's search comes to no end."""
+    """Layers from which torch-pruning's search comes to no end; ModelError where too many searches do not."""
     lost: set[nn.Module] = set()
-    for module in [one for one in graph.module2node if is_layer(one)]:
+    failed = 0
+    for module in [one for one in graph.module2node if isinstance(one, _ROOTS)]:
         if module in lost:
             continue
         prune_outputs = graph.get_pruner_of_module(module).prune_out_channels
@@ -132,6 +136,9 @@ def _lost(graph: Any, reached: set[nn.Module]) -> set[nn.Module]:
             graph.get_pruning_group(module, prune_outputs, list(range(graph.get_out_channels(module))))
         except (ModelError, LookupError):
             lost |= {module, *reached}
+            failed += 1
+            if failed > _SEARCHES:
+                raise _unfollowed("reshapes and slices") from None
     return lost
 
 
@@ -165,17 +172,29 @@ def bounded(graph: Any) -> Iterator[set[nn.Module]]:
     longest = _LONGEST * max(*map(outputs_of, layers), *inputs)
     most = _MOST * sum(len(node.dependencies) for node in graph.module2node.values())
     reached: set[nn.Module] = set()
+    current: list[Any] = []  # the group that is being searched
+    work = [0]
+
+    def given_up(way: str, *groups: Any) -> ModelError:
+        reached.update(one.target.module for group in groups for one, _ in group.items)
+        reached.intersection_update(layers)
+        return _unfollowed(way)
+
     flatten, add_dep = Flatten.__call__, Group.add_dep
 
     def call(self: Any, channels: Any) -> Any:
         if not self.reverse and len(channels) * int(self._stride) > longest:
-            raise _unfollowed("reshapes")
+            raise given_up("reshapes", *current)
         return flatten(self, channels)
 
     def add(self: Any, dep: Any, idxs: Any) -> None:
         if len(self) > most:
-            reached.update(one.target.module for one, _ in self.items if is_layer(one.target.module))
-            raise _unfollowed("slices")
+            raise given_up("slices", self)
+        # Each act looks through all before it, so that their number alone bounds no time.
+        work[0] = work[0] + len(idxs) if len(self) else len(idxs)
+        if work[0] > most // _MOST * longest // _LONGEST:  # the most of known networks is 0.12 of it, VGG-16's
+            raise given_up("reshapes and slices", self)
+        current[:] = [self]
         add_dep(self, dep, idxs)
 
     Flatten.__call__, Group.add_dep = call, add

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgeopt.compress.nncf_placement import HOOKS, RANGE_ESTIMATORS, check_wrappable, hook_storage, place_quantizers
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config, quantizer_to_config
 from edgeopt.errors import ModelError, did_you_mean
-from edgeopt.models.branches import is_merged, merge
+from edgeopt.models.branches import is_merged, merged_again
 from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 from edgeopt.train.allocator import give_back_memory
@@ -126,7 +126,7 @@ def rebuild_quantized(model: nn.Module, config: dict[str, Any], scheme: Scheme, 
         raise ModelError("the model is quantized already", fix="rebuild on a fresh float model")
     training = model.training
     if config.get("merged"):
-        model = merge(model)
+        model = merged_again(model)
     device = _device(model)
     storage = hook_storage(model)
     for entry in entries:

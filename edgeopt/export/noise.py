@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeopt.export.passes import constant, initializer
 from edgeopt.metrics import Float
+from edgeopt.models.branches import is_merged
 from edgeopt.models.modes import hooked
 from edgeopt.preprocess import Float32
 
@@ -50,12 +51,15 @@ def half_noise(model: nn.Module, batch: Float32, dtype: torch.dtype) -> float:
 
 
 def _answers(model: nn.Module, pictures: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Float:
-    """Logits of ``model`` with what comes out of its norms and linear layers changed."""
+    """Logits of ``model`` with what comes out of its norms and linear layers (merged: convolutions) changed."""
 
     def changed(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
         return None if change is None else change(output)
 
-    layers = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear))]
+    kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)
+    if is_merged(model):  # its BatchNorms went into its convolutions, whose outputs are the layers' then
+        kinds += (nn.Conv2d,)
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
     with torch.inference_mode(), hooked([module.register_forward_hook(changed) for module in layers]):
         answers: Float = model(pictures).numpy()
     return answers

@@ -47,6 +47,7 @@ class ExportRecord(CommitRecord):
     noise_floor: Noise | None = None
     half_noise: dict[Text, Noise] | None = None
     half_problem: Text | None = None
+    merged: bool | None = None
 
 
 class FusionRecord(Part):

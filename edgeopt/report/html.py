@@ -18,7 +18,7 @@ MOST_BYTES = 6_000_000  # a page that can still be mailed and attached
 
 
 def render_html(report: Report) -> str:
-    """The whole page; sections with nothing to show are left out, and pictures where the page would be over 6 MB."""
+    """The whole page; sections with nothing to show are left out, and pictures where they would make it over 6 MB."""
     page = _page(report)
     if len(page.encode()) > MOST_BYTES:
         page = _page(_without_pictures(report), "Pictures are left out: with them this page would be over 6 MB.")

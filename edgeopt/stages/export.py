@@ -21,7 +21,7 @@ from edgeopt.export.noise import bias_noise, float_noise, half_noise
 from edgeopt.export.precision import to_fp16
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Float, Parity, float_parity, int8_parity
-from edgeopt.models.branches import merge_branches
+from edgeopt.models.branches import is_merged, merge_branches
 from edgeopt.preprocess import Float32, PreprocessSpec
 from edgeopt.run import Run, Stage, stage_key
 from edgeopt.schemes import get_scheme
@@ -30,7 +30,7 @@ from edgeopt.stages.calibrating import calibration_set
 from edgeopt.stages.variants import Variant, open_variant
 from edgeopt.stages.workspace import Workspace, calibration_name, open_workspace
 
-VERSION = 3
+VERSION = 4
 _REFERENCE_PICTURES = 256  # answers kept beside the ONNX, for every device to compare its engine with
 _BATCH = 16
 _OTHERWISE = "build for a runtime that needs no float16: edgeopt build --target onnxruntime"
@@ -105,11 +105,13 @@ def _write(
     onnx = stage.folder / "model.onnx"
     scheme = variant.architecture.scheme
     lowering: dict[str, Any] = {}
+    deployed = model
     if scheme is None:
         merging = merge_branches(model, spec.input_shape)
         if merging.said:
             console.say(f"{variant.name}: {merging.said}")
-        export_float(merging.model, onnx, input_shape=spec.input_shape)
+        deployed = merging.model
+        export_float(deployed, onnx, input_shape=spec.input_shape)
     else:
         lowering = asdict(export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme)))
     reference = _answers(model, calibration, spec)
@@ -126,7 +128,7 @@ def _write(
     half_noise, half_problem = None, ""
     # TensorRT runs the rest of an int8 network in half precision; CPUs never ask for this file.
     if scheme in (None, "s8a8w"):
-        half_noise = half_noises(model, calibration, spec)
+        half_noise = half_noises(deployed, calibration, spec)
         half = stage.folder / "model.fp16.onnx"
         try:
             if "fp16" not in half_noise:
@@ -147,6 +149,7 @@ def _write(
         noise_floor=floor,
         half_noise=half_noise,
         half_problem=half_problem,
+        merged=is_merged(deployed),
         calibration_folder=f"data/sets/{spec.key}",
         calibration_set=set_name,
     )

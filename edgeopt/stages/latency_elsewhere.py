@@ -18,7 +18,7 @@ from edgeopt.stages.passes import Job, inputs_of, training_recipe
 from edgeopt.stages.pruning import channels_of, stated
 from edgeopt.stages.training import TrainingPlan
 
-VERSION = 1
+VERSION = 2
 
 
 def described(target: Target) -> dict[str, Any]:

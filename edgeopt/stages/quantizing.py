@@ -110,7 +110,10 @@ def calibrated(
 
     Branches are merged first: what is trained in int8 is what will run.
     """
-    deployed = merge_branches(model, source.preprocess.input_shape).model
+    merging = merge_branches(model, source.preprocess.input_shape)
+    deployed = merging.model
+    if merging.problem:
+        job.console.say(f"{source.name}: {merging.said}")
     pictures = calibration_set(job.workspace, recipe, source)
     with job.console.task(f"setting int8 ranges ({scheme})") as progress:
         return quantize(

@@ -20,7 +20,7 @@ from edgeopt.compress.prune import History, replay
 from edgeopt.compress.quantize import quantizer_config
 from edgeopt.compress.quantizers import Quantizer, quantizer_from_config
 from edgeopt.export.qdq import export_qdq
-from edgeopt.models.branches import is_merged, merge
+from edgeopt.models.branches import is_merged, merged_again
 from edgeopt.models.modes import hooked
 from edgeopt.schemes import Scheme
 
@@ -60,7 +60,7 @@ class Slicer:
     @cached_property
     def _deployed(self) -> nn.Module:
         """The float model with the layers that the whole network's file has."""
-        return merge(copy.deepcopy(self.model).cpu()) if is_merged(self.quantized) else self.model
+        return merged_again(copy.deepcopy(self.model).cpu()) if is_merged(self.quantized) else self.model
 
     def write(self, history: History, path: Path, input_shape: tuple[int, int, int] | None = None) -> None:
         """The QDQ ONNX of the model with the cuts of ``history``, for pictures of ``input_shape`` (C, H, W)."""
@@ -72,7 +72,7 @@ class Slicer:
         if history:
             replay(sliced, history, example=example)
         if is_merged(self.quantized):
-            sliced = merge(sliced)
+            sliced = merged_again(sliced)
         graph = None
         if not any(act[1] == DROP for act in history):  # without a block there are other nodes, not other widths
             with suppress(onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
