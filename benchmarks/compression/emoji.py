@@ -55,7 +55,7 @@ from edgeopt.stages.teachers import find_teacher
 from edgeopt.stages.training import TrainingPlan, fit
 from edgeopt.stages.variants import Variant
 
-BENCH_SECONDS = 90.0
+BENCH_SECONDS = 150.0
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
