@@ -52,6 +52,7 @@ from edgeopt.schemes import get_scheme
 from edgeopt.stages import latency, latency_networks, latency_verdict
 from edgeopt.stages.passes import training_recipe
 from edgeopt.stages.recovery import epochs_of
+from edgeopt.stages.timing import bed_of
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.stages.variants import Variant
 from tests.report_fixture import write_run
@@ -600,6 +601,26 @@ def _verdict(windows: dict[str, float], asked: str, *, noise: float, count: int 
     result = BenchResult("planted", engines, {}, 1, count, 20.0, {}, {})
     item = Variant(Run(Path("x"), {}), "mine", {"metrics": {"val_top1": 0.9}}, skipped=False)
     return latency_verdict._row(item, result, latency_goal(asked))
+
+
+@pytest.mark.parametrize("others", [0.1, 0.9, None])
+def test_a_machine_that_was_busy_while_latencies_were_measured_is_told_of_once(
+    others: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, said = load_target("openvino"), []
+    spec = EngineSpec(UNPRUNED, "openvino", Path("x"), target, "int8", pictures=tmp_path, preprocess=tmp_path)
+    engine = EngineResult(spec, ((1.0,),) * 8, *(0.1, 0, {}, others, True))
+    result = BenchResult("planted", {UNPRUNED: engine}, {}, 1, 8, 20.0, {}, {})
+    monkeypatch.setattr("edgeopt.bench.bed.bench", lambda *_, **__: result)
+    job: Any = SimpleNamespace(
+        start=SimpleNamespace(preprocess=PreprocessSpec(size=(8, 8))), console=SimpleNamespace(say=said.append)
+    )
+    with bed_of(job, target, "u8a7w") as bed:
+        for _ in range(3):
+            bed.measure([spec], 1.0, width=0.01)
+    busy = ["the machine was busy with other work (up to 0.9 cores) while engines were timed: "
+            "on a quiet one another share of the latency may remain"]  # fmt: skip
+    assert said == (busy if others == 0.9 else [])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,6 +77,7 @@ class Bed:
     scheme: Scheme
     spec: PreprocessSpec
     folder: Path
+    _disturbed: list[float] = field(default_factory=list)  # cores that others kept busy, of measurements not quiet
 
     def build(self, name: str, onnx: Path, spec: PreprocessSpec | None = None) -> EngineSpec:
         """The engine of a QDQ file, ready to be measured; raises BackendError when it cannot run here."""
@@ -115,7 +116,7 @@ class Bed:
         """All of them, interleaved. Stops before ``seconds`` once their ratios to the first are known to ``width``."""
         assert engines[0].pictures is not None
         assert engines[0].preprocess is not None
-        return bench(
+        result = bench(
             engines,
             pictures=engines[0].pictures,
             preprocess=engines[0].preprocess,
@@ -124,6 +125,18 @@ class Bed:
             starts=starts,
             threads=self.target.session.threads,
             progress=progress,
+        )
+        self._disturbed.extend(one.other_load_cores or 0.0 for one in result.engines.values() if not one.quiet)
+        return result
+
+    @property
+    def disturbance(self) -> str | None:
+        """What to tell of the machine's other work while engines were timed; None where it was quiet."""
+        if not self._disturbed:
+            return None
+        return (
+            f"the machine was busy with other work (up to {max(self._disturbed):.1f} cores) while engines were timed: "
+            "on a quiet one another share of the latency may remain"
         )
 
     def timings(

@@ -93,6 +93,8 @@ def _timed(run: Run, record: dict[str, Any], target: Target, seconds: float, con
         widths = [name for name, size in sizes.items() if size is None]
         with console.task(f"timing {len(sizes)} candidates of {target.name}") as progress:
             found = bed.timings(engines, seconds, layers=record["layers"], profiled=widths, progress=progress)
+        if bed.disturbance:
+            console.say(bed.disturbance)
     return stage.commit(
         outputs={},
         stage="candidates",

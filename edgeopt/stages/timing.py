@@ -24,10 +24,13 @@ _TARGETS = ("onnxruntime", "openvino")  # for a call that names none
 
 @contextmanager
 def bed_of(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
-    """A place to build in that is gone afterwards."""
+    """A place to build in that is gone afterwards; that it was disturbed is said then, once."""
     with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
         backend = load_backend(target.backend)
-        yield Bed(backend, target, get_scheme(scheme), job.start.preprocess, Path(folder))
+        bed = Bed(backend, target, get_scheme(scheme), job.start.preprocess, Path(folder))
+        yield bed
+        if bed.disturbance:
+            job.console.say(bed.disturbance)
 
 
 def times_of(
