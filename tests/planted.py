@@ -37,7 +37,12 @@ SEARCH: dict[str, Any] = {
 _PRUNED = {
     "ingredients": {"val_scores": {"float-fold1of3": 0.5, "float-fold2of3": 0.4}},
     "cross_validation": {"fold_top1": [0.5, 0.4, 0.6], "mean_top1": 0.5, "spread_top1": 0.1},
-    "pruning": {"widths": {"conv1": [64, 48]}, "untouched": {"fc": "classifier"}},
+    "pruning": {
+        **{"macs_before": 200, "macs_after": 100, "parameters_before": 20, "parameters_after": 10},
+        "latency": {"target": "openvino", "share_of_unpruned": 0.6, "share_of_unpruned_ci": [0.5, 0.7]},
+        "widths": {"conv1": [64, 48]},
+        "untouched": {"fc": "classifier"},
+    },
     "latency_search": SEARCH,
 }
 _RUNG = {

@@ -1042,7 +1042,22 @@ def test_the_widths_of_a_pruned_network_are_drawn_before_and_after(run: Path) ->
         run / "host" / "float" / "stage.json",
         pruning={"widths": {"conv": [64, 48], "<b>": [8, 0]}, "untouched": {"head": "classifier"}},
     )
+    assert "measured before training" not in write_report(run).html.read_text(encoding="utf-8")
+    edit(
+        run / "host" / "float" / "stage.json",
+        pruning={
+            "widths": {"conv": [64, 48], "<b>": [8, 0]},
+            "untouched": {"head": "classifier"},
+            **{"macs_before": 122_000_000, "macs_after": 61_000_000},
+            **{"parameters_before": 3_380_000, "parameters_after": 1_200_000},
+            "latency": {"target": "openvino", "share_of_unpruned": 0.662, "share_of_unpruned_ci": [0.651, 0.67]},
+        },
+    )
     page = write_report(run, budget(**LIMITS)).html.read_text(encoding="utf-8")
+    assert (
+        "<p>122 M to 61.0 M MACs; 3.38 M to 1.20 M parameters; in int8 66 % (65.1–67.0 %) of the whole network&#39;s "
+        "time on openvino, measured before training</p>"
+    ) in page
     assert "64 → 48" in page
     assert "8 → 0" in page
     assert "classifier: <code>head</code>" in page

@@ -86,6 +86,18 @@ class StageRecord(CommitRecord):
     class Pruning(Part):
         """What was cut: layers' widths before and after, and why others kept theirs."""
 
+        class Latency(Part):
+            """Of the int8 engine of what is left, before it was trained: the share of the whole network's latency."""
+
+            target: Name
+            share_of_unpruned: Positive
+            share_of_unpruned_ci: Pair | None = None
+
+        macs_before: Count | None = None
+        macs_after: Count | None = None
+        parameters_before: Count | None = None
+        parameters_after: Count | None = None
+        latency: Latency | None = None
         widths: dict[Text, Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
         untouched: dict[Text, Text] = Field(default_factory=dict)
 
