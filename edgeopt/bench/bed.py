@@ -26,6 +26,10 @@ from edgeopt.schemes import Scheme
 #: The engine that latencies are shares of.
 UNPRUNED = "unpruned"
 _PICTURES = 8
+#: Of the seconds for timing dozens of engines: what a verdict on two or three takes.
+VERDICT_PART = 3
+_VERDICT_SECONDS = 20.0  # at least
+_VERDICT_WIDTH = 0.002  # narrower than what a verdict may need
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,12 @@ class Bed:
             "on a quiet one another share of the latency may remain"
         )
 
+    def judge(
+        self, engines: Sequence[EngineSpec], seconds: float, *, progress: NotedProgress | None = None
+    ) -> BenchResult:
+        """As :meth:`measure`, as long as a verdict on a latency takes where dozens are timed for ``seconds``."""
+        return self.measure(engines, verdict_seconds(seconds), width=_VERDICT_WIDTH, progress=progress)
+
     def timings(
         self,
         engines: Mapping[str, EngineSpec],
@@ -149,7 +159,7 @@ class Bed:
         progress: NotedProgress | None = None,
     ) -> dict[str, Timing]:
         """Of all, interleaved, against the one called ``UNPRUNED``, and of the layers of those in ``profiled``."""
-        # Dozens, of which some thousandths of a second decide nothing: the plan that wins is measured again, alone.
+        # Dozens, of which some thousandths of a second decide nothing: plans near the limit are measured again.
         result = self.measure(list(engines.values()), seconds, width=0.01, starts=1, progress=progress)
         some, names = set(profiled), list(layers)
         return {
@@ -171,6 +181,11 @@ class Bed:
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + microseconds / total
         return found
+
+
+def verdict_seconds(seconds: float) -> float:
+    """How long engines are measured for a verdict where dozens are timed for ``seconds``."""
+    return max(_VERDICT_SECONDS, seconds / VERDICT_PART)
 
 
 def _write_noise(folder: Path, spec: PreprocessSpec) -> None:

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 from edgeopt.bench import BenchResult
+from edgeopt.bench.bed import VERDICT_PART, verdict_seconds
 from edgeopt.bench.result import bounds
 from edgeopt.config import Target
 from edgeopt.latency_goal import LatencyGoal
@@ -20,9 +21,6 @@ from edgeopt.stages.timing import bed_of
 from edgeopt.stages.variants import Variant
 
 VERSION = 2
-_SECONDS = 20.0  # at least, for two or three engines
-_PART = 3  # of the seconds for timing candidates, where that is more
-_WIDTH = 0.002  # narrower than what a verdict may need
 _REFERENCE = "unpruned"
 
 
@@ -82,7 +80,7 @@ def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
         config={
             "latency": job.config.latency,
             "target": target.model_dump(mode="json", exclude={"typed"}),
-            "seconds": _seconds(job),
+            "seconds": verdict_seconds(job.config.timing_seconds),
         },
         version=VERSION,
     )
@@ -94,17 +92,13 @@ def _stages(job: Job, target: Target, finals: Sequence[Variant]) -> list[Stage]:
     ]
 
 
-def _seconds(job: Job) -> float:
-    return max(_SECONDS, job.config.timing_seconds / _PART)
-
-
 def _measure(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant]) -> BenchResult:
     """The engines of what was exported, interleaved with the unpruned one that the search left."""
     scheme, exports = str(finals[0].architecture.scheme), job.run.exports()
     with bed_of(job, target, scheme) as bed, job.console.task("measuring what was made") as progress:
         reference = bed.build(_REFERENCE, job.run.output(pruned.record, REFERENCE))
         built = [bed.build(item.name, job.run.output(exports[item.name], "onnx"), item.preprocess) for item in finals]
-        return bed.measure([reference, *built], _seconds(job), width=_WIDTH, progress=progress)
+        return bed.judge([reference, *built], job.config.timing_seconds, progress=progress)
 
 
 def _row(item: Variant, result: BenchResult, goal: LatencyGoal) -> dict[str, Any]:
@@ -138,7 +132,7 @@ def _sentence(name: str, asked: str, row: Mapping[str, Any]) -> str:
     if row["seconds_to_decide"] is None:
         return f"{line}; it is at the limit, or was measured for too short a time"
     needed = ceil(row["seconds_to_decide"])
-    return f"{line}; about {needed} s of measuring would decide: --set timing_seconds={_PART * needed}"
+    return f"{line}; about {needed} s of measuring would decide: --set timing_seconds={VERDICT_PART * needed}"
 
 
 def _with(item: Variant, verdict: Mapping[str, Any]) -> Variant:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from edgeopt.bench import EngineSpec
-from edgeopt.bench.bed import UNPRUNED, Bed, Timing
+from edgeopt.bench.bed import UNPRUNED, Bed, Share, Timing
 from edgeopt.compress.latency.slices import Slicer
 from edgeopt.compress.prune import History, history_of
 from edgeopt.compress.space import Cuts, WidthSpace
@@ -63,6 +63,9 @@ class Clock(Protocol):
     def whole(self, space: WidthSpace, name: str, history: History) -> Timing | None:
         """The engine of one plan against the unpruned one; None where it cannot be measured now."""
 
+    def again(self, name: str) -> Share | None:
+        """The plan ``name``, that was measured whole, as the verdict in the end will measure it; None as before."""
+
 
 @dataclass
 class Here:
@@ -92,6 +95,10 @@ class Here:
         engines = {UNPRUNED: self._built[UNPRUNED], name: self._build(name, history)}
         seconds = max(_LEAST_SECONDS, self.seconds / 8)
         return self.bed.timings(engines, seconds, layers=space.layers, profiled=[name])[name]
+
+    def again(self, name: str) -> Share | None:
+        """As :class:`Clock`."""
+        return Share.of(self.bed.judge([self._built[UNPRUNED], self._built[name]], self.seconds), name)
 
     def _build(self, name: str, history: History, spec: PreprocessSpec | None = None) -> EngineSpec:
         path = self.bed.folder / f"{name}.onnx"
@@ -125,6 +132,10 @@ class Elsewhere:
 
     def whole(self, space: WidthSpace, name: str, history: History) -> Timing | None:
         """Nothing: that would take another journey."""
+        return None
+
+    def again(self, name: str) -> Share | None:
+        """Nothing either."""
         return None
 
     def _are_of(self, space: WidthSpace) -> bool:

@@ -126,7 +126,7 @@ def _plans(
             if cuts is None or not any(cuts):
                 break
             history = history_of(space.plan(cuts))
-            timing = wanted.clock.whole(space, f"{way.replace(' ', '-')}-{attempt}", history)
+            timing = _measured(wanted.clock, space, f"{way.replace(' ', '-')}-{attempt}", history, limit)
             predicted = table.predict(space.shares(cuts))
             plan = _plan(way, history, limit, timing, predicted)
             plans.append({**plan, "kept_importance": space.kept(cuts)})
@@ -138,6 +138,14 @@ def _plans(
             known = timing.share.high if isfinite(timing.share.high) else timing.share.value
             aim *= min(max(_FIRST_AIM * limit / known, 0.7), 1.3)
     return plans
+
+
+def _measured(clock: Clock, space: WidthSpace, name: str, history: History, limit: float) -> Timing | None:
+    """A plan measured whole, and for longer where it is just within the limit: it must hold once it is trained."""
+    timing = clock.whole(space, name, history)
+    if timing is not None and _CLOSE * limit <= timing.share.high <= limit and (again := clock.again(name)) is not None:
+        return Timing(again, timing.layers)
+    return timing
 
 
 def _aim(wanted: Search, limit: float, error: TableError) -> float:
@@ -159,7 +167,7 @@ def _shallower(
     while 0 < count <= len(names) and count not in tried and len(tried) < _ROUNDS:
         tried.add(count)
         history = dropped(names[:count])
-        timing = wanted.clock.whole(space, f"depth-{count}", history)
+        timing = _measured(wanted.clock, space, f"depth-{count}", history, limit)
         plan = _plan("depth", history, limit, timing, None if timing else left)
         plans.append({**plan, "dropped": names[:count]})
         if timing is None:
