@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,23 @@ def test_every_compute_layer_of_the_three_models_runs_in_int8(name: str, picture
         for item in built:
             fusion = json.loads((trained.run.path / "device" / target / item.name / "fusion.json").read_text())
             assert fusion["int8_share"] == 1.0, fusion["float_layers"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_compiled_original_is_a_baseline_beside_the_eager_one(path_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(path_run.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    result = api.bench(run, seconds=12, starts=1, compiled=True)
+    assert not result.failures
+    assert {"pytorch/float", "pytorch-compiled/float"} <= set(result.engines)
+    report = json.loads(api.report(run).json.read_text())
+    for row in report["engines"]:
+        if row["precision"] == "int8":
+            assert row["compiled_baseline"] == "pytorch-compiled/float"
+            assert row["compiled_speedup"] > 0
+    # Without it, the next session leaves no milliseconds of another one.
+    api.bench(run, seconds=3, starts=1)
+    assert not list(run.path.glob("device/pytorch-compiled/*/latency.json"))
 
 
 @pytest.mark.timeout(1100)
