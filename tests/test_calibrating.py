@@ -118,7 +118,7 @@ def test_ranges_are_estimated_as_the_recipe_says_and_what_is_ignored_stays_in_fl
     monkeypatch.setattr(quantizing, "calibration_set", lambda *_: None)
     monkeypatch.setattr(quantizing, "CalibrationBatches", lambda *_: batches)
     job: Any = SimpleNamespace(workspace=None, config=CompressConfig(ignore=("stem",)), console=Silent())
-    source: Any = SimpleNamespace(preprocess=None)
+    source: Any = SimpleNamespace(preprocess=PreprocessSpec(size=(16, 16)))
 
     def ranges(range_: Any, *ignored: str) -> dict[str, float]:
         recipe = CalibrationRecipe(schema=1, range=range_)

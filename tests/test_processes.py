@@ -132,6 +132,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 # --- what each process takes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker:UserWarning")  # on one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_shares_of_a_batch_are_the_batch(pictures: Path, workers: int) -> None:
     dataset = ingest(DataConfig(path=str(pictures)))
