@@ -470,6 +470,22 @@ def _maxvit() -> nn.Module:
     return made
 
 
+class _Focused(nn.Module):
+    """Every fourth pixel is a picture of its own, as in CSPDarknet's focus: torch-pruning knows no channels of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(12, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.body = nn.Sequential(nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 64, 3, padding=1))
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [x[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        x = torch.relu(self.norm(self.stem(torch.cat(parts, 1))))
+        logits: torch.Tensor = self.head(torch.relu(self.body(x)).mean((2, 3)))
+        return logits
+
+
 def _cspnet() -> nn.Module:
     """Half of a stage's channels pass by: torch-pruning cuts channels that a layer does not have."""
     import timm
@@ -487,7 +503,14 @@ def _rexnet() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [_followed, _shuffled, _maxvit, *(pytest.param(one, marks=pytest.mark.slow) for one in (_cspnet, _rexnet))]
+    "make",
+    [
+        _followed,
+        _shuffled,
+        _maxvit,
+        _Focused,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (_cspnet, _rexnet)),
+    ],
 )
 def test_what_is_cut_is_what_nobody_reads_any_more(make: Callable[[], nn.Module]) -> None:
     """The pruned network answers as the whole one whose later weights for the cut channels are zero.
@@ -503,7 +526,7 @@ def test_what_is_cut_is_what_nobody_reads_any_more(make: Callable[[], nn.Module]
     found = prune(model, fraction=0.15, example=example, importance="l2", round_to=2)
     assert found.removed == pytest.approx(0.15, abs=0.02)
     lost = [name for name, reason in found.untouched.items() if "cannot be followed" in reason]
-    assert bool(lost) == (make not in (_followed, _maxvit)), (
+    assert bool(lost) == (make not in (_followed, _maxvit, _Focused)), (
         "those of MaxViT are in attention, which stays whole anyway"
     )
     cut = {name for name, _, _ in found.history}

@@ -44,10 +44,11 @@ def test_the_compiled_original_is_a_baseline_beside_the_eager_one(path_run: Run,
     assert not result.failures
     assert {"pytorch/float", "pytorch-compiled/float"} <= set(result.engines)
     report = json.loads(api.report(run).json.read_text())
-    for row in report["engines"]:
-        if row["precision"] == "int8":
-            assert row["compiled_baseline"] == "pytorch-compiled/float"
-            assert row["compiled_speedup"] > 0
+    measured = [row for row in report["engines"] if row["precision"] == "int8" and row["p50_ms"] is not None]
+    assert len(measured) >= 2
+    for row in measured:
+        assert row["compiled_baseline"] == "pytorch-compiled/float"
+        assert row["compiled_speedup"] > 0
     # Without it, the next session leaves no milliseconds of another one.
     api.bench(run, seconds=3, starts=1)
     assert not list(run.path.glob("device/pytorch-compiled/*/latency.json"))

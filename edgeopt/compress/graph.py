@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from edgeopt.models.modes import hooked
 
 #: A group has this many acts at most for each tie between two layers: EdgeNeXt's has 0.8, most have 0.1.
 _MOST = 8
-_FAILED = "edgeopt_failed"  # of a graph: its reshapes that could not be understood
+_FAILED = "edgeopt_failed"  # of a graph: its reshapes and concatenations that could not be understood
 _AXES = 4  # of a batch of maps
 UNFOLLOWED = "the way its channels take through reshapes or slices cannot be followed"
 _SEARCHES = 64  # that fail, of a few tenths of a second each; MaxViT has 7, ReXNet 1
@@ -45,7 +45,7 @@ def trace(model: nn.Module, example: Tensor) -> Any:
     try:
         # The graph is read off autograd's, so every parameter must take part.
         model.requires_grad_(True)
-        with hooked(handles), torch.enable_grad(), quiet(), _reshapes_that_fail() as failed:
+        with hooked(handles), torch.enable_grad(), quiet(), _mappings_that_fail() as failed:
             graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -68,23 +68,34 @@ def trace(model: nn.Module, example: Tensor) -> Any:
 
 
 @contextmanager
-def _reshapes_that_fail() -> Iterator[list[Any]]:
-    """Within, a reshape at which torch-pruning divides by zero (ShuffleNetV2's shuffle) is noted instead."""
+def _mappings_that_fail() -> Iterator[list[Any]]:
+    """Within, nodes at which torch-pruning's own arithmetic fails are noted instead, and left without a mapping.
+
+    It divides by zero at a reshape (ShuffleNetV2's shuffle), and adds up channels it does not know at a concatenation
+    (of slices of the picture: the focus of CSPDarknet).
+    """
     from torch_pruning.dependency import index_mapping
 
-    update, failed = index_mapping.update_reshape_index_mapping, []
+    failed: list[Any] = []
+    fragile = {"update_reshape_index_mapping": ZeroDivisionError, "update_concat_index_mapping": TypeError}
+    originals = {name: getattr(index_mapping, name) for name in fragile}
 
-    def tried(graph: Any, node: Any) -> None:
-        try:
-            update(graph, node)
-        except ZeroDivisionError:
-            failed.append(node)
+    def tried(name: str) -> Callable[[Any, Any], None]:
+        def update(graph: Any, node: Any) -> None:
+            try:
+                originals[name](graph, node)
+            except fragile[name]:
+                failed.append(node)
 
-    index_mapping.update_reshape_index_mapping = tried
+        return update
+
+    for name in fragile:
+        setattr(index_mapping, name, tried(name))
     try:
         yield failed
     finally:
-        index_mapping.update_reshape_index_mapping = update
+        for name, original in originals.items():
+            setattr(index_mapping, name, original)
 
 
 def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[tuple[Any, bool]], set[nn.Module]]:
@@ -146,11 +157,13 @@ def _rearranges(graph: Any, node: Any) -> bool:
     """Whether channels may come out of a node of the graph in other places than they went in."""
     from torch_pruning.ops import OPTYPE
 
+    if node.module in getattr(graph, _FAILED):
+        return True
     if node.type == OPTYPE.RESHAPE:
         # Channels that were taken apart (five axes or more) have changed places before they are put together again.
         taken_apart = len(getattr(node.grad_fn, "_saved_self_sizes", ())) > _AXES
         mapped = any(mapping is not None for dep in node.dependencies for mapping in dep.index_mapping)
-        return taken_apart or mapped or node.module in getattr(graph, _FAILED)
+        return taken_apart or mapped
     return node.type in (OPTYPE.SLICE, OPTYPE.SPLIT, OPTYPE.UNBIND, OPTYPE.EXPAND)
 
 
@@ -199,7 +212,7 @@ def bounded(graph: Any) -> Iterator[set[nn.Module]]:
 
     Flatten.__call__, Group.add_dep = call, add
     try:
-        with _reshapes_that_fail():
+        with _mappings_that_fail():
             yield reached
     finally:
         Flatten.__call__, Group.add_dep = flatten, add_dep

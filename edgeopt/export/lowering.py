@@ -36,11 +36,18 @@ def lower_weights(model: ir.Model) -> None:
             continue
         scale = known(node.inputs[1]).astype(np.float32)
         low, high = node.attributes.get_int("low"), node.attributes.get_int("high")
-        axis = int(np.argmax(scale.shape)) if scale.ndim else 0
+        axis = _axis_of(scale.shape, weight.shape)
         # Float32 throughout: the same arithmetic as the quantizer's in training.
         codes = np.clip(np.round(weight.astype(np.float32) / scale), low, high).astype(np.int8)
-        scales = scale.reshape(-1) if scale.ndim else np.full(weight.shape[0], scale, np.float32)
+        scales = scale.reshape(-1) if scale.size > 1 else np.full(weight.shape[axis], scale.item(), np.float32)
         _dequantize_weight(model, node, codes, scales, axis)
+
+
+def _axis_of(scale: tuple[int, ...], weight: tuple[int, ...]) -> int:
+    """Along which the channels are that have scales; of one scale, that of a single channel where there is one."""
+    if any(size > 1 for size in scale):
+        return int(np.argmax(scale))
+    return weight.index(1) if 1 in weight else 0
 
 
 def _dequantize_weight(
