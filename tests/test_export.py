@@ -528,6 +528,33 @@ def test_a_float_model_is_no_qdq_model(net: TinyNet, tmp_path: Path) -> None:
         export_qdq(net, tmp_path / "model.onnx", input_shape=SHAPE, scheme=get_scheme("u8a8w"))
 
 
+class Weighed(nn.Module):
+    """Each place has one weight, by a matrix of one column, as in SwiftFormer's additive attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, stride=4), nn.Linear(16, 4)
+        self.weights = nn.Parameter(torch.randn(16, 1, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.stem(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head((places * torch.sigmoid(places @ self.weights)).mean(1))
+        return logits
+
+
+def test_a_matrix_of_one_column_has_its_one_scale_along_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scheme, x = get_scheme("u8a7w"), torch.cat(calibration())
+    model = quantize(Weighed().eval(), calibration(), scheme=scheme)
+    export_qdq(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), scheme=scheme)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    column = next(node for node in graph.node if arrays.get(node.input[0], np.zeros(0)).shape == (16, 1))
+    assert [one.i for one in column.attribute if one.name == "axis"] == [1]
+    assert arrays[column.input[1]].shape == (1,)
+    assert difference(run(tmp_path / "model.onnx", x), answers(model, x)) < TIES
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
