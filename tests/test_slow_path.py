@@ -36,7 +36,6 @@ def test_every_compute_layer_of_the_three_models_runs_in_int8(name: str, picture
             assert fusion["int8_share"] == 1.0, fusion["float_layers"]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_original_is_a_baseline_beside_the_eager_one(path_run: Run, tmp_path: Path) -> None:
     shutil.copytree(path_run.path, tmp_path / "run")
     run = Run.open(tmp_path / "run")
