@@ -76,7 +76,8 @@ def test_merged_a_network_takes_fewer_layers_and_answers_the_same(name: str) -> 
     assert f"{merging.after} convolutions, products and sums instead of {merging.before}" in merging.said
     pictures = torch.randn(3, *SHAPE)
     with torch.no_grad():
-        torch.testing.assert_close(merging.model(pictures), model(pictures), rtol=1e-4, atol=1e-4)
+        answers, expected = merging.model(pictures), model(pictures)
+    assert (answers - expected).abs().max() <= 1e-4 * expected.abs().max(), "each is a sum of numbers as large as any"
     assert not is_merged(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "it is a copy"
 
