@@ -342,6 +342,37 @@ def test_a_depthwise_convolution_of_maps_on_two_grids_is_int8_in_onnx_runtime(tm
     assert (report.int8_layers, report.compute_layers) == (5, 5), report.float_layers
 
 
+class LiteMLA(nn.Module):
+    """EfficientViT's linear attention: what a place reads is divided by its weights' sum, which is often small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.head = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 24, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.stem(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        query, key = nn.functional.relu(query - 0.4), nn.functional.relu(key)
+        read = query @ (key.transpose(1, 2) @ nn.functional.pad(value, (0, 1), value=1.0))
+        answers: Tensor = self.head(read[..., :-1] / (read[..., -1:] + 1e-15)).mean(1)
+        return answers
+
+
+def test_what_a_network_divides_by_is_not_rounded_to_zero(tmp_path: Path) -> None:
+    from edgeopt.export.qdq import export_qdq
+
+    torch.manual_seed(0)
+    net, scheme = LiteMLA().eval(), get_scheme("u8a7w")
+    model = quantize(net, calibration(), scheme=scheme)
+    hooks = {name.split(".")[1] for name, _ in nncf_placement.hook_storage(model).named_hooks()}
+    assert {"/relu/0__0", "/relu/1__0", "/matmul/0__0", "/pad/0__0"} <= hooks, "its products are of int8 tensors"
+    assert not hooks & {"/matmul/1__0", "/__getitem__/1__0", "/add/0__0"}
+    answers, expected = model(calibration()[0]), net(calibration()[0])
+    assert (answers - expected).std() < 0.2 * expected.std()
+    export_qdq(model, tmp_path / "model.onnx", input_shape=(3, 32, 32), scheme=scheme)
+    answers.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -16,12 +18,13 @@ from edgeopt.bench.protocol import STARTS, bench
 from edgeopt.bench.result import BenchResult, bounds
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.config import Target
-from edgeopt.console import NotedProgress
+from edgeopt.console import Console, NotedProgress
 from edgeopt.errors import BackendError
 from edgeopt.files import sha256, write_json
 from edgeopt.metrics import Interval
 from edgeopt.preprocess import PreprocessSpec, normalize
-from edgeopt.schemes import Scheme
+from edgeopt.registry import load_backend
+from edgeopt.schemes import Scheme, get_scheme
 
 #: The engine that latencies are shares of.
 UNPRUNED = "unpruned"
@@ -181,6 +184,16 @@ class Bed:
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + microseconds / total
         return found
+
+
+@contextmanager
+def temporary_bed(target: Target, scheme: str, spec: PreprocessSpec, console: Console) -> Iterator[Bed]:
+    """A place to build in that is gone afterwards; that other work disturbed it is said then, once."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
+        bed = Bed(load_backend(target.backend), target, get_scheme(scheme), spec, Path(folder))
+        yield bed
+        if bed.disturbance:
+            console.say(bed.disturbance)
 
 
 def verdict_seconds(seconds: float) -> float:

@@ -23,6 +23,8 @@ from edgeopt.schemes import Scheme
 telemetry.switch_off()  # every import of NNCF comes after this module's
 
 HOOKS = "__nncf_hooks"  # where NNCF keeps its hook modules, and so a prefix in the state dict
+_SOURCES = ("nncf_model_input", "conv", "linear", "matmul", "bmm", "batch_norm", "layer_norm", "group_norm")
+_DIVISIONS = frozenset({"div", "div_", "__truediv__", "__itruediv__"})
 RANGE_ESTIMATORS = {"minmax": "MINMAX", "percentile": "MEAN_QUANTILE", "histogram": "HISTOGRAM"}
 
 
@@ -78,6 +80,8 @@ def place_quantizers(
 
     quantized: nn.Module
     with _quiet(), _named(model):
+        graph = build_nncf_graph(model, batches[0][:1])
+        in_float = [*_operations(graph, ignored), *_divisions(graph)]
         quantized = nncf.quantize(
             model,
             nncf.Dataset(_Counted(batches, progress)),
@@ -86,7 +90,7 @@ def place_quantizers(
             else nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
-            ignored_scope=nncf.IgnoredScope(names=_operations(model, ignored, batches[0][:1])) if ignored else None,
+            ignored_scope=nncf.IgnoredScope(names=in_float) if in_float else None,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 # NNCF's default, per channel on depthwise inputs, keeps the runtimes from fusing those convolutions.
                 activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
@@ -101,7 +105,6 @@ def place_quantizers(
         )
     _swap(quantized, scheme, _largest_weights(quantized, batches[0][:1]))
     if int8_outputs:
-        graph = build_nncf_graph(model, batches[0][:1])
         close_convolutions(quantized, hook_storage(quantized), graph, batches, scheme)
     return quantized
 
@@ -225,18 +228,35 @@ def _has_attention(model: nn.Module) -> bool:
     return any("attention" in type(module).__name__.lower() for module in model.modules())
 
 
-def _operations(model: nn.Module, modules: Sequence[str], example: Tensor) -> list[str]:
+def _operations(graph: Any, modules: Sequence[str]) -> list[str]:
     """The operations of ``modules`` and all within, by NNCF's names (``blocks/0/conv/conv2d/0``).
 
     Those of a module that a ModuleList holds carry the parent's name, and are told by the parameters they read.
     """
-    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
-
-    graph = build_nncf_graph(model, example)
     found: dict[str, None] = {}
-    for node in graph.get_all_nodes():
+    for node in graph.get_all_nodes() if modules else ():
         if any(node.node_name.startswith(f"{name.replace('.', '/')}/") for name in modules):
             found[node.node_name] = None
         elif node.node_type == "nncf_model_const" and any(node.node_name.startswith(f"{name}.") for name in modules):
             found |= dict.fromkeys(edge.to_node.node_name for edge in graph.get_output_edges(node))
     return list(found)
+
+
+def _divisions(graph: Any) -> Iterator[str]:
+    """Divisions by what the network computes, with the sums, products and means that the divisor is made by.
+
+    Int8 rounds small numbers to zero: linear attention and normalizations written out by hand would divide by it.
+    """
+    for division in graph.get_all_nodes():
+        divisors = _computed(graph, division, port=1) if division.node_type in _DIVISIONS else []
+        if divisors:
+            yield division.node_name
+        while len(divisors) == 1 and not divisors[0].node_type.startswith(_SOURCES):
+            yield divisors[0].node_name
+            divisors = _computed(graph, divisors[0])
+
+
+def _computed(graph: Any, node: Any, port: int | None = None) -> list[Any]:
+    """What ``node`` reads (at one ``port``) that is no constant."""
+    edges = [edge for edge in graph.get_input_edges(node) if port in (None, edge.input_port_id)]
+    return [edge.from_node for edge in edges if edge.from_node.node_type != "nncf_model_const"]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from edgeopt import environment
-from edgeopt.bench.bed import Bed
+from edgeopt.bench.bed import temporary_bed
 from edgeopt.config import Target, load_target, validate
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, MissingStageError
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.registry import load_backend
 from edgeopt.run import Run, stage_key
-from edgeopt.schemes import get_scheme
 from edgeopt.stages.build_plan import target_folder
 
 VERSION = 1
@@ -82,8 +79,7 @@ def _timed(run: Run, record: dict[str, Any], target: Target, seconds: float, con
         return stage.skipped(console)
     spec = PreprocessSpec.read(run.output(run.variant(variant), "preprocess"))
     sizes = {name: one["size"] and (one["size"][0], one["size"][1]) for name, one in record["candidates"].items()}
-    with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
-        bed = Bed(backend, target, get_scheme(str(record["scheme"])), spec, Path(folder))
+    with temporary_bed(target, str(record["scheme"]), spec, console) as bed:
         engines = {}
         with console.task(f"building {len(sizes)} candidates of {target.name}") as progress:
             for done, (name, size) in enumerate(sizes.items()):
@@ -93,8 +89,6 @@ def _timed(run: Run, record: dict[str, Any], target: Target, seconds: float, con
         widths = [name for name, size in sizes.items() if size is None]
         with console.task(f"timing {len(sizes)} candidates of {target.name}") as progress:
             found = bed.timings(engines, seconds, layers=record["layers"], profiled=widths, progress=progress)
-        if bed.disturbance:
-            console.say(bed.disturbance)
     return stage.commit(
         outputs={},
         stage="candidates",

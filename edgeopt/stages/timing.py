@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 from torch import nn
 
 from edgeopt import environment
-from edgeopt.bench.bed import Bed
+from edgeopt.bench.bed import Bed, temporary_bed
 from edgeopt.config import Target, load_target
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Interval
@@ -22,15 +20,9 @@ from edgeopt.stages.passes import Job
 _TARGETS = ("onnxruntime", "openvino")  # for a call that names none
 
 
-@contextmanager
-def bed_of(job: Job, target: Target, scheme: str) -> Iterator[Bed]:
-    """A place to build in that is gone afterwards; that it was disturbed is said then, once."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-latency-") as folder:
-        backend = load_backend(target.backend)
-        bed = Bed(backend, target, get_scheme(scheme), job.start.preprocess, Path(folder))
-        yield bed
-        if bed.disturbance:
-            job.console.say(bed.disturbance)
+def bed_of(job: Job, target: Target, scheme: str) -> AbstractContextManager[Bed]:
+    """A place to build the job's engines in that is gone afterwards; pictures as large as the job's start has them."""
+    return temporary_bed(target, scheme, job.start.preprocess, job.console)
 
 
 def times_of(
