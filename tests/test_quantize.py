@@ -373,6 +373,40 @@ def test_what_a_network_divides_by_is_not_rounded_to_zero(tmp_path: Path) -> Non
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
+class ComputedBias(nn.Module):
+    """BEiT's and EVA's: queries and values have a bias, keys have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 4, 1), nn.Linear(24, 3)
+        self.weight, self.query_bias, self.value_bias = (
+            nn.Parameter(torch.randn(size)) for size in ((24, 8), (8,), (8,))
+        )
+        self.register_buffer("key_bias", torch.zeros(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat((self.query_bias, self.key_bias, self.value_bias))
+        places = nn.functional.relu(self.stem(x)).flatten(2).transpose(1, 2)
+        answers: Tensor = self.head(nn.functional.linear(places, self.weight, bias).mean(1))
+        return answers
+
+
+def test_a_bias_may_be_put_together_from_parameters() -> None:
+    torch.manual_seed(0)
+    net, scheme = ComputedBias().eval(), get_scheme("u8a8w")
+    model = quantize(net, calibration(), scheme=scheme)
+    hooks = {name for name, _ in nncf_placement.hook_storage(model).named_hooks()}
+    assert {"pre_hooks./linear/0__1.0", "post_hooks./relu/0__0.0"} <= hooks
+    x = calibration()[0]
+    answers, expected = model(x), net(x)
+    assert (answers - expected).std() < 0.05 * expected.std()
+    again = rebuild_quantized(copy.deepcopy(net), quantizer_config(model), scheme, x[:1])
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), answers)
+    answers.sum().backward()
+    assert model.get_parameter("query_bias").grad is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

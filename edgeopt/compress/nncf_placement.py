@@ -59,7 +59,33 @@ def import_nncf() -> Any:
     reference = ReferenceQuantize(ReferenceBackendType.TORCH)
     kernels = SimpleNamespace(Quantize_forward=reference.forward, Quantize_backward=reference.backward)
     extensions.QuantizedFunctionsCPU._loaded_namespace = kernels
+    _allow_computed_biases(nncf)
     return nncf
+
+
+def _allow_computed_biases(nncf: Any) -> None:
+    """Has NNCF follow biases put together from parameters, at which it fails (BEiT, EVA); they are not corrected."""
+    from nncf.quantization.algorithms.fast_bias_correction import torch_backend
+    from nncf.torch.function_hook.graph.build_graph_mode import GraphBuilderMode
+
+    note, has_bias = GraphBuilderMode.register_op_input_tensor, torch_backend.is_node_with_fused_bias
+    if note.__module__ == __name__:
+        return
+
+    def register_op_input_tensor(self: Any, tensor: Tensor, *arguments: Any) -> None:
+        info = self.tensor_info.get(tensor)
+        if info is not None and info.source_node_id is None:  # read in a tuple, which NNCF does not look into
+            self.execute_hooks_for_parameter(tensor)
+        note(self, tensor, *arguments)
+
+    def is_node_with_fused_bias(node: Any, graph: Any) -> bool:
+        try:
+            return bool(has_bias(node, graph))
+        except nncf.InternalError:  # its bias is no constant
+            return False
+
+    GraphBuilderMode.register_op_input_tensor = register_op_input_tensor
+    torch_backend.is_node_with_fused_bias = is_node_with_fused_bias
 
 
 def place_quantizers(
