@@ -19,6 +19,8 @@ _FAILED = "edgeopt_failed"  # of a graph: its reshapes and concatenations that c
 _AXES = 4  # of a batch of maps
 UNFOLLOWED = "the way its channels take through reshapes or slices cannot be followed"
 _SEARCHES = 64  # that fail, of a few tenths of a second each; MaxViT has 7, ReXNet 1
+#: Ends of a search: ours, channels beyond what a split has, and torch-pruning's division by a split's zero (GCViT).
+_ASTRAY = (ModelError, LookupError, ArithmeticError)
 _ROOTS = (nn.Linear, nn.modules.conv._ConvNd)
 _LONGEST = 64  # times the widest layer: a flattening's list is as long as the inputs of the layer after it
 
@@ -108,11 +110,11 @@ def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[tuple[Any, bool
     """
     try:
         groups, lost = list(graph.get_all_groups()), set[nn.Module]()
-    except (ModelError, LookupError):  # the latter where channels are beyond what a split has
+    except _ASTRAY:
         lost = _lost(graph, reached)
         try:
             groups = list(graph.get_all_groups(ignored_layers=list(lost)))
-        except LookupError:
+        except (LookupError, ArithmeticError):
             raise _unfollowed("splits") from None
     if not lost and not getattr(graph, _FAILED) and all(_is_sound(graph, group) for group in groups):
         return [(group, True) for group in groups], lost
@@ -145,7 +147,7 @@ def _lost(graph: Any, reached: set[nn.Module]) -> set[nn.Module]:
         reached.clear()
         try:
             graph.get_pruning_group(module, prune_outputs, list(range(graph.get_out_channels(module))))
-        except (ModelError, LookupError):
+        except _ASTRAY:
             lost |= {module, *reached}
             failed += 1
             if failed > _SEARCHES:
