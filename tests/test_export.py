@@ -591,6 +591,41 @@ def test_layernorm_and_softmax_read_and_compute_float_and_attentions_products_ar
     assert (summary.compute_layers, summary.quantized_layers, len(products)) == (8, 6, 2)
 
 
+class Attending(nn.Module):
+    """Attention of one head, and of windows as Hiera has it: torch's exporter writes that of four axes only."""
+
+    def __init__(self, shape: tuple[int, ...], masked: str) -> None:
+        super().__init__()
+        self.shape, self.masked = shape, masked
+        self.embed, self.qkv, self.head = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.qkv(self.embed(x).flatten(2).transpose(1, 2))
+        query, key, value = (part.reshape(-1, *self.shape) for part in places.chunk(3, dim=-1))
+        size = query.shape[-2]
+        earlier = torch.ones(size, size, dtype=torch.bool).tril()
+        allowed = {"": None, "bool": earlier, "float": earlier.float()}[self.masked]
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        logits: Tensor = self.head(mixed.reshape(x.shape[0], -1, 8).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("shape", "masked"), [((16, 8), ""), ((16, 8), "bool"), ((16, 8), "float"), ((2, 4, 4, 4), "")]
+)
+def test_attention_may_have_any_number_of_axes(shape: tuple[int, ...], masked: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Attending(shape, masked).eval(), torch.cat(calibration())
+    export_float(net, tmp_path / "model.onnx", input_shape=SHAPE)
+    with torch.inference_mode():
+        np.testing.assert_allclose(run(tmp_path / "model.onnx", x), net(x).numpy(), atol=1e-5)
+    if not masked:
+        scheme = get_scheme("u8a7w")
+        model = quantize(net, calibration(), scheme=scheme)
+        export_qdq(model, tmp_path / "int8.onnx", input_shape=SHAPE, scheme=scheme)
+        assert difference(run(tmp_path / "int8.onnx", x), answers(model, x)) < TIES
+
+
 @pytest.mark.slow
 def test_attention_is_written_whatever_its_layout_in_memory(tmp_path: Path) -> None:
     """MaxViT reshapes what attention makes at once, which the exporter refuses after the kernel PyTorch picks."""

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgeopt.errors import REPORT, LoweringError
+from edgeopt.export.attention import written_attention
 from edgeopt.export.folding import CLEAN, FOLD_BATCHNORM, FOLD_PADS, GLOBAL_AVERAGE_POOL, NAME_LAYERS
 from edgeopt.export.passes import run_passes
 from edgeopt.models.failing import failing_module
@@ -53,6 +54,7 @@ def to_ir(model: nn.Module, input_shape: tuple[int, int, int]) -> ir.Model:
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: written_attention},
                 external_data=False,
                 optimize=True,
                 verbose=False,
