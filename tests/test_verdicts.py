@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgeopt.bench import protocol
-from edgeopt.metrics import Interval, ratio_interval, starts_differ
+from edgeopt.metrics import Interval, percentile_interval, ratio_interval, starts_differ
 from edgeopt.report.budget import _judge_line
 from edgeopt.report.engine_row import EngineRow
 
@@ -133,3 +133,43 @@ def test_starts_of_uneven_windows_differ_by_chance_and_are_not_told_apart() -> N
         told += starts_differ(windows, [12, 12])
     assert apart > 400, "by more than 3 %"
     assert told <= 20  # at the 1 % level
+
+
+@pytest.mark.parametrize(
+    ("count", "each", "own"), [(24, 50, 0.0), (12, 100, 0.0), (24, 200, 0.01), (24, 50, 0.02), (8, 150, 0.03)]
+)
+def test_the_interval_of_p99_holds_it_where_windows_differ_too(count: int, each: int, own: float) -> None:
+    rng, held, runs = np.random.default_rng(count), 0, 500
+    true = float(np.quantile(np.exp(rng.normal(0, own, 400_000) + rng.normal(0, 0.05, 400_000)), 0.99))
+    for _ in range(runs):
+        dealt = rng.normal(0, own, (count, 1))  # what a window was dealt it has in all its calls
+        p99 = percentile_interval(list(np.exp(dealt + rng.normal(0, 0.05, (count, each)))), 99)
+        held += bool(p99.low <= true <= p99.high)
+    assert 0.93 <= held / runs <= 0.995, held
+
+
+def line(name: str, limit: float, **figures: object) -> str:
+    row = EngineRow("here/int8", "here", "int8", "tiny", "int8", fits_target=True, **figures)  # type: ignore[arg-type]
+    return _judge_line(row, name, limit).status
+
+
+def test_milliseconds_of_starts_that_differ_decide_nothing_near_them() -> None:
+    windows = tuple(np.repeat([94.0, 99.0], 12) + np.tile([0.1, -0.1], 12))
+    figures = {
+        "p50_ms": 96.5, "p50_ci_ms": (94.0, 99.0), "p99_ms": 100.0, "p99_ci_ms": (98.0, 101.0),
+        "throughput_ips": 10.3, "throughput_ci_ips": (10.1, 10.6),
+        "window_medians_ms": windows, "windows_by_start": (12, 12), "stable": True,
+    }  # fmt: skip
+    limits = {"max_p50_ms": 99.5, "max_p99_ms": 102.0, "min_throughput_ips": 10.0}
+    two = {name: line(name, limit, bench_starts=2, **figures) for name, limit in limits.items()}
+    assert set(two.values()) == {"undecided"}
+    assert {line(name, limit, bench_starts=6, **figures) for name, limit in limits.items()} == {"met"}
+    assert line("max_p50_ms", 110.0, bench_starts=2, **figures) == "met"
+    assert line("max_p50_ms", 80.0, bench_starts=2, **figures) == "missed"
+
+
+def test_a_wide_interval_decides_what_is_far_from_it_and_a_busy_machine_does_not() -> None:
+    wide = {"p50_ms": 100.0, "p50_ci_ms": (94.0, 105.0), "stable": False, "other_load_cores": 0.0}
+    assert [line("max_p50_ms", limit, **wide) for limit in (5.0, 100.0, 200.0)] == ["missed", "unstable", "met"]
+    busy = {**wide, "other_load_cores": 1.0}
+    assert [line("max_p50_ms", limit, **busy) for limit in (5.0, 100.0, 200.0)] == ["unstable", "unstable", "met"]

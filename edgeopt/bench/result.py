@@ -14,6 +14,7 @@ from edgeopt.errors import BackendError
 from edgeopt.metrics import (
     Interval,
     median_interval,
+    percentile_interval,
     ratio_interval,
     start_medians,
     starts_differ,
@@ -74,16 +75,8 @@ class EngineResult:
         return self.quiet and self.p50.relative_width <= STABLE_WIDTH
 
     def p99(self) -> Interval | None:
-        """99th percentile, ms, windows weighing alike, bootstrapped over them; None below ``P99_SAMPLES`` samples."""
-        if len(self.samples_ms) < P99_SAMPLES:
-            return None
-        arrays = [np.asarray(window) for window in self.windows]
-        rng = np.random.default_rng(0)
-        draws = [
-            window_percentile([arrays[i] for i in rng.integers(0, len(arrays), len(arrays))], 99) for _ in range(300)
-        ]
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Interval(window_percentile(arrays, 99), float(low), float(high))
+        """99th percentile, ms, windows weighing alike, with its interval; None below ``P99_SAMPLES`` samples."""
+        return percentile_interval(self.windows, 99) if len(self.samples_ms) >= P99_SAMPLES else None
 
     def throughput(self) -> Interval:
         """Pictures a second at this batch, one call after another: the median of the windows' own."""

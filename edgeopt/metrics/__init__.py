@@ -24,6 +24,7 @@ from edgeopt.metrics.timings import (
     MIN_WINDOWS,
     Interval,
     median_interval,
+    percentile_interval,
     quantiles,
     ratio_interval,
     seconds_to_decide,
@@ -36,6 +37,6 @@ __all__ = [
     "FLOAT_MAX_RELATIVE", "INT8_MAX_MEAN_OVER_STD", "INT8_MIN_AGREEMENT", "INT8_MIN_DECIDED", "MIN_WINDOWS", "Bool",
     "Float", "Float64", "Int64", "Interval", "PairedDrop", "Parity", "accuracy_interval", "agreement", "class_drops",
     "confusion_matrix", "float_parity", "int8_parity", "macro", "mcnemar", "median_interval", "paired_drop",
-    "per_class", "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide", "share_bound", "softmax",
-    "start_medians", "starts_differ", "top_k_accuracy", "window_percentile",
+    "per_class", "percentile_interval", "pictures_to_decide", "quantiles", "ratio_interval", "seconds_to_decide",
+    "share_bound", "softmax", "start_medians", "starts_differ", "top_k_accuracy", "window_percentile",
 ]  # fmt: skip

@@ -66,8 +66,12 @@ def agreement(a_logits: Float, b_logits: Float) -> float:
 def accuracy_interval(correct: Bool, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided interval (0-1) of the true share of correct answers: Wilson's score interval (Wilson 1927)."""
     n = require_some(correct)
+    return share_interval(float(correct.mean()), n, confidence)
+
+
+def share_interval(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (0-1) of the true share, where ``share`` was seen of ``n``."""
     z = z_score((1 + confidence) / 2)
-    share = float(correct.mean())
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At 0 % and 100 % the formula gives the end itself, but for rounding.

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeopt.arrays import Float, require_some
 from edgeopt.errors import DataError
-from edgeopt.metrics.accuracy import z_score
+from edgeopt.metrics.accuracy import share_interval, z_score
 
 #: Below this many windows not even smallest-to-largest holds a median with 95 % confidence (2 * 0.5**5 > 0.05).
 MIN_WINDOWS = 6
@@ -153,6 +153,32 @@ def window_percentile(windows: Sequence[Sequence[float] | Float], percent: float
     reached = np.cumsum(weights[order])
     index = int(np.searchsorted(reached, percent / 100 * len(kept) * (1 - 1e-12)))
     return float(values[order][min(index, len(values) - 1)])
+
+
+def percentile_interval(windows: Sequence[Sequence[float] | Float], percent: float) -> Interval:
+    """:func:`window_percentile`, and its 95 % interval where so many samples have one.
+
+    The percentiles at the ends of the share's own interval (Woodruff, JASA 47 (1952)), for as many independent samples
+    as these are worth: samples of one window are alike, and by how much the calls beyond a percentile five times as far
+    from the end tell (Kish's design effect). Where the largest of so many is no bound, being below the true percentile
+    in more than 2.5 % of sessions, the bound is as far again above it as it is above the median, in ratio. Simulated
+    (tests/test_verdicts.py) it holds the true p99 in 94 to 99 % of sessions; the bootstrap over windows in 68 to 93.
+    """
+    value, share = window_percentile(windows, percent), percent / 100
+    kept = [np.asarray(window, dtype=np.float64) for window in windows if len(window)]
+    beyond = window_percentile(kept, 100 - 5 * (100 - percent))
+    shares = np.asarray([float((window > beyond).mean()) for window in kept])
+    total, seen = sum(map(len, kept)), float(shares.mean())
+    alone = seen * (1 - seen) * len(kept) / total  # the variance of a window's share were its samples independent
+    effect = float(shares.var(ddof=1)) / alone if len(kept) > 1 and alone else 1.0
+    worth = total / max(1.0, effect)
+    if len(kept) < MIN_WINDOWS:
+        return Interval(value, math.nan, math.nan)
+    low, high = (window_percentile(kept, 100 * end) for end in share_interval(share, worth))
+    if share**worth > (1 - 0.95) / 2:
+        largest = max(float(window.max()) for window in kept)
+        high = largest**2 / window_percentile(kept, 50)
+    return Interval(value, low, high)
 
 
 def _by_start(windows: Sequence[float] | Float, starts: Sequence[int]) -> list[Float]:

@@ -94,4 +94,6 @@ def _status(row: EngineRow, name: str, limit: float, found: Found) -> tuple[str,
         return "undecided", found.unknown
     if good or bad:
         return ("met" if good else "missed"), ""
+    if not found.settled:
+        return "unstable", row.flags[0] if row.flags else "give bench more --seconds"
     return "undecided", found.decide(limit) if found.decide else "it is at the limit"

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, floor, log10
+from math import ceil, floor, log10, sqrt
 from typing import Any
 
-from edgeopt.metrics import MIN_WINDOWS, Interval, pictures_to_decide, seconds_to_decide, share_bound
+from edgeopt.bench.result import STABLE_OTHER_LOAD
+from edgeopt.metrics import (
+    MIN_WINDOWS,
+    Interval,
+    pictures_to_decide,
+    seconds_to_decide,
+    share_bound,
+    start_medians,
+    starts_differ,
+)
 from edgeopt.report.engine_row import EngineRow, Pair
 
 MIB = 2**20
@@ -24,7 +33,8 @@ class Found:
     bounds: Pair | None
     missing: str = "it was not measured"
     milliseconds: bool = False  # only true of the device that the target describes
-    steady: bool = True  # False: other work on the machine, or drift, may have made this
+    steady: bool = True  # False: other work on the machine may have made this
+    settled: bool = True  # False: it is not known well enough to be called a measurement
     lifted: bool = False  # by a baseline that was disturbed: then even a met line says nothing
     note: str = ""  # after the figures: against what, or of which class
     unknown: str = ""  # what keeps a line from being met though every known figure is within the limit
@@ -118,20 +128,23 @@ def _ratio(row: EngineRow, which: str, missing: str) -> Found:
         for name in ("speedup", "speedup_ci", "speedup_quiet", "speedup_starts", "baseline")
     )
     steady, note = quiet is not False, f" against {baseline}" if baseline else ""
-    decide = _seconds(row, value, ci)
-    wide = over_starts(ci, starts, row.bench_starts) if ci is not None else None
-    if starts is not None and wide != ci:
-        ci = wide
-        said = f"starts of the processes differ ({starts[0]:.4g} to {starts[1]:.4g})"
-
-        def decide(limit: float) -> str:
-            return f"{said}: edgeopt bench --starts {MIN_WINDOWS} would decide"
-
+    ci, decide = _known(row, value, ci, starts)
     return Found(value, ci, missing, steady=steady, lifted=not steady, note=note, decide=decide)
 
 
+def _known(
+    row: EngineRow, value: float | None, ci: Pair | None, starts: Pair | None
+) -> tuple[Pair | None, Callable[[float], str]]:
+    """What a line may count on of the interval ``ci`` where its value was between ``starts``, and what would decide."""
+    wide = over_starts(ci, starts, row.bench_starts) if ci is not None else None
+    if starts is None or wide == ci:
+        return ci, _seconds(row, value, ci)
+    said = f"starts of the processes differ ({starts[0]:.4g} to {starts[1]:.4g})"
+    return wide, lambda _: f"{said}: edgeopt bench --starts {MIN_WINDOWS} would decide"
+
+
 def over_starts(ci: Pair, starts: Pair | None, count: int | None) -> Pair:
-    """The interval of a ratio that was between ``starts`` in ``count`` starts of the processes; None: they agree.
+    """The interval of what was between ``starts`` in ``count`` starts of the processes; None: they agree.
 
     Of two starts the truth is within their range in half of all sessions, within thrice it in four of five.
     """
@@ -147,10 +160,22 @@ def _milliseconds(value: str, interval: str) -> Callable[[EngineRow], Found]:
         missing = _NO_LATENCY
         if value == "p99_ms" and row.p50_ms is not None:
             missing = "p99 needs 1,000 samples: give bench more --seconds"
-        steady = row.stable is not False
-        return Found(figure, ci, missing, milliseconds=True, steady=steady, decide=_seconds(row, figure, ci))
+        ci, decide = _known(row, figure, ci, _starts(row, figure))
+        steady = (row.other_load_cores or 0.0) <= STABLE_OTHER_LOAD
+        settled = row.stable is not False
+        return Found(figure, ci, missing, milliseconds=True, steady=steady, settled=settled, decide=decide)
 
     return found
+
+
+def _starts(row: EngineRow, figure: float | None) -> Pair | None:
+    """Least and most of ``figure`` in the starts of the engine's process, as its medians have it; None: they agree."""
+    windows, starts = row.window_medians_ms, row.windows_by_start
+    if figure is None or not windows or not starts_differ(windows, starts):
+        return None
+    medians = start_medians(windows, starts)
+    middle = sqrt(min(medians) * max(medians))
+    return figure * min(medians) / middle, figure * max(medians) / middle
 
 
 def _exact(value: str, unit: float, missing: str) -> Callable[[EngineRow], Found]:
