@@ -130,8 +130,11 @@ def _build(journey: Journey) -> None:
 
 def _bench(journey: Journey) -> None:
     from edgeopt.stages.bench import bench
+    from edgeopt.stages.report import check_baseline
 
-    config = journey.recipe.bench
+    config, baseline = journey.recipe.bench, journey.recipe.baseline.report
+    if baseline is not None:
+        check_baseline(journey.opened, baseline)
     bench(journey.opened, **config.model_dump(), console=journey.console)
 
 

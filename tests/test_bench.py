@@ -47,6 +47,7 @@ from edgeopt.errors import BackendError, ConfigError, DataError
 from edgeopt.files import sha256
 from edgeopt.metrics import MIN_WINDOWS, int8_parity
 from edgeopt.preprocess import PreprocessSpec
+from edgeopt.report import write_report
 from edgeopt.run import Run
 from edgeopt.stages import bench as stage
 
@@ -363,6 +364,7 @@ def test_what_is_asked_of_bench_reaches_the_search_and_the_tool_and_is_said(
         (["--budget", "min_speedup.eager=2"], "eager"),
         (["--baseline", "other.json"], "has schema 2; this edgeopt reads schema 1"),
         (["--baseline", "gone.json"], "does not exist"),
+        (["--baseline", "others.json"], "are reports of different datasets"),
         (["--slower", "0.1"], "none is named"),
         (["--max-latency-ms", "5"], "set throughput as well"),
     ],
@@ -371,12 +373,30 @@ def test_what_is_wrong_with_a_budget_or_a_baseline_is_said_before_anything_is_me
     arguments: list[str], said: str, typed: Callable[..., tuple[object, str]], tmp_path: Path
 ) -> None:
     (tmp_path / "other.json").write_text('{"schema": 2}')
+    own = write_report(tmp_path / "run").json.read_text()
+    fingerprint = json.loads(own)["run"]["dataset"]["fingerprint"]
+    (tmp_path / "others.json").write_text(own.replace(fingerprint, "0" * len(fingerprint)))
     path = tmp_path / "run/device/onnxruntime/int8-u8a7w/latency.json"
     before = path.stat().st_mtime_ns
     code, text = typed(*arguments)
     assert code == 1
     assert said in text
     assert path.stat().st_mtime_ns == before
+
+
+def test_what_was_timed_is_kept_when_a_search_after_it_is_interrupted(
+    typed: Callable[..., tuple[object, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run/device/onnxruntime/int8-u8a7w/latency.json"
+    before = path.read_text()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "search", interrupted)
+    code, said = typed("--throughput")
+    assert (code, "interrupted; nothing is lost" in said) == (130, True), said
+    assert path.read_text() != before
 
 
 def test_the_compiled_original_is_the_same_engine_through_torch_compile(lab: Path) -> None:

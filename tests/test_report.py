@@ -931,7 +931,15 @@ def test_the_sentence_says_gain_and_cost(report: Report) -> None:
         "openvino/int8-u8a7w is 11.3× as fast as the original PyTorch model, takes 27 % of its space"
     )
     assert "loses 0.3 points of top-1 accuracy (98.9 % → 98.6 %)" in text
-    assert "a loss over 1.2 points is ruled out by 360 test pictures" in confidence(report)
+    assert "a loss over 1.3 points is ruled out at 95 % confidence by 360 test pictures" in confidence(report)
+    row = champion(report)
+    assert row is not None
+    surer = replace(report, engines=(replace(row, pictures=5000, drop_upper_points=1.041, detectable_points=0.049),))
+    said = confidence(surer)
+    assert "a loss over 1.05 points is ruled out at 95 % confidence by 5,000 test pictures" in said, (
+        "a bound is never rounded down"
+    )
+    assert "a true loss of 0.05 would be seen" in said
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------

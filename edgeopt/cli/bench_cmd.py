@@ -100,6 +100,7 @@ def command(
     """Measure every built engine against the original model, write the report, judge the budget."""
     from edgeopt.report.snapshot import read_snapshot
     from edgeopt.stages.bench import bench
+    from edgeopt.stages.report import check_baseline
 
     asked: dict[str, Any] = {
         **given(seconds=seconds),
@@ -121,14 +122,27 @@ def command(
     if latency_candidates:
         _require_alone(click.get_current_context())
         return _candidates(run, targets, seconds, on, as_json=as_json, console=console)
+    if baseline is not None:
+        check_baseline(run, baseline)
     if on is not None:
         from edgeopt.remote import run_on
 
         typed = options_of(target=targets, trust_engine=trust_engine, **asked)
         run_on(run, on, ["bench", *typed], ok=(0, 3, 4, 5), console=console)  # budgets are judged here
         return finish(run, limits, as_json=as_json)
-    bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
-    return finish(run, limits, as_json=as_json)
+    result = bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
+    failures = {key: ("undecided", f"it could not be measured: {reason}") for key, reason in result.failures.items()}
+    return finish(run, limits, as_json=as_json, unmeasured={**_foreign(run, trust_engine=trust_engine), **failures})
+
+
+def _foreign(run: Run, *, trust_engine: bool) -> dict[str, tuple[str, str]]:
+    """Engines of another machine: what it measured must not pass for what an engine does that did not run here."""
+    from edgeopt.stages.engines import built_elsewhere
+
+    return {
+        key: ("undecided" if twin is None else "", f"it was not measured here: {reason}")
+        for key, (reason, twin) in built_elsewhere(run, trust_engine=trust_engine).items()
+    }
 
 
 def _require_alone(context: click.Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -25,6 +25,9 @@ from edgeopt.config import BaselineConfig, Budget, read_toml, validate
 from edgeopt.errors import ConfigError
 from edgeopt.files import printable
 from edgeopt.run import Run
+
+if TYPE_CHECKING:
+    from edgeopt.report.budget import Unmeasured
 
 
 class Limits(NamedTuple):
@@ -115,14 +118,17 @@ def read_budget(
     return Limits(bool(stated), budget, allow_undecided, baseline or BaselineConfig())
 
 
-def finish(run: Run, limits: Limits, *, as_json: bool) -> int:
-    """Write the report, print its table (or its JSON) and path, and return the budget's exit code."""
+def finish(run: Run, limits: Limits, *, as_json: bool, unmeasured: Unmeasured | None = None) -> int:
+    """Write the report, print its table (or its JSON) and path, and return the budget's exit code.
+
+    Figures of ``unmeasured`` engines decide nothing.
+    """
     from edgeopt.stages.report import kept_budget, report
 
     budget = limits.budget if limits.stated else kept_budget(run)
     if limits.allow_undecided:
         budget = budget.model_copy(update={"allow_undecided": True})
-    written = report(run, budget=budget, baseline=limits.baseline)
+    written = report(run, budget=budget, baseline=limits.baseline, unmeasured=unmeasured)
     if as_json:
         click.echo(json.dumps(written.data, indent=1, ensure_ascii=False))
     else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from edgeopt.config import Budget
 from edgeopt.errors import BudgetMissedError, EdgeoptError, UndecidedError, UnstableError
@@ -11,18 +12,21 @@ from edgeopt.report.budget_lines import Found, find
 from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.model import BudgetLine, Report
 
+#: By key, engines whose figures are not of now and here: the status of their lines, empty for none, and why.
+Unmeasured: TypeAlias = Mapping[str, tuple[str, str]]
 #: The worst decides, in this order.
 EXIT_CODES = {"missed": 3, "unstable": 4, "undecided": 5, "not judged": 0, "met": 0}
 
 
-def judge(report: Report, budget: Budget) -> Report:
+def judge(report: Report, budget: Budget, *, unmeasured: Unmeasured | None = None) -> Report:
     """``report`` with its budget lines and each engine's verdict.
 
     Every int8 engine is judged (all engines when there is none) by ``budget`` and by its own target's budget, whose
     lines count where ``budget`` has none. A line is met when its bound is on the right side of the limit, missed when
     the whole interval is on the wrong side, else undecided; engines that only a device can run, and those of another
     trained model than the report's original, are left out. Where every int8 engine is for a device elsewhere, their
-    lines are not judged: that the float ones hold says nothing of them.
+    lines are not judged: that the float ones hold says nothing of them. What earlier figures say of ``unmeasured``
+    engines decides nothing.
     """
     candidates = [row for row in report.engines if row.comparable]
     compressed = [row for row in candidates if row.compressed] or candidates
@@ -32,10 +36,22 @@ def judge(report: Report, budget: Budget) -> Report:
     for row in here or compressed:
         limits = row.profile_budget.merged(budget).lines().items()
         own = [(_judge_line if here else _unjudged)(row, name, limit) for name, limit in limits]
+        own = list(without(unmeasured, own))
         verdicts[row.key] = verdict(own)
         lines += own
     engines = tuple(replace(row, verdict=verdicts.get(row.key)) for row in report.engines)
     return replace(report, engines=engines, budget=tuple(lines), allow_undecided=budget.allow_undecided)
+
+
+def without(unmeasured: Unmeasured | None, lines: Iterable[BudgetLine]) -> Iterator[BudgetLine]:
+    """``lines``, those of ``unmeasured`` engines as it says."""
+    for line in lines:
+        if unmeasured is None or line.engine not in unmeasured:
+            yield line
+            continue
+        status, why = unmeasured[line.engine]
+        if status:
+            yield BudgetLine.of(line.engine, line.name, line.limit, None, None, status, why)
 
 
 def verdict(lines: Iterable[BudgetLine]) -> str | None:

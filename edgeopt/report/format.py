@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import ceil, floor, log10
 
 DASH = "–"
 
@@ -24,6 +24,11 @@ def points(value: float | None, digits: int = 2) -> str:
     if abs(value) < 0.5 * 10**-digits:
         return f"{0:.{digits}f}"
     return f"{'−' if value > 0 else '+'}{abs(value):.{digits}f}"
+
+
+def upwards(value: float, digits: int) -> str:
+    """A bound, never rounded to less than it is."""
+    return f"{ceil(value * 10**digits - 1e-9) / 10**digits:.{digits}f}"
 
 
 def points_range(pair: tuple[float, float] | None, digits: int = 2) -> str:

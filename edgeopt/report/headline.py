@@ -51,10 +51,12 @@ def confidence(report: Report) -> str:
     elif row.speedup_ci is not None:
         said.append(f"the ratio is {form.times_range(row.speedup_ci)} at 95 % confidence")
     if row.drop_upper_points is not None and row.pictures is not None:
-        bound = max(row.drop_upper_points, 0.0)
-        said.append(f"a loss over {bound:.1f} points is ruled out by {form.whole(row.pictures)} test pictures")
+        bound = form.upwards(max(row.drop_upper_points, 0.0), _digits(row))
+        by = f"{form.whole(row.pictures)} test pictures"
+        said.append(f"a loss over {bound} points is ruled out at 95 % confidence by {by}")
         if row.detectable_points is not None:
-            said.append(f"a true loss of {row.detectable_points:.1f} would be seen by four of five such test sets")
+            seen = form.upwards(row.detectable_points, _digits(row))
+            said.append(f"a true loss of {seen} would be seen by four of five such test sets")
     text = "; ".join(said)
     text = f"{text[0].upper()}{text[1:]}. " if text else ""
     return f"{text}Measured on {row.machine}." if row.machine else text.strip()
@@ -78,7 +80,7 @@ def _size(row: EngineRow, report: Report) -> str:
 def _accuracy(row: EngineRow, report: Report) -> str:
     if row.top1 is None:
         return "has no measured accuracy"
-    digits = 2 if (row.pictures or 0) >= 2000 else 1
+    digits = _digits(row)
     found = form.percent(row.top1, digits)
     if row.drop_points is None or report.original is None:
         return f"answers {found} of {form.whole(row.pictures)} test pictures right"
@@ -86,7 +88,12 @@ def _accuracy(row: EngineRow, report: Report) -> str:
     if round(row.drop_points, 2) == 0:
         return f"keeps its top-1 accuracy of {before}"
     verb = "loses" if row.drop_points > 0 else "gains"
-    return f"{verb} {abs(row.drop_points):.1f} points of top-1 accuracy ({before} → {found})"
+    return f"{verb} {abs(row.drop_points):.{digits}f} points of top-1 accuracy ({before} → {found})"
+
+
+def _digits(row: EngineRow) -> int:
+    """Decimals of shares and points: a picture of two thousand is 0.05 points."""
+    return 2 if (row.pictures or 0) >= 2000 else 1
 
 
 def _against_original(row: EngineRow, report: Report) -> bool:

@@ -44,7 +44,8 @@ class Comparison:
 
 
 def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None = None) -> Comparison:
-    """Judge every engine of ``after`` that ``before`` has by the same key.
+    """Judge every engine of ``after`` that ``before`` has: by the same key, or, built on another machine, of the same
+    target and variant.
 
     Speed is the ratio to the same baseline, then and now, because milliseconds of two sessions do not compare; top-1
     is paired, picture by picture, when both were judged on the same test set. A line is met when the whole 95 %
@@ -52,28 +53,44 @@ def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None 
     reports are of different datasets.
     """
     allowed = allowance or BaselineConfig()
-    if (before.fingerprint, before.labels) != (after.fingerprint, after.labels):
-        raise RunError(
-            f"{before.name} and {after.name} are reports of different datasets",
-            fix="compare runs of the same pictures, or make the baseline again with these",
-        )
-    if not set(before.rows) & set(after.rows):
+    require_same_pictures(before, after)
+    pairs = {key: old for key, row in after.rows.items() if (old := _before(before, row)) is not None}
+    if not pairs:
         raise RunError(
             f"{before.name} and {after.name} have no engine in common",
             fix=f"build one of {', '.join(before.rows)}, then edgeopt bench",
         )
     lines: list[BudgetLine] = []
-    for key in [key for key in after.rows if key in before.rows]:
-        old, new = before.rows[key], after.rows[key]
+    for key, old in pairs.items():
+        new = after.rows[key]
         lines += [
             line for line in (_speed(old, new, allowed), _top1(old, new, allowed), _size(old, new, allowed)) if line
         ]
     # A result that is gone must not pass as unchanged; a float baseline that is gone is only said.
     for key, row in before.rows.items():
-        if key not in after.rows and row.precision == "int8":
+        if row not in pairs.values() and row.precision == "int8":
             why = f"{after.name} has no such engine any more"
             lines.append(BudgetLine.of(key, "baseline_speed", 1 - allowed.slower, None, None, "undecided", why))
     return Comparison(before, after, tuple(lines), tuple(_warnings(before, after)))
+
+
+def _before(before: Snapshot, row: Row) -> Row | None:
+    """What ``row`` was in an earlier report."""
+    return before.rows.get(row.key) or next((old for old in before.rows.values() if _called(old) == _called(row)), None)
+
+
+def _called(row: Row) -> tuple[str, str]:
+    """Target and variant; engines of other machines than the run's own have theirs behind an ``@``."""
+    return row.target.partition("@")[0], row.variant
+
+
+def require_same_pictures(before: Snapshot, after: Snapshot) -> None:
+    """Raises RunError when they are of different datasets."""
+    if (before.fingerprint, before.labels) != (after.fingerprint, after.labels):
+        raise RunError(
+            f"{before.name} and {after.name} are reports of different datasets",
+            fix="compare runs of the same pictures, or make the baseline again with these",
+        )
 
 
 def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
@@ -86,8 +103,8 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
     machines = [
         sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on}) for one in (before, after)
     ]
-    moved = any(_moved(before.rows[key], after.rows[key]) for key in after.rows if key in before.rows)
-    if moved:
+    pairs = ((_before(before, row), row) for row in after.rows.values())
+    if any(old is not None and _moved(old, row) for old, row in pairs):
         said.append(
             f"measured on different machines ({', '.join(machines[0])}; {', '.join(machines[1])}): speed is not judged"
         )
@@ -127,6 +144,8 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     def line(status: str, why: str, value: float | None = None, bounds: Pair | None = None) -> BudgetLine:
         return BudgetLine.of(new.key, "baseline_speed", limit, value, bounds, status, why)
 
+    if shared is None and _moved(old, new):
+        return line("not judged", "another machine measured it") if old.speedup else None
     if shared is None:  # the baseline itself, or what was not timed then either, has nothing to be compared with
         return line("undecided", "it was not timed beside the same baseline as before") if old.speedup else None
     was, now = shared

@@ -9,7 +9,7 @@ from typing import Any
 from edgeopt.config import BaselineConfig, Budget
 from edgeopt.errors import EdgeoptError
 from edgeopt.files import write_json, write_text
-from edgeopt.report.budget import exit_code, failure, judge
+from edgeopt.report.budget import Unmeasured, exit_code, failure, judge, without
 from edgeopt.report.html import render_html
 from edgeopt.report.junit import render_junit
 from edgeopt.report.markdown import render_markdown
@@ -52,22 +52,27 @@ class ReportPaths:
 
 
 def write_report(
-    run_path: Path, budget: Budget | None = None, *, baseline: BaselineConfig | None = None
+    run_path: Path,
+    budget: Budget | None = None,
+    *,
+    baseline: BaselineConfig | None = None,
+    unmeasured: Unmeasured | None = None,
 ) -> ReportPaths:
     """Write ``report.{html,md,json}`` and ``junit.xml`` into ``report/``, judged by ``budget`` and the targets' own.
 
     ``budget`` None judges nothing, an empty one the targets' own; ``baseline`` adds lines that compare with an earlier
-    report. Raises RunError for damaged records and for a baseline of another schema or dataset, MissingStageError when
-    there is no engine.
+    report; figures of ``unmeasured`` engines are shown and decide nothing. Raises RunError for damaged records and for
+    a baseline of another schema or dataset, MissingStageError when there is no engine.
     """
     # Read first: the baseline may be the very file that is about to be written.
     before = read_snapshot(Path(baseline.report)) if baseline is not None and baseline.report else None
     report = assemble(run_path)
     if budget is not None:
-        report = judge(report, budget)
+        report = judge(report, budget, unmeasured=unmeasured)
     if before is not None:
         compared = compare(before, snapshot(report), baseline)
-        report = replace(report, budget=report.budget + compared.lines, warnings=compared.warnings)
+        lines = report.budget + tuple(without(unmeasured, compared.lines))
+        report = replace(report, budget=lines, warnings=compared.warnings)
     folder = run_path / "report"
     folder.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,14 @@ def bench(
             console.say(f"not measured here: {key} ({reason})")
         original = _original_key(run)
         chosen.sort(key=lambda engine: engine.key != original)
-        chosen = _judged(chosen, console)
+        failures = _judge(chosen, console)
         timed = [engine for engine in chosen if engine.record["backend"] != "pytorch" or engine.key == original]
-        return _latency(run, timed, config, console)
+        result = _latency(run, [engine for engine in timed if engine.key not in failures], config, console)
+    return replace(result, failures={**failures, **result.failures})
 
 
-def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
-    """Those of ``chosen`` that can be measured, their accuracy known; the others are named. Raises when all fail."""
+def _judge(chosen: Sequence[Engine], console: Console) -> dict[str, str]:
+    """Sees to it that the accuracy of all is known; says and gives why those that fail do. Raises when all fail."""
     failures: dict[str, EdgeoptError] = {}
     for engine in chosen:
         try:
@@ -108,7 +110,7 @@ def _judged(chosen: Sequence[Engine], console: Console) -> list[Engine]:
             console.say(f"not measured here: {engine.key} ({error.message})")
     if len(failures) == len(chosen):
         raise next(iter(failures.values()))
-    return [engine for engine in chosen if engine.key not in failures]
+    return {key: error.message for key, error in failures.items()}
 
 
 def _chosen(run: Run, targets: Sequence[str], trust_engine: bool, console: Console) -> list[Engine]:
@@ -325,15 +327,19 @@ def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Co
         )  # of an earlier session: not its figure now
     for old in run.path.glob(f"device/{COMPILED}/*/latency.json"):
         old.unlink()  # of another session: its milliseconds do not belong beside these
-    found = _throughput(run, specs, result, config, console) if config.throughput else None
-    write_records(
+    write = partial(
+        write_records,
         run.path,
         result,
         original=original if original in result.engines else None,
         compiled=compiled.key if compiled else None,
-        throughput=found,
-        cross_checks=_cross_checks(result, console) if config.cross_check else None,
     )
+    write()  # what follows may be interrupted
+    found = _throughput(run, specs, result, config, console) if config.throughput else None
+    if found is not None:
+        write(throughput=found)
+    if config.cross_check:
+        write(throughput=found, cross_checks=_cross_checks(result, console))
     return result
 
 

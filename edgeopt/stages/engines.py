@@ -103,6 +103,11 @@ class Engine:
             return f"it does not answer as trained: {parity['message']}"
         return self._outdated()
 
+    def foreign(self) -> str:
+        """Why it is not opened though this machine could run it, having been built on another; else empty."""
+        elsewhere = self.record.get("runs_here") is False or self.unsound() or self._unavailable()
+        return "" if elsewhere else self._foreign()
+
     def open(self, *, threads: int = 0) -> Session:
         """A session; raises BackendError with the command that rebuilds an engine that does not fit this machine."""
         reason = self.unusable()
@@ -168,6 +173,16 @@ def left_out(run: Run, *, trust_engine: bool = False) -> dict[str, str]:
     reasons = {key: engine.unusable() for key, engine in engines(run, trust_engine=trust_engine).items()}
     reasons |= {key: error.message for key, error in run.damaged_engines().items()}
     return {key: reason for key, reason in reasons.items() if reason}
+
+
+def built_elsewhere(run: Run, *, trust_engine: bool = False) -> dict[str, tuple[str, Engine | None]]:
+    """By key, engines that this machine could run had it built them: why it does not, and its own such engine."""
+    known = engines(run, trust_engine=trust_engine)
+    here = {(one.record["target"], one.variant): one for one in known.values() if not one.unusable()}
+    found = {
+        key: (engine.foreign(), here.get((engine.record["target"], engine.variant))) for key, engine in known.items()
+    }
+    return {key: (reason, twin) for key, (reason, twin) in found.items() if reason}
 
 
 def pick_engine(run: Run, key: str | None, *, trust_engine: bool = False) -> Engine:

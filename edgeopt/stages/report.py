@@ -7,25 +7,33 @@ from pathlib import Path
 
 from edgeopt.config import BaselineConfig, Budget, validate
 from edgeopt.files import read_json, write_json
-from edgeopt.report import ReportPaths, write_report
-from edgeopt.report.regression import Comparison
+from edgeopt.report import ReportPaths, assemble, write_report
+from edgeopt.report.budget import Unmeasured
+from edgeopt.report.regression import Comparison, require_same_pictures
 from edgeopt.report.regression import compare as judge_against
-from edgeopt.report.snapshot import read_snapshot
+from edgeopt.report.snapshot import read_snapshot, snapshot
 from edgeopt.run import Run
 
 _BUDGET = "budget.json"
 
 
-def report(run: Run, *, budget: Budget | None = None, baseline: BaselineConfig | str | None = None) -> ReportPaths:
+def report(
+    run: Run,
+    *,
+    budget: Budget | None = None,
+    baseline: BaselineConfig | str | None = None,
+    unmeasured: Unmeasured | None = None,
+) -> ReportPaths:
     """Write ``report/report.{html,md,json}`` and ``junit.xml`` from the run's records, judged by ``budget``.
 
     Without ``budget`` the one of the recipe that made the run is judged, when there was one. ``baseline`` is an earlier
-    ``report.json`` or run folder, with what may be lost since: more is a missed line as well.
+    ``report.json`` or run folder, with what may be lost since: more is a missed line as well. What is known of
+    ``unmeasured`` engines is shown and decides nothing.
     """
     if isinstance(baseline, str):
         baseline = BaselineConfig(report=baseline)
     with run.lock():
-        return write_report(run.path, budget or kept_budget(run), baseline=baseline)
+        return write_report(run.path, budget or kept_budget(run), baseline=baseline, unmeasured=unmeasured)
 
 
 def compare(
@@ -37,6 +45,11 @@ def compare(
     """
     first = read_snapshot(Path(before))
     return [judge_against(first, read_snapshot(Path(one)), allowance) for one in after]
+
+
+def check_baseline(run: Run, baseline: str | Path) -> None:
+    """Raises RunError where ``baseline`` is no report of this run's pictures; to be called before measuring."""
+    require_same_pictures(read_snapshot(Path(baseline)), snapshot(assemble(run.path)))
 
 
 def keep_budget(run: Run, budget: Budget) -> None:
