@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,28 +61,38 @@ def evaluate(
 
     Raises BackendError when the logits have the wrong shape or are not finite, DataError when the set is empty.
     """
+    answers = (
+        checked_logits(session.infer(session.prepared(pictures, spec)), len(pictures))
+        for pictures in picture_set.pieces(batch)
+    )
+    return judged(answers, picture_set, progress=progress)
+
+
+def judged(
+    answers: Iterable[Float32], picture_set: PictureSet, *, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """``answers``, logits (n, classes) piece by piece, against the labels of the set; raises as :func:`evaluate`."""
     if not len(picture_set):
         raise DataError(
             f"the {picture_set.name} set is empty", fix="prepare it where the pictures are: edgeopt export --force"
         )
     parts: list[Float32] = []
     done = 0
-    for pictures in picture_set.pieces(batch):
-        logits = checked_logits(session.infer(session.prepared(pictures, spec)), len(pictures))
+    for logits in answers:
         if parts and logits.shape[1] != parts[0].shape[1]:
             raise BackendError(
                 f"the engine answered {parts[0].shape[1]} classes, then {logits.shape[1]}",
                 fix=f"build it again: edgeopt build --target TARGET --force; if that does not help, {REPORT}",
             )
         parts.append(logits)
-        done += len(pictures)
+        done += len(logits)
         if progress is not None:
             progress(done, len(picture_set))
-    answers = np.concatenate(parts)
-    classes = answers.shape[1]
+    every = np.concatenate(parts)
+    classes = every.shape[1]
     if picture_set.labels.min() < 0 or picture_set.labels.max() >= classes:
         raise DataError(
             f"the {picture_set.name} set has labels beyond the engine's {classes} classes",
             fix="engine and set must be of one run: copy the run folder again, as a whole",
         )
-    return Evaluation(answers, answers.argmax(axis=1).astype(np.int64), np.asarray(picture_set.labels, np.int64))
+    return Evaluation(every, every.argmax(axis=1).astype(np.int64), np.asarray(picture_set.labels, np.int64))

@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from hostile import without_torch
-from small_run import write_small_run
+from small_run import FLOAT, INT8, write_small_run
 
 from edgeopt import allotment, api, cli, environment, resources
 from edgeopt.backends.base import Session
@@ -50,6 +51,7 @@ from edgeopt.preprocess import PreprocessSpec
 from edgeopt.report import write_report
 from edgeopt.run import Run
 from edgeopt.stages import bench as stage
+from edgeopt.stages.engines import Engine
 
 TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
 
@@ -295,7 +297,7 @@ def test_the_search_for_throughput_finds_the_best_setting_within_the_cap(lab: Pa
 
 
 def test_the_same_engine_by_the_runtimes_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from small_run import INT8, write_small_run
+    from small_run import write_small_run
 
     from edgeopt.bench.crosscheck import CrossCheck, _median, cross_check
     from edgeopt.stages.engines import engines, sets_folder
@@ -397,6 +399,35 @@ def test_what_was_timed_is_kept_when_a_search_after_it_is_interrupted(
     code, said = typed("--throughput")
     assert (code, "interrupted; nothing is lost" in said) == (130, True), said
     assert path.read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [({"dies_at": 2}, "exit code 7"), ({"hangs_at": 2}, "no answer within 3 s")]
+)
+def test_an_engine_that_dies_or_hangs_while_it_is_judged_is_named_and_the_rest_is_measured(
+    fault: dict[str, int],
+    said: str,
+    typed: Callable[..., tuple[object, str]],
+    lab: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine of the float variant is another one, which has the fault."""
+    planted, real = engine(lab, FLOAT, **fault).engine, stage._spec
+
+    def spec(of: Engine, *, threads: int) -> EngineSpec:
+        found = real(of, threads=threads)
+        return replace(found, backend="tiny", engine=planted) if of.key == FLOAT else found
+
+    monkeypatch.setattr(stage, "_spec", spec)
+    monkeypatch.setattr(stage, "ANSWER_SECONDS", 3.0)
+    for path in (lab / "run/device").glob("*/*/accuracy.json"):
+        path.unlink()
+    code, text = typed("--budget", "max_size_mib=9")
+    assert code == 0, text
+    assert (lab / "run/device" / INT8 / "accuracy.json").is_file()
+    assert not (lab / "run/device" / FLOAT / "accuracy.json").is_file()
+    (line,) = (line for line in text.splitlines() if line.startswith(f"not measured here: {FLOAT} ("))
+    assert said in line
 
 
 def test_the_compiled_original_is_the_same_engine_through_torch_compile(lab: Path) -> None:

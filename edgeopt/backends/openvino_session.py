@@ -42,8 +42,11 @@ class OpenVinoSession(Session):
                 return self._infer_several(batch)
             return self._infer_any(batch)
         np.copyto(self._input, batch)
-        self._request.start_async()
-        self._request.wait()
+        try:
+            self._request.start_async()
+            self._request.wait()
+        except RuntimeError as error:  # a device that is lost, or out of memory
+            raise refused(f"running {self._engine.name}", error, UPGRADE) from error
         return self._output.copy()  # type: ignore[no-any-return]
 
     def close(self) -> None:

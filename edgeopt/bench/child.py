@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import selectors
@@ -14,6 +15,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
+from edgeopt.backends.base import Float32
 from edgeopt.bench.spec import EngineSpec
 from edgeopt.errors import REPORT, BackendError
 
@@ -58,6 +62,12 @@ class Child:
     def end_to_end(self, pictures: Path, timeout: float) -> dict[str, Any]:
         """Time decoding, preprocessing and inference of encoded pictures; raises as :meth:`window`."""
         return self._ask({"pictures": str(pictures)}, timeout)
+
+    def logits(self, first: int, count: int, timeout: float) -> Float32:
+        """The answers (count, classes) to pictures of the test set; raises as :meth:`window`."""
+        answer = self._ask({"first": first, "count": count}, timeout)
+        values = np.frombuffer(base64.b64decode(answer["logits"]), "<f4")
+        return values.reshape(count, int(answer["classes"])).astype(np.float32)
 
     def cpu_seconds(self) -> float:
         """CPU time the process has used so far, all threads; Linux only."""

@@ -1,14 +1,16 @@
 """The child process of a benchmark: opens one engine, then times windows of inferences as the parent asks.
 
 One JSON object a line. In, first the engine's spec, then ``{"window": seconds, "iterations": least}``, with ``"batch"``
-for another than the target's, or ``{"pictures": folder}``. Out, one answer each: ``{"load_s", "memory_bytes",
-"session"}`` for the spec, ``{"samples_ms", "device_ms", "cpu_ms", "memory_bytes"}`` for a window (``device_ms`` is
-empty unless the device has a clock), ``{"decode_ms", "preprocess_ms", "infer_ms", "pictures"}`` for encoded pictures
-taken one by one, or ``{"error", "fix"}``. End of input ends the process.
+for another than the target's, ``{"pictures": folder}``, or ``{"first": picture, "count": pictures}``. Out, one answer
+each: ``{"load_s", "memory_bytes", "session"}`` for the spec, ``{"samples_ms", "device_ms", "cpu_ms", "memory_bytes"}``
+for a window (``device_ms``: empty unless the device has a clock), ``{"decode_ms", "preprocess_ms", "infer_ms",
+"pictures"}`` for encoded pictures taken one by one, ``{"logits", "classes"}`` (float32, base64) for pictures of the
+test set, or ``{"error", "fix"}``. End of input ends the process.
 """
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
@@ -78,6 +80,8 @@ def main() -> None:
 
 def _task(session: Session, spec: EngineSpec, batches: Batches, request: dict[str, Any]) -> dict[str, Any]:
     """One request after the engine was opened."""
+    if "first" in request:
+        return _logits(session, spec, int(request["first"]), int(request["count"]))
     if "pictures" in request:
         return end_to_end(session, spec, Path(request["pictures"]))
     size = int(request.get("batch", spec.target.batch))
@@ -94,6 +98,15 @@ def _task(session: Session, spec: EngineSpec, batches: Batches, request: dict[st
         "cpu_ms": round(cpu_ms, 5),
         "memory_bytes": peak_memory_bytes(),
     }
+
+
+def _logits(session: Session, spec: EngineSpec, first: int, count: int) -> dict[str, Any]:
+    """The answers to pictures of the test set."""
+    assert spec.pictures is not None
+    assert spec.preprocess is not None
+    pictures = open_set(spec.pictures, "test", checked=True).pictures[first : first + count]
+    logits = checked_logits(session.infer(session.prepared(pictures, PreprocessSpec.read(spec.preprocess))), count)
+    return {"logits": base64.b64encode(logits.astype("<f4").tobytes()).decode(), "classes": logits.shape[1]}
 
 
 def end_to_end(session: Session, spec: EngineSpec, folder: Path) -> dict[str, Any]:

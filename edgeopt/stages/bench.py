@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from edgeopt import allotment, environment, records
 from edgeopt.bench import EngineSpec, write_records
 from edgeopt.bench import bench as measure
+from edgeopt.bench.child import Child
 from edgeopt.bench.crosscheck import CrossCheck
 from edgeopt.bench.crosscheck import cross_check as check_by_tool
 from edgeopt.bench.records import accuracy_record, write_accuracy
@@ -21,6 +22,7 @@ from edgeopt.bench.throughput import Search, search
 from edgeopt.config import BenchConfig, SessionOptions, Target, load_target, validate
 from edgeopt.console import Console, Silent
 from edgeopt.errors import BackendError, ConfigError, EdgeoptError, MissingStageError
+from edgeopt.evaluate import Evaluation, judged
 from edgeopt.evaluate import evaluate as evaluate_session
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.run import Run, stage_key
@@ -39,6 +41,9 @@ from edgeopt.stages.engines import (
 )
 
 ORIGINAL_TARGET = Target(schema=1, name="pytorch", title="PyTorch, eager", backend="pytorch", precision="fp32")
+#: How long an engine may take to open, or to answer a piece of the test set, before it counts as hanging.
+ANSWER_SECONDS = 300.0
+_PIECE = 16  # pictures
 #: The target, in name only, of the original through torch.compile.
 COMPILED = "pytorch-compiled"
 
@@ -102,7 +107,7 @@ def _judge(chosen: Sequence[Engine], console: Console) -> dict[str, str]:
     failures: dict[str, EdgeoptError] = {}
     for engine in chosen:
         try:
-            _accuracy(engine, console)
+            _accuracy(engine, console, apart=True)
             for checked in (engine.path, _pictures(engine)):  # what timing opens, in processes of its own
                 assert checked.exists()
         except EdgeoptError as error:
@@ -230,8 +235,11 @@ def prepared_test(run: Run, spec: PreprocessSpec) -> PictureSet:
     return open_set(folder, "test")
 
 
-def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[str, Any]:
-    """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now."""
+def _accuracy(engine: Engine, console: Console, *, keep: bool = True, apart: bool = False) -> dict[str, Any]:
+    """The engine's ``accuracy.json``: the one at hand when it is of this very engine, else measured now.
+
+    ``apart``: in a process of its own, so that one that dies or hangs takes nobody with it.
+    """
     path = engine.folder / "accuracy.json"
     original_key = _original_key(engine.run)
     reference = _reference(engine, original_key)
@@ -244,8 +252,12 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
         if made_of == (record.get("build_key"), record.get("baseline"), record.get("baseline_key")) and complete:
             return record
     pictures = test_set(engine)
-    with console.task(f"accuracy of {engine.key}") as progress, engine.open() as session:
-        answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
+    with console.task(f"accuracy of {engine.key}") as progress:
+        if apart and engine.record["backend"] != "pytorch":
+            answers = _judged_apart(engine, pictures, progress)
+        else:
+            with engine.open() as session:
+                answers = evaluate_session(session, pictures, engine.preprocess, progress=progress)
     record = accuracy_record(
         answers.logits,
         pictures.labels,
@@ -263,6 +275,31 @@ def _accuracy(engine: Engine, console: Console, *, keep: bool = True) -> dict[st
 
             explain(engine, record, pictures)
     return record
+
+
+def _judged_apart(engine: Engine, pictures: PictureSet, progress: Callable[[int, int], None]) -> Evaluation:
+    """The engine's answers, given in a process of its own; BackendError when that dies or does not answer."""
+    child, count = Child(_spec(engine, threads=allotment.usable_cores())), len(pictures)
+    try:
+        child.open(ANSWER_SECONDS)
+        pieces = ((first, min(_PIECE, count - first)) for first in range(0, count, _PIECE))
+        return judged((child.logits(*piece, ANSWER_SECONDS) for piece in pieces), pictures, progress=progress)
+    finally:
+        child.close()
+
+
+def _spec(engine: Engine, *, threads: int) -> EngineSpec:
+    """The engine as a process opens it."""
+    return EngineSpec(
+        key=engine.key,
+        backend=str(engine.record["backend"]),
+        engine=engine.path.absolute(),
+        target=engine.target,
+        precision=engine.precision,
+        threads=threads,
+        pictures=_pictures(engine).absolute(),
+        preprocess=engine.preprocess_path.absolute(),
+    )
 
 
 def _reference(engine: Engine, original_key: str) -> dict[str, Any] | None:
@@ -288,19 +325,7 @@ def _threads(timed: Sequence[Engine], console: Console) -> int:
 
 def _latency(run: Run, timed: Sequence[Engine], config: BenchConfig, console: Console) -> BenchResult:
     threads = config.threads or _threads(timed, console)
-    specs = [
-        EngineSpec(
-            key=engine.key,
-            backend=str(engine.record["backend"]),
-            engine=engine.path,
-            target=engine.target,
-            precision=engine.precision,
-            threads=threads,
-            pictures=_pictures(engine),
-            preprocess=engine.preprocess_path,
-        )
-        for engine in timed
-    ]
+    specs = [_spec(engine, threads=threads) for engine in timed]
     original = _original_key(run)
     compiled = _compiled_spec(specs[0]) if config.compiled and specs[0].key == original else None
     if compiled is not None:
