@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -26,6 +26,9 @@ from edgeopt.cli.report_cmd import finish, read_allowance, read_budget
 from edgeopt.config import BenchConfig, validate
 from edgeopt.errors import ConfigError
 from edgeopt.run import Run
+
+if TYPE_CHECKING:
+    from edgeopt.bench import BenchResult
 
 
 @click.command("bench")
@@ -131,17 +134,24 @@ def command(
         run_on(run, on, ["bench", *typed], ok=(0, 3, 4, 5), console=console)  # budgets are judged here
         return finish(run, limits, as_json=as_json)
     result = bench(run, targets=targets, trust_engine=trust_engine, console=console, **config.model_dump())
-    failures = {key: ("undecided", f"it could not be measured: {reason}") for key, reason in result.failures.items()}
-    return finish(run, limits, as_json=as_json, unmeasured={**_foreign(run, trust_engine=trust_engine), **failures})
+    return finish(run, limits, as_json=as_json, unmeasured=_unmeasured(run, result, trust_engine=trust_engine))
 
 
-def _foreign(run: Run, *, trust_engine: bool) -> dict[str, tuple[str, str]]:
-    """Engines of another machine: what it measured must not pass for what an engine does that did not run here."""
-    from edgeopt.stages.engines import built_elsewhere
+def _unmeasured(run: Run, result: BenchResult, *, trust_engine: bool) -> dict[str, tuple[str, str]]:
+    """Engines that did not run: what earlier figures say of them, or another machine's, must not pass for what they do.
 
+    Those of another machine are left out where an int8 engine was measured here, which is then what is judged.
+    """
+    from edgeopt.stages.engines import built_elsewhere, engines
+
+    known = engines(run)
+    here = any(known[key].precision == "int8" for key in result.engines if key in known)
     return {
-        key: ("undecided" if twin is None else "", f"it was not measured here: {reason}")
-        for key, (reason, twin) in built_elsewhere(run, trust_engine=trust_engine).items()
+        **{
+            key: ("" if here else "undecided", f"it was not measured here: {reason}")
+            for key, reason in built_elsewhere(run, trust_engine=trust_engine).items()
+        },
+        **{key: ("undecided", f"it could not be measured: {reason}") for key, reason in result.failures.items()},
     }
 
 

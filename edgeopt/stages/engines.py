@@ -175,14 +175,10 @@ def left_out(run: Run, *, trust_engine: bool = False) -> dict[str, str]:
     return {key: reason for key, reason in reasons.items() if reason}
 
 
-def built_elsewhere(run: Run, *, trust_engine: bool = False) -> dict[str, tuple[str, Engine | None]]:
-    """By key, engines that this machine could run had it built them: why it does not, and its own such engine."""
+def built_elsewhere(run: Run, *, trust_engine: bool = False) -> dict[str, str]:
+    """By key, why engines that this machine could run had it built them are not opened."""
     known = engines(run, trust_engine=trust_engine)
-    here = {(one.record["target"], one.variant): one for one in known.values() if not one.unusable()}
-    found = {
-        key: (engine.foreign(), here.get((engine.record["target"], engine.variant))) for key, engine in known.items()
-    }
-    return {key: (reason, twin) for key, (reason, twin) in found.items() if reason}
+    return {key: reason for key, engine in known.items() if (reason := engine.foreign())}
 
 
 def pick_engine(run: Run, key: str | None, *, trust_engine: bool = False) -> Engine:
