@@ -14,7 +14,7 @@ import torch
 
 from edgeopt import CompressConfig, ModelConfig, Recipe, Run, TrainConfig, api, cli
 from edgeopt.config import DataConfig, validate
-from edgeopt.errors import ConfigError, TrainingError
+from edgeopt.errors import BackendError, ConfigError, TrainingError
 from edgeopt.pipeline import STEPS, run_recipe
 from edgeopt.registry import load_backend
 from edgeopt.stages import compress as compress_stage
@@ -220,8 +220,13 @@ def test_when_the_time_of_the_call_is_over_no_scheme_is_climbed_further(
     ticks = count()
     monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: 40.0 * next(ticks)))
     monkeypatch.setattr(rungs.Rung, "holds", property(lambda self: False))
-    monkeypatch.setattr(rungs, "times_of", lambda *_, **__: None)
+
+    def hangs(*_: object, **__: object) -> None:  # a ladder that was climbed is kept all the same
+        raise BackendError("whole: no answer within 300 s", fix="measure again")
+
+    monkeypatch.setattr(rungs, "times_of", hangs)
     config = CompressConfig(max_drop=0.0, time="1m", epochs=0, schemes=("u8a7w", "s8a8w"), calibration="fast")
     made = api.compress(run, config)
     assert [item.record["ladder"]["stopped"] for item in made] == ["time", "time"]
     assert [len(item.record["ladder"]["rungs"]) for item in made] == [1, 1], "one each, or there is nothing to keep"
+    assert [item.record["ladder"]["timed_on"] for item in made] == [None, None]

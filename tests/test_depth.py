@@ -75,6 +75,28 @@ def test_the_block_that_does_nothing_goes_first_and_the_rest_comes_back_bit_equa
     assert "layer3.1.conv1" not in dict(again.named_modules())
 
 
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224", "vit_relpos_small_patch16_224"])
+def test_blocks_that_are_handed_more_than_their_input_can_go_too(name: str) -> None:
+    """Positions and biases, which whatever stands in their place is handed as well."""
+    size = {"image_size": 56} if "vit_relpos" not in name else {"image_size": 64}
+    created = models.create(name, num_classes=3, pretrained=False, arguments={"depth": 2}, **size)
+    pictures = torch.randn(2, 3, size["image_size"], size["image_size"])
+    ranked = rank_blocks(created.model.eval(), pictures, lambda one: float(one(pictures).detach().sum()))
+    assert {block.name for block in ranked} == {"blocks.0", "blocks.1"}
+    shallow = replay(copy.deepcopy(created.model), dropped([ranked[0].name]))
+    assert shallow(pictures).shape == (2, 3)
+
+
+def test_attention_whose_heads_have_a_table_elsewhere_keeps_them() -> None:
+    created = models.create(
+        "vit_small_patch16_rope_mixed_224", num_classes=3, pretrained=False, arguments={"depth": 2}, image_size=64
+    )
+    pictures = torch.randn(2, 3, 64, 64)
+    assert rank_heads(created.model.eval(), lambda one: float(one(pictures).detach().sum())) == []
+    with pytest.raises(ModelError, match="the model has no attention whose heads can be dropped"):
+        choose_heads(created.model, [], 1)
+
+
 def test_the_head_that_does_nothing_goes_first_and_the_rest_answers_as_before(tmp_path: Path) -> None:
     torch.manual_seed(0)
     created = models.create(

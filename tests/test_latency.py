@@ -652,6 +652,16 @@ def test_a_machine_that_was_busy_while_latencies_were_measured_is_told_of_once(
     assert said == (busy if others == 0.9 else [])
 
 
+def test_what_could_not_be_timed_has_no_share_and_says_why() -> None:
+    target = load_target("openvino")
+    spec = EngineSpec(UNPRUNED, "openvino", Path("x"), target, "int8")
+    engine = EngineResult(spec, ((1.0,),) * 8, *(0.1, 0, {}, 0.0, True))
+    result = BenchResult("planted", {UNPRUNED: engine}, {"candidate-3": "it hangs"}, 1, 8, 20.0, {}, {})
+    assert Share.of(result, UNPRUNED) == Share(1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(BackendError, match="candidate-3 has no measurement: it hangs"):
+        Share.of(result, "candidate-3")
+
+
 @pytest.mark.parametrize(
     ("ms", "noise", "asked", "verdict"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgeopt.compress.graph import bounded, is_layer, trace
 from edgeopt.compress.prune import Importance, PruneResult, cuts, plans, prunable, prune, replay
@@ -500,6 +500,25 @@ def _rexnet() -> nn.Module:
 
     made: nn.Module = timm.create_model("rexnet_100", num_classes=3)
     return made
+
+
+class HeadFirst(nn.Module):
+    """Its classifier is the first layer it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 24)
+        self.first, self.second = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+        return logits
+
+
+def test_the_classifier_is_the_layer_that_is_run_last_wherever_it_is_named() -> None:
+    found = prune(HeadFirst().eval(), fraction=0.523, example=torch.zeros(1, 3, 32, 32), importance="l2")
+    assert found.untouched["head"] == "classifier"
+    assert found.model(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
 
 
 def _gcvit() -> nn.Module:

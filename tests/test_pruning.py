@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgeopt import CompressConfig, TrainConfig, environment, models
-from edgeopt.compress.prune import MOST_IMPORTANT, prune, replay
+from edgeopt.compress.prune import MOST_IMPORTANT, layer_widths, prune, replay, step_of
 from edgeopt.config import validate
 from edgeopt.errors import BackendError, ConfigError, ModelError
 from edgeopt.models.macs import count_macs
+from edgeopt.preprocess import PreprocessSpec
 from edgeopt.stages import cut_timing, pruning
 from edgeopt.stages.training import TrainingPlan
 from edgeopt.train.soup import refresh_batchnorm
@@ -44,8 +45,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Two cuts, each a model of its own, and figures on val that are planted."""
     made = {name: SimpleNamespace(model=nn.Identity(), history=[[name, True, [0]]]) for name in LOSSES}
     losses = {id(way.model): LOSSES[name] for name, way in made.items()}
-    monkeypatch.setattr(pruning, "channels_of", lambda *_: None)
-    monkeypatch.setattr(pruning, "cuts", lambda *_, **__: dict(made))
+    monkeypatch.setattr(pruning, "_ways", lambda *_: dict(made))
     monkeypatch.setattr(pruning, "settled", lambda job, start, cut, history, plan, **_: cut)
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -57,7 +57,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def fewer(said: list[str]) -> tuple[nn.Module, Any]:
     whole: Any = nn.Identity()
-    return pruning._fewer_channels(job(said), whole, whole, [], SimpleNamespace(), 0.5)  # type: ignore[arg-type]
+    return pruning._fewer_channels(job(said), whole, whole, [], SimpleNamespace(), 1)  # type: ignore[arg-type]
 
 
 def test_the_way_with_the_lower_loss_on_val_is_taken_and_both_are_said(ways: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def test_where_the_first_way_costs_nothing_that_val_can_tell_the_others_are_not_
 
 def test_one_way_is_taken_as_it_is(ways: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     only = {"one ratio": ways["one ratio"]}
-    monkeypatch.setattr(pruning, "cuts", lambda *_, **__: only)
+    monkeypatch.setattr(pruning, "_ways", lambda *_: only)
     said: list[str] = []
     assert fewer(said)[1] is ways["one ratio"]
     assert said == []
@@ -200,13 +200,15 @@ def test_a_pruning_killed_between_its_steps_goes_on_with_the_next(
     """The cuts are real and by weights; their recovery is planted, and killed in the second of three."""
     created = models.create("tests.tiny_torch:PlainNet", num_classes=3, pretrained=False)
     start, example = created.model.eval(), torch.zeros(1, 3, 32, 32)
-    fractions: list[float] = []
+    steps: list[int] = []
     recovered: list[tuple[int, int, str]] = []
 
     def fewer_channels(
-        job: Any, start: nn.Module, model: nn.Module, before: Any, plan: Any, fraction: float
+        job: Any, start: nn.Module, model: nn.Module, before: Any, plan: Any, step: int
     ) -> tuple[nn.Module, Any]:
-        fractions.append(fraction)
+        steps.append(step)
+        left = count_macs(model, example.shape) / count_macs(start, example.shape)
+        fraction, _ = step_of(left, fraction=0.49, step=step, steps=3)
         found = prune(model, fraction=fraction, example=example, importance="l2", round_to=1)
         return found.model, found
 
@@ -230,11 +232,32 @@ def test_a_pruning_killed_between_its_steps_goes_on_with_the_next(
     assert [row[2] for row in recovered] == ["step-1", "killed", "step-2", "step-3"]
     assert {row[0] for row in recovered} == {7, 0}, "a third of twenty epochs, rounded up"
     assert len({row[1] for row in recovered}) == 4, "views of their own"
-    assert fractions == pytest.approx([1 - 0.51 ** (1 / 3)] * 4), "the same share of what is left"
-    assert count_macs(model, (3, 32, 32)) / count_macs(start, (3, 32, 32)) == pytest.approx(0.51, abs=0.05)
+    assert steps == [1, 2, 2, 3]
+    assert count_macs(model, (3, 32, 32)) / count_macs(start, (3, 32, 32)) == pytest.approx(0.51, abs=0.02)
     again = replay(models.create("tests.tiny_torch:PlainNet", num_classes=3, pretrained=False).model, done["history"])
     again.load_state_dict(model.state_dict())  # what all three steps cut
     assert done["metrics"] == {"val_top1": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "steps"), [("mobilenetv3_small_050", 0.3, 3), ("resnet10t", 0.5, 8), ("resnet10t", 0.3, 10)]
+)
+def test_steps_that_cannot_be_made_exactly_are_made_up_for_by_the_next(name: str, share: float, steps: int) -> None:
+    """In steps of 8 channels: only all of them together are held to what was asked, and to the cap a layer."""
+    torch.manual_seed(0)
+    start = models.create(name, num_classes=3, pretrained=False, image_size=64).model.eval()
+    example, cut = torch.zeros(1, 3, 64, 64), 0
+    asked = job([])
+    asked.config = CompressConfig(prune=share, prune_steps=steps, importance="l2")
+    asked.round_to, asked.start.preprocess = 8, PreprocessSpec(size=(64, 64))
+    model, history = start, []
+    for step in range(1, steps + 1):
+        (way, *_) = pruning._ways(asked, start, model, history, SimpleNamespace(), step).values()  # type: ignore[arg-type]
+        model, history, cut = way.model, [*history, *way.history], cut + bool(way.history)
+    assert count_macs(model, example.shape) / count_macs(start, example.shape) == pytest.approx(1 - share, abs=0.021)
+    assert cut > 1
+    before, after = layer_widths(start), layer_widths(model)
+    assert min(after[layer] / before[layer] for layer in before) >= 0.3
 
 
 def _cut_network() -> tuple[nn.Module, nn.Module, list[Any], list[tuple[torch.Tensor, torch.Tensor]]]:

@@ -171,10 +171,35 @@ def test_teachers_that_cannot_teach_are_refused_by_name(big: Run, tmp_path: Path
         api.finetune(str(others), STUDENT, TRAIN.model_copy(update={"distill": "dkd"}), run=tmp_path / "run")
 
 
-def test_the_same_classes_in_another_order_and_an_int8_model_do_not_teach() -> None:
-    with pytest.raises(ConfigError, match="other classes than this run: the same in another order"):
-        teachers._require_same_classes("runs/other", ["cat", "dog"], ["dog", "cat"])
-    teachers._require_same_classes("runs/other", ["cat", "dog"], ["cat", "dog"])
+def test_a_teacher_of_the_same_classes_in_another_order_answers_in_the_runs_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Teacher("runs/other", "a" * 64, lambda _: nn.Identity())
+    orders = {"other": ("dog", "cat", "owl"), "own": ("cat", "dog", "owl"), "same": ("cat", "dog", "owl")}
+    monkeypatch.setattr(teachers.Path, "is_file", lambda _: True)
+    monkeypatch.setattr(teachers, "open_variant", lambda *_: None)
+    monkeypatch.setattr(teachers, "_of_variant", lambda *_: plain)
+    monkeypatch.setattr(teachers, "Run", SimpleNamespace(open=lambda path: _Other(path.name)))
+    monkeypatch.setattr(teachers, "labels", lambda run: orders[getattr(run, "name", run)])
+    taught = teachers._of_another_run("own", "runs/other", None)  # type: ignore[arg-type]
+    logits = torch.tensor([[1.0, 2.0, 3.0]])  # of dog, cat, owl
+    assert taught.module(PreprocessSpec(size=(8, 8)))(logits).tolist() == [[2.0, 1.0, 3.0]]
+    assert taught.sha256 != plain.sha256, "what it taught is not taken for what the other order teaches"
+    assert teachers._of_another_run("own", "runs/same", None) is plain  # type: ignore[arg-type]
+
+
+class _Other:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def original(self) -> str:
+        return "float"
+
+
+def test_other_classes_and_an_int8_model_do_not_teach() -> None:
+    with pytest.raises(ConfigError, match='other classes than this run: it has "owl"'):
+        teachers._require_same_classes("runs/other", ["cat", "dog", "owl"], ["dog", "cat"])
+    teachers._require_same_classes("runs/other", ["cat", "dog"], ["dog", "cat"])
     int8: Any = SimpleNamespace(architecture=SimpleNamespace(scheme="u8a8w"))
     with pytest.raises(ConfigError, match="int8-u8a8w is int8, and a teacher should know more than its student"):
         teachers._of_variant("int8-u8a8w", int8)

@@ -58,10 +58,14 @@ def find_groups(
     kept: Mapping[nn.Module, str],
     round_to: int,
     max_layer_fraction: float,
+    whole: Mapping[str, int],
 ) -> tuple[list[Group], dict[str, str]]:
-    """The groups that may be cut, and why each layer outside them may not. ``kept`` modules keep their outputs."""
+    """The groups that may be cut, and why each layer outside them may not. ``kept`` modules keep their outputs.
+
+    ``whole`` are the widths that layers had before earlier cuts, of which ``max_layer_fraction`` may go in all.
+    """
     names = {module: name for name, module in model.named_modules()}
-    finder = _Finder(graph, names, kept, _scorer(importance), round_to, max_layer_fraction)
+    finder = _Finder(graph, names, kept, _scorer(importance), round_to, max_layer_fraction, whole)
     groups: list[Group] = []
     reasons = {
         name: kept.get(module, "not reached by the trace")
@@ -93,6 +97,7 @@ class _Finder:
     score: Any
     round_to: int
     max_layer_fraction: float
+    whole: Mapping[str, int]
 
     def convert(self, group: Any) -> Group | str:
         """The group in our terms, or why it must stay whole."""
@@ -138,6 +143,7 @@ class _Finder:
                 width = self.graph.get_out_channels(module) if outputs else self.graph.get_in_channels(module)
                 touched.append((self.names[module], outputs, len(channels) / width))
         root = group[0].dep.target.module
+        once = len(scores) * self.whole.get(self.names[root], outputs_of(root)) / outputs_of(root)
         return Group(
             root=root,
             name=self.names[root],
@@ -145,7 +151,7 @@ class _Finder:
             scores=scores,
             repeats=repeats,
             step=self.round_to // math.gcd(self.round_to, repeats),
-            most=math.floor(len(scores) * self.max_layer_fraction),
+            most=max(0, len(scores) - math.ceil(round(once * (1 - self.max_layer_fraction), 6))),
             touched=tuple(touched),
             order=torch.argsort(scores, stable=True),
             mean=mean * max(1, len(touched)),  # torch-pruning gives the mean over the layers
@@ -254,20 +260,28 @@ def _removed(groups: Sequence[Group], cuts: Sequence[int], costs: Mapping[str, i
 
 
 def plan_cuts(
-    groups: Sequence[Group], costs: Mapping[str, int], *, fraction: float, round_to: int
+    groups: Sequence[Group],
+    costs: Mapping[str, int],
+    *,
+    fraction: float,
+    round_to: int,
+    tolerance: float = TOLERANCE,
 ) -> list[tuple[Group, int]]:
-    """How many units each group loses so that ``fraction`` of the MACs goes, as nearly as rounding allows."""
+    """How many units each group loses so that ``fraction`` of the MACs goes, as nearly as rounding allows.
+
+    ModelError where that is further than ``tolerance``, a share of all MACs, or nothing; from 1 on neither is.
+    """
 
     def removed(cuts: Sequence[int]) -> float:
         return _removed(groups, cuts, costs)
 
     low, high = [0] * len(groups), at_ratio(groups, 1.0) if groups else []
     most = removed(high)
-    if most < fraction - TOLERANCE:
+    if most < fraction - tolerance:
         raise ModelError(
             f"prune: {fraction:.0%} of the MACs cannot be removed, at most {most:.0%}",
             fix=f"ask for at most {math.floor(most * 100) / 100:.2f}"
-            + (", or use a smaller round_to" if round_to > 1 else ""),
+            + (", or for a target whose profile has a smaller round_to" if round_to > 1 else ""),
         )
     below, above = 0.0, 1.0
     for _ in range(20):
@@ -283,16 +297,16 @@ def plan_cuts(
         current = _changed(current, index, high[index])
         if abs(removed(current) - fraction) < abs(removed(best) - fraction):
             best = current
-    if abs(removed(best) - fraction) > TOLERANCE:
+    if abs(removed(best) - fraction) > tolerance:
         raise ModelError(
             f"prune: {fraction:.0%} of the MACs cannot be removed in steps of {round_to} channels: "
             f"{removed(low):.1%} or {removed(high):.1%} can",
-            fix=f"ask for {removed(best):.3f}, or use a smaller round_to",
+            fix=f"ask for {removed(best):.3f}, or for a target whose profile has a smaller round_to",
         )
-    if not any(best):
+    if not any(best) and tolerance < 1:
         raise ModelError(
             f"prune: {fraction:.1%} of the MACs is less than the smallest step of {round_to} channels",
-            fix="ask for more, or use a smaller round_to",
+            fix="ask for more, or for a target whose profile has a smaller round_to",
         )
     return [(group, units) for group, units in zip(groups, best, strict=True) if units > 0]
 

@@ -17,6 +17,14 @@ from edgeopt.models.modes import evaluating, hooked
 DROP = "drop"
 
 
+class Skip(nn.Module):
+    """Where a block was: what comes in goes out, whatever else the network hands its blocks (BEiT and EVA do)."""
+
+    def forward(self, x: Tensor, *_: object, **__: object) -> Tensor:
+        """``x`` as it is."""
+        return x
+
+
 @dataclass(frozen=True)
 class BlockCost:
     """A block that could go, and the loss of the network without it, untrained."""
@@ -85,12 +93,12 @@ def drop_block(model: nn.Module, name: str) -> None:
         block = model.get_submodule(name)
     except AttributeError:
         block = None
-    if block is None or isinstance(block, nn.Identity):
+    if block is None or isinstance(block, Skip):
         raise ModelError(
             f"pruning history: this model has no block {name} to drop",
             fix="use the architecture.json of this very model, or prune it again: edgeopt compress --drop-blocks N",
         )
-    setattr(model.get_submodule(parent), own, nn.Identity())
+    setattr(model.get_submodule(parent), own, Skip())
 
 
 def rank_blocks(model: nn.Module, example: Tensor, loss_of: Callable[[nn.Module], float]) -> list[BlockCost]:

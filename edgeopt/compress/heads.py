@@ -80,19 +80,32 @@ def _linear(layer: nn.Linear, *, rows: torch.Tensor | None = None, columns: torc
 
 
 def rank_heads(model: nn.Module, loss_of: Callable[[nn.Module], float]) -> list[HeadCost]:
-    """Every head, the one whose absence alone costs the least loss first; ``model`` stays as it is."""
-    costs = []
+    """Every head, the one whose absence alone costs the least loss first; ``model`` stays as it is.
+
+    Attentions that cannot do without one are left out: the network holds a table with a row for each head (ViT-RoPE).
+    """
+    costs: list[HeadCost] = []
     for name, attention in attentions(model).items():
-        for head in range(attention.num_heads if attention.num_heads > 1 else 0):
-            without = copy.deepcopy(model)
-            drop_heads(without, name, [head])
-            costs.append(HeadCost(name, head, loss_of(without)))
+        try:
+            costs += [
+                HeadCost(name, head, loss_of(_without(model, name, head)))
+                for head in range(attention.num_heads if attention.num_heads > 1 else 0)
+            ]
+        except RuntimeError:
+            continue
     return sorted(costs, key=lambda cost: cost.loss)
+
+
+def _without(model: nn.Module, name: str, head: int) -> nn.Module:
+    without = copy.deepcopy(model)
+    drop_heads(without, name, [head])
+    return without
 
 
 def choose_heads(model: nn.Module, ranked: Sequence[HeadCost], count: int) -> list[list[Any]]:
     """The history of dropping ``count`` heads in that order; every attention keeps one. Raises ModelError."""
-    left = {name: attention.num_heads for name, attention in attentions(model).items()}
+    ranks = {cost.name for cost in ranked}
+    left = {name: one.num_heads for name, one in attentions(model).items() if name in ranks or one.num_heads == 1}
     gone: dict[str, list[int]] = {}
     for cost in ranked:
         if sum(map(len, gone.values())) < count and left[cost.name] > 1:

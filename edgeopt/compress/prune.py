@@ -113,14 +113,17 @@ class Prunable:
         return _result(self.model, pruned, history, self.example, sum(self.costs.values()), self.reasons)
 
 
-def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) -> dict[str, Plan]:
+def plans(
+    found: Prunable, *, fraction: float, round_to: int, comparable: bool, tolerance: float = TOLERANCE
+) -> dict[str, Plan]:
     """Ways to take ``fraction`` of the MACs, by name: which keeps more is to be measured, it differs by network.
 
     One ratio for every kind of group; and, where importances of different layers are ``comparable`` (Taylor's are
     estimates of the loss), the cuts that cost the least importance for each MAC: a knapsack as in HALP (arXiv
     2110.10811) with MACs in place of milliseconds. Raises ModelError when not even the first can be.
     """
-    ways: dict[str, Plan] = {ONE_RATIO: plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to)}
+    one = plan_cuts(found.groups, found.costs, fraction=fraction, round_to=round_to, tolerance=tolerance)
+    ways: dict[str, Plan] = {ONE_RATIO: one}
     if comparable:
         space = WidthSpace(found.groups, tuple(found.costs))
         costs = np.array(list(found.costs.values()), np.float64)
@@ -130,19 +133,33 @@ def plans(found: Prunable, *, fraction: float, round_to: int, comparable: bool) 
 
         limit = (1 - fraction) * float(costs.sum())
         cuts = knapsack(space, macs, limit)
-        if cuts is not None and limit - macs(space.shares(cuts)) <= TOLERANCE * float(costs.sum()):
+        if cuts is not None and limit - macs(space.shares(cuts)) <= tolerance * float(costs.sum()):
             ways["importance per MAC"] = space.plan(cuts)
     return ways
 
 
-def cuts(found: Prunable, *, fraction: float, round_to: int, comparable: bool) -> dict[str, PruneResult]:
+def step_of(left: float, *, fraction: float, step: int, steps: int) -> tuple[float, float]:
+    """What the ``step``-th of ``steps`` is to remove, and how exactly, as shares of the MACs that are there.
+
+    ``left`` (0-1) is what the steps before it left of the MACs, ``fraction`` what all together remove. Each removes the
+    same share of what is left; what rounding made one miss, the next make up for, and only the last is held to it.
+    """
+    wanted = (1 - fraction) ** (step / steps)
+    return 1 - wanted / left, TOLERANCE / left if step == steps else 1.0
+
+
+def cuts(
+    found: Prunable, *, fraction: float, round_to: int, comparable: bool, tolerance: float = TOLERANCE
+) -> dict[str, PruneResult]:
     """What each of :func:`plans` comes to, counted; raises ModelError when none removes what was asked for."""
     _check_fraction(fraction)
     made = {
         name: found.cut(plan)
-        for name, plan in plans(found, fraction=fraction, round_to=round_to, comparable=comparable).items()
+        for name, plan in plans(
+            found, fraction=fraction, round_to=round_to, comparable=comparable, tolerance=tolerance
+        ).items()
     }
-    right = {name: result for name, result in made.items() if abs(result.removed - fraction) <= TOLERANCE}
+    right = {name: result for name, result in made.items() if abs(result.removed - fraction) <= tolerance}
     if not right:
         got = made[ONE_RATIO].removed
         raise ModelError(f"prune: asked for {fraction:.1%} of the MACs, got {got:.1%}", fix=f"ask for {got:.2f}")
@@ -158,8 +175,12 @@ def prunable(
     gradient_batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     max_layer_fraction: float = 0.7,
     ignored: Sequence[str] = (),
+    whole: Mapping[str, int] | None = None,
 ) -> Prunable:
-    """What could be pruned of ``model`` and how much each channel matters; the arguments are those of :func:`prune`."""
+    """What could be pruned of ``model`` and how much each channel matters; the arguments are those of :func:`prune`.
+
+    ``whole``: widths of layers that ``max_layer_fraction`` is of, where ``model`` was cut before.
+    """
     _check(round_to, importance, max_layer_fraction, gradient_batches, example)
     _check_names(model, ignored)
     example = example.to(next(model.parameters()).device)
@@ -170,7 +191,13 @@ def prunable(
         _set_gradients(judged, gradient_batches or ())
     kept = _kept_as_they_are(judged, example, ignored)
     groups, reasons = find_groups(
-        graph, judged, importance=importance, kept=kept, round_to=round_to, max_layer_fraction=max_layer_fraction
+        graph,
+        judged,
+        importance=importance,
+        kept=kept,
+        round_to=round_to,
+        max_layer_fraction=max_layer_fraction,
+        whole=whole or {},
     )
     return Prunable(model, example, groups, costs, reasons)
 
@@ -233,12 +260,12 @@ def _kept_as_they_are(model: nn.Module, example: Tensor, ignored: Sequence[str])
             kept |= {m: f"part of attention {name}" for m in module.modules() if is_layer(m)}
     for name in ignored:
         kept |= {module: "ignored on request" for module in model.get_submodule(name).modules()}
-    with torch.no_grad():
+    run: list[nn.Module] = []
+    handles = [m.register_forward_hook(lambda one, *_: run.append(one)) for m in model.modules() if is_layer(m)]
+    with hooked(handles), torch.no_grad():
         classes = model(example).shape[-1]
-    layers = [m for m in model.modules() if is_layer(m)]
-    if layers:
-        # Whatever else it feeds, a layer at the end with one output a class is the classifier.
-        kept |= {m: "classifier" for m in layers[-2:] if outputs_of(m) == classes and m not in kept}
+    # Whatever else it feeds, a layer that is run at the end and has one output a class is the classifier.
+    kept |= {m: "classifier" for m in run[-2:] if outputs_of(m) == classes and m not in kept}
     return kept
 
 

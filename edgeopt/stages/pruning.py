@@ -13,9 +13,21 @@ import torch
 from torch import nn
 
 from edgeopt import models, records
+from edgeopt.compress.channels import TOLERANCE
 from edgeopt.compress.depth import BlockCost, dropped, rank_blocks
 from edgeopt.compress.heads import choose_heads, rank_heads
-from edgeopt.compress.prune import MOST_IMPORTANT, History, Prunable, PruneResult, cuts, layer_widths, prunable, replay
+from edgeopt.compress.prune import (
+    MOST_IMPORTANT,
+    ONE_RATIO,
+    History,
+    Prunable,
+    PruneResult,
+    cuts,
+    layer_widths,
+    prunable,
+    replay,
+    step_of,
+)
 from edgeopt.compress.reconstruct import reconstruct
 from edgeopt.errors import ModelError
 from edgeopt.files import write_json
@@ -84,8 +96,7 @@ def _in_steps(job: Job, start: nn.Module, plan: TrainingPlan, folder: Path) -> t
         model, done["history"] = _without_parts(job, start, plan)
     for step in range(int(done["steps"]) + 1, steps + 1):
         if job.config.prune is not None:
-            fraction = 1 - (1 - job.config.prune) ** (1 / steps)
-            model, result = _fewer_channels(job, start, model, done["history"], plan, fraction)
+            model, result = _fewer_channels(job, start, model, done["history"], plan, step)
             done["reasons"], done["history"] = dict(result.untouched), [*done["history"], *result.history]
         else:
             model = settled(job, start, model, done["history"], plan, what="the rest")
@@ -106,18 +117,15 @@ def _in_steps(job: Job, start: nn.Module, plan: TrainingPlan, folder: Path) -> t
 
 
 def _fewer_channels(
-    job: Job, start: nn.Module, model: nn.Module, before: History, plan: TrainingPlan, fraction: float
+    job: Job, start: nn.Module, model: nn.Module, before: History, plan: TrainingPlan, step: int
 ) -> tuple[nn.Module, PruneResult]:
-    """``model``, which is ``start`` after ``before``, without ``fraction`` of its MACs, settled, and what was cut.
+    """``model``, which is ``start`` after ``before``, without what the step is to remove, settled, and what was cut.
 
     Of the ways to spread the cuts the one with the lowest loss on val is taken: what such a network gives untrained
     tells what it will recover to (Li et al. 2020, EagleEye, https://arxiv.org/abs/2007.02491). Where the first costs no
     more than twice that loss's standard error, the others are not looked at.
     """
-    with job.console.task(f"pruning {fraction:.0%} of the MACs"):
-        found = channels_of(job, model, plan)
-        comparable = job.config.importance == "taylor"
-        ways = cuts(found, fraction=fraction, round_to=job.round_to, comparable=comparable)
+    ways = _ways(job, start, model, before, plan, step)
 
     def ready_by(name: str) -> nn.Module:
         return settled(job, start, ways[name].model, [*before, *ways[name].history], plan, what=name)
@@ -139,13 +147,40 @@ def _fewer_channels(
     return ready[name], ways[name]
 
 
+def _ways(
+    job: Job, start: nn.Module, model: nn.Module, before: History, plan: TrainingPlan, step: int
+) -> dict[str, PruneResult]:
+    """The ways to make the step's cuts, by name; where none is small enough for now, one that cuts nothing."""
+    share, steps = float(job.config.prune or 0.0), job.config.prune_steps
+    example = torch.zeros(1, *job.start.preprocess.input_shape)
+    parts: History = [act for act in before if isinstance(act[1], str)]  # whole blocks and heads, gone before
+    whole = count_macs(replay(copy.deepcopy(start), parts, example=example), example.shape)
+    left = count_macs(model, example.shape) / whole
+    fraction, tolerance = step_of(left, fraction=share, step=step, steps=steps)
+    with job.console.task(f"pruning {max(fraction, 0.0):.0%} of the MACs"):
+        found = channels_of(job, model, plan, whole=layer_widths(start))
+        comparable = job.config.importance == "taylor"
+        try:
+            ways = cuts(
+                found, fraction=fraction, round_to=job.round_to, comparable=comparable, tolerance=tolerance
+            ) if fraction > 0 else {}  # fmt: skip
+        except ModelError as error:
+            if steps == 1:
+                raise
+            message = f"{error.message} (by step {step} of {steps}, of the {left:.0%} that are left)"
+            raise ModelError(message, fix="fewer --prune-steps, or another --prune") from error
+    enough = 1 - share - TOLERANCE  # of the MACs, in the end
+    ways = {name: way for name, way in ways.items() if left * (1 - way.removed) >= enough}
+    return ways or {ONE_RATIO: found.cut([])}
+
+
 def stated(job: Job, *keys: str) -> set[str]:
     """Those of ``keys`` that are stated: what was made before there were such is found again by their defaults."""
     return set(keys) & job.config.model_fields_set
 
 
-def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
-    """What could be cut of the start, and how much each channel matters."""
+def channels_of(job: Job, start: nn.Module, plan: TrainingPlan, *, whole: Mapping[str, int] | None = None) -> Prunable:
+    """What could be cut of the start, its layers once as wide as ``whole``, and how much each channel matters."""
     spec, taylor = job.start.preprocess, job.config.importance == "taylor"
     return prunable(
         start,
@@ -155,6 +190,7 @@ def channels_of(job: Job, start: nn.Module, plan: TrainingPlan) -> Prunable:
         gradient_batches=plan.gradient_batches(job.workspace, spec) if taylor else None,
         max_layer_fraction=job.config.layer_cap,
         ignored=job.config.ignore,
+        whole=whole,
     )
 
 

@@ -14,6 +14,7 @@ from edgeopt import models
 from edgeopt.compress.quantize import quantizer_config, remove_quantizers
 from edgeopt.compress.sensitivity import layer_sensitivity
 from edgeopt.config import CalibrationRecipe, load_calibration
+from edgeopt.errors import EdgeoptError
 from edgeopt.files import read_npy, write_npy
 from edgeopt.metrics import Float, PairedDrop, paired_drop
 from edgeopt.models.architecture import Architecture
@@ -132,11 +133,14 @@ class Ladder:
         recipe = load_calibration(self.job.config.calibration)
         single = {f"layer {row['layer']}": self._quantized(self._start(), recipe, (row["layer"],)) for row in ranked}
         whole = {_WHOLE: self.rungs[0].load(self.job.run)}
-        found = times_of(
-            self.job, self.scheme, self.source.preprocess, {**whole, **mixed, **single}, seconds=_TIMING_SECONDS
-        )
+        engines = {**whole, **mixed, **single}
+        try:
+            found = times_of(self.job, self.scheme, self.source.preprocess, engines, seconds=_TIMING_SECONDS)
+            why = "no target that takes this scheme runs here"
+        except EdgeoptError as error:  # what was climbed for hours is not lost for it
+            found, why = None, error.message
         if found is None:
-            self.job.console.say("rungs are not timed: no target that takes this scheme runs here")
+            self.job.console.say(f"rungs are not timed: {why}")
             return {"rungs": rungs, "timed_on": None}
         target, p50 = found
         for rung in rungs:

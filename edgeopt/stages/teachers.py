@@ -81,21 +81,26 @@ def _of_another_run(run: Run, name: str, console: Console | None) -> Teacher:
             f"the teacher {name} is no run folder", fix="give a run's folder, or a name that edgeopt show lists"
         )
     other = Run.open(Path(name))
-    _require_same_classes(name, labels(other), labels(run))
+    theirs, ours = labels(other), labels(run)
+    _require_same_classes(name, theirs, ours)
     if console is not None:
         _say_what_it_saw(run, other, console)
-    return _of_variant(name, open_variant(other, other.original()))
+    teacher = _of_variant(name, open_variant(other, other.original()))
+    if theirs == ours:
+        return teacher
+    columns = [theirs.index(one) for one in ours]
+    known_by = hashlib.sha256(f"{teacher.sha256} {columns}".encode()).hexdigest()
+    return Teacher(name, known_by, lambda given: _Columns(teacher.module(given), columns))
 
 
 def _require_same_classes(name: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    if tuple(theirs) == tuple(ours):
+    if set(theirs) == set(ours):  # in whatever order
         return
     extra = [one for one in theirs if one not in ours]
     missing = [one for one in ours if one not in theirs]
     differing = [f"it has {_named(extra)}" if extra else "", f"it lacks {_named(missing)}" if missing else ""]
     raise ConfigError(
-        f"the teacher {name} has other classes than this run: "
-        + (", ".join(filter(None, differing)) or "the same in another order"),
+        f"the teacher {name} has other classes than this run: " + ", ".join(filter(None, differing)),
         fix="train a teacher on these classes, and name its run",
     )
 

@@ -10,6 +10,7 @@ from torch import nn
 from edgeopt import environment
 from edgeopt.bench.bed import Bed, temporary_bed
 from edgeopt.config import Target, load_target
+from edgeopt.errors import BackendError
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Interval
 from edgeopt.preprocess import PreprocessSpec
@@ -28,7 +29,10 @@ def bed_of(job: Job, target: Target, scheme: str) -> AbstractContextManager[Bed]
 def times_of(
     job: Job, scheme: str, spec: PreprocessSpec, models: Mapping[str, nn.Module], *, seconds: float
 ) -> tuple[str, dict[str, Interval]] | None:
-    """The target, and the median milliseconds of a call by each int8 model's engine; None where none runs here."""
+    """The target, and the median milliseconds of a call by each int8 model's engine; None where none runs here.
+
+    Raises BackendError where one cannot be timed.
+    """
     target = _target(job, scheme)
     if target is None:
         return None
@@ -39,6 +43,8 @@ def times_of(
             export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme))
             built.append(bed.build(name, onnx, spec))
         result = bed.measure(built, seconds, width=0.02, progress=progress)
+    for failed, reason in result.failures.items():
+        raise BackendError(f"{failed}: {reason}", fix="see whether the target's engines can be built: edgeopt doctor")
     return target.name, {name: one.p50 for name, one in result.engines.items()}
 
 
