@@ -49,6 +49,7 @@ class CompressConfig(Taught):
     calibration: str = "default"
     importance: Literal["taylor", "l2", "l1", "bn_scale"] = "taylor"
     layer_cap: float = Field(0.7, gt=0, lt=1)  # the most of its channels that a layer may lose
+    round_to: int | None = Field(None, ge=1, le=128)  # widths that are left are multiples of it; None: the targets' own
     reconstruct: bool = True  # after channels are cut: layers fitted anew, by least squares, to what they gave before
     epochs: int = Field(5, ge=0, le=10_000)  # of QAT
     recovery_epochs: int = Field(20, ge=0, le=10_000)  # after pruning, a round

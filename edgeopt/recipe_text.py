@@ -131,6 +131,7 @@ int8 = true                              # ranges from calibration pictures, the
 # drop_heads = 0                         # heads of attention to remove before channels
 # importance = "taylor"                  # channels cut are chosen by loss, or by weights: "l2", "l1", "bn_scale"
 # layer_cap = 0.7                        # the most of its channels that a layer may lose
+# round_to = 8                           # widths that are left are multiples of it; default: as the targets say
 # reconstruct = true                     # layers left are fitted to what they gave before
 # recovery_epochs = 20                   # of training after pruning, a round
 # recovery_rounds = 3                    # at most: another follows while val shows that the last one helped

@@ -31,7 +31,7 @@ from edgeopt.compress.depth import BlockCost
 from edgeopt.compress.knapsack import global_ratio, knapsack
 from edgeopt.compress.latency import search as latency_search
 from edgeopt.compress.latency.clocks import Clock, Elsewhere, candidates_of, shape_of
-from edgeopt.compress.latency.search import Judge, Search, search
+from edgeopt.compress.latency.search import Judge, Search, parts_of, search
 from edgeopt.compress.latency.slices import Slicer, quantized_like, resliced
 from edgeopt.compress.latency.table import Timed, fit_table, held_out_error
 from edgeopt.compress.prune import Prunable, history_of, prunable, replay
@@ -650,6 +650,13 @@ def test_a_machine_that_was_busy_while_latencies_were_measured_is_told_of_once(
     busy = ["the machine was busy with other work (up to 0.9 cores) while engines were timed: "
             "on a quiet one another share of the latency may remain"]  # fmt: skip
     assert said == (busy if others == 0.9 else [])
+
+
+def test_where_there_is_no_profiler_layers_take_their_share_of_the_macs() -> None:
+    """Else dropping blocks would be planned as if none of them took any time."""
+    costs, share = {"stem": 10, "blocks.0.conv": 30}, Share(1.0, 1.0, 1.0, 5.0)
+    assert parts_of(Timing(share, {}), costs) == {"stem": 0.25, "blocks.0.conv": 0.75}
+    assert parts_of(Timing(share, {"stem": 0.4}), costs) == {"stem": 0.4}
 
 
 def test_what_could_not_be_timed_has_no_share_and_says_why() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeopt.compress.graph import bounded, is_layer, trace
 from edgeopt.compress.prune import Importance, PruneResult, cuts, plans, prunable, prune, replay
+from edgeopt.config import CompressConfig, validate
 from edgeopt.errors import ConfigError, ModelError
 from edgeopt.models import create, load, rebuild, save
 from edgeopt.models.macs import count_macs, count_parameters
@@ -519,6 +520,16 @@ def test_the_classifier_is_the_layer_that_is_run_last_wherever_it_is_named() -> 
     found = prune(HeadFirst().eval(), fraction=0.523, example=torch.zeros(1, 3, 32, 32), importance="l2")
     assert found.untouched["head"] == "classifier"
     assert found.model(torch.zeros(1, 3, 32, 32)).shape == (1, 24)
+
+
+def test_what_steps_of_8_cannot_make_smaller_ones_can_as_the_message_says() -> None:
+    model, example = HeadFirst().eval(), torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ModelError, match="in steps of 8 channels") as error:
+        prune(model, fraction=0.45, example=example, importance="l2")
+    assert "--set round_to=4" in str(error.value)
+    assert validate(CompressConfig, {"prune": 0.45, "round_to": 4}, where="compress options").round_to == 4
+    finer = prune(model, fraction=0.45, example=example, importance="l2", round_to=4)
+    assert finer.removed == pytest.approx(0.45, abs=0.02)
 
 
 def _gcvit() -> nn.Module:

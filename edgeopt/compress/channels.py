@@ -281,7 +281,7 @@ def plan_cuts(
         raise ModelError(
             f"prune: {fraction:.0%} of the MACs cannot be removed, at most {most:.0%}",
             fix=f"ask for at most {math.floor(most * 100) / 100:.2f}"
-            + (", or for a target whose profile has a smaller round_to" if round_to > 1 else ""),
+            + (", or round widths less: --set round_to=4" if round_to > 1 else ""),
         )
     below, above = 0.0, 1.0
     for _ in range(20):
@@ -301,12 +301,12 @@ def plan_cuts(
         raise ModelError(
             f"prune: {fraction:.0%} of the MACs cannot be removed in steps of {round_to} channels: "
             f"{removed(low):.1%} or {removed(high):.1%} can",
-            fix=f"ask for {removed(best):.3f}, or for a target whose profile has a smaller round_to",
+            fix=f"ask for {removed(best):.3f}, or round widths less: --set round_to=4",
         )
     if not any(best) and tolerance < 1:
         raise ModelError(
             f"prune: {fraction:.1%} of the MACs is less than the smallest step of {round_to} channels",
-            fix="ask for more, or for a target whose profile has a smaller round_to",
+            fix="ask for more, or round widths less: --set round_to=4",
         )
     return [(group, units) for group, units in zip(groups, best, strict=True) if units > 0]
 

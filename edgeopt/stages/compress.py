@@ -63,7 +63,7 @@ def compress(
     teacher = find_teacher(run, config.teacher or start.name, distill=config.distill, console=console)
     workspace = open_workspace(run, data=data, console=console)
     profiles = [load_target(name) for name in targets]
-    round_to = max((profile.round_to for profile in profiles), default=8)
+    round_to = config.round_to or max((profile.round_to for profile in profiles), default=8)
     job = Job(workspace, config, start, teacher, tuple(targets), round_to, force, console, clock)
     # In what trains nothing as well: gradients for importance, fitting layers, ranges, what each layer costs in int8.
     with run.lock(), memory_told("compressing", fix=NO_MEMORY):

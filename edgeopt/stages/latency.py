@@ -93,7 +93,9 @@ def pruned_to_latency(job: Job, target: Target, scheme: str) -> Variant:
         files = {name: path for name, file in names.items() if (path := folder / file).is_file()}
         return replace(made, fields={**made.fields, "latency_search": found}, files=files)
 
-    origin = {"round_to": "target", "target": "call", "scheme": "target", "times": "that device"}
+    origin = {"target": "call", "scheme": "target", "times": "that device"}
+    if job.config.round_to is None:
+        origin["round_to"] = "target"
     name = f"{job.start.name}-under{goal_of(job).label}"
     return recovered(job, name, "prune", config=config, origin=origin, make=make)
 

@@ -68,7 +68,7 @@ def pruned(job: Job) -> Variant:
         architecture = job.start.architecture.pruned(done["history"])
         return Recovered(model, architecture, spec, done["metrics"], {"pruning": record})
 
-    origin = {"round_to": "target" if job.targets else "default"}
+    origin = {} if job.config.round_to else {"round_to": "target" if job.targets else "default"}
     variant = recovered(job, f"{job.start.name}{_suffix(job)}", "prune", config=config, origin=origin, make=make)
     for left in (job.run.path / "host" / variant.name).glob("step*"):  # of the way there
         shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -62,7 +62,7 @@ def search(
     say(f"latency table: {error.median:.1%} off on {error.engines} engines it was not made from (median)")
     plans = [
         *_plans(wanted, space, timed, found.costs, limit, error),
-        *_shallower(wanted, space, timings[UNPRUNED].layers, limit, error),
+        *_shallower(wanted, space, parts_of(timings[UNPRUNED], found.costs), limit, error),
     ]
     chosen = _choose(plans, judge, say)
     fitting = [spec for name, spec in smaller.items() if shares[name].high <= limit]
@@ -151,6 +151,12 @@ def _measured(clock: Clock, space: WidthSpace, name: str, history: History, limi
 def _aim(wanted: Search, limit: float, error: TableError) -> float:
     """Where the first plans aim: what is measured can be mended, a mere prediction must have room for its error."""
     return limit * (_FIRST_AIM if wanted.clock.measures else min(_FIRST_AIM, 1 - error.median))
+
+
+def parts_of(timing: Timing, costs: Mapping[str, int]) -> Mapping[str, float]:
+    """Each layer's share of the latency: what the profiler said, of the MACs where there is none (TensorRT)."""
+    total = sum(costs.values())
+    return timing.layers or {layer: cost / total for layer, cost in costs.items()}
 
 
 def _shallower(
