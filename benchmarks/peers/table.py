@@ -211,10 +211,15 @@ def _saturation(row: Pooled) -> str:
 
 
 def _beaten_by(row: Pooled, rows: Sequence[Pooled]) -> Pooled | None:
-    """The fastest of those certainly faster (the interval of the ratio) and right on no fewer of the same pictures."""
+    """The fastest of those certainly faster (the interval of the ratio) and right on no fewer of the same pictures.
+
+    None where it is not known which windows were of which start: such a ratio may be off by some percent.
+    """
     better = []
     for other in rows:
         folds = [fold for fold in row.rows if fold in other.rows]
+        if not all(one.rows[fold].get("windows_by_start") for one in (row, other) for fold in folds):
+            continue
         ratio = row.times_as_fast_as(other) if other is not row and folds else None
         if ratio is not None and ratio.high < 1 and other.right(folds).sum() >= row.right(folds).sum():
             better.append((ratio.value, other))
