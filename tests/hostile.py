@@ -154,12 +154,22 @@ def without_torch() -> Iterator[None]:
 
 @contextmanager
 def without_timing() -> Iterator[None]:
-    """Timing takes seconds: bench ends where it would begin."""
+    """Timing takes seconds: bench ends where it would begin. Engines are judged in this process, which is watched."""
 
     def measure(*_: object, **__: object) -> None:
         raise _UntimedError("nothing is timed here", fix="none")
 
-    with mock.patch("edgeopt.stages.bench.measure", measure), mock.patch("edgeopt.bench.bed.Bed.timings", measure):
+    def judged(engine: Any, pictures: Any, progress: Any) -> Any:
+        from edgeopt.evaluate import evaluate
+
+        with engine.open() as session:
+            return evaluate(session, pictures, engine.preprocess, progress=progress)
+
+    with (
+        mock.patch("edgeopt.stages.bench.measure", measure),
+        mock.patch("edgeopt.bench.bed.Bed.timings", measure),
+        mock.patch("edgeopt.stages.bench._judged_apart", judged),
+    ):
         yield
 
 

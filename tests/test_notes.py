@@ -98,10 +98,10 @@ def test_starts_that_differ_are_said_with_what_they_showed(run: Path) -> None:
     (said,) = (line for line in notes(report) if "starts of the processes differ" in line)
     assert f"{INT8} 9." in said
     assert said.endswith("no more than their range: edgeopt bench --seconds 60 --starts 6")
-    assert "at 95 % confidence" not in confidence(report)
+    assert "× at 95 % confidence" not in confidence(report)
     assert "in 2 starts of the processes, and more would tell it" in confidence(report)
     differing(run, 6)
-    assert "at 95 % confidence" in confidence(assemble(run))
+    assert "× at 95 % confidence" in confidence(assemble(run))
     assert notes(assemble(run))[0].endswith("intervals are of 6 starts")
 
 
