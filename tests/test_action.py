@@ -107,7 +107,7 @@ def test_the_example_builds_and_measures_a_run_that_another_machine_made(tmp_pat
     built = done("built")
     assert (built.code, built.outputs["verdict"]) == (0, "met"), built.log
     old = done("old", build="", budget="max_size_mib=100\nmin_top1=0.001")
-    assert old.code in (1, 5), old.log
+    assert old.code == 1, old.log  # not even the original can be measured: its weights are none
     assert "built on another kind of machine" in old.log
     wrong = done("wrong", build="onnxruntme")
     assert wrong.code == 1

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -43,15 +44,18 @@ from edgeopt.bench.protocol import _known, _Runner
 from edgeopt.bench.result import EngineResult
 from edgeopt.bench.throughput import Search, Setting, search
 from edgeopt.bench.worker import window
-from edgeopt.config import Match, Target
-from edgeopt.errors import BackendError, ConfigError, DataError
+from edgeopt.cli.bench_cmd import _unmeasured
+from edgeopt.config import Budget, Match, Target
+from edgeopt.errors import BackendError, ConfigError, DataError, RunError
 from edgeopt.files import sha256
 from edgeopt.metrics import MIN_WINDOWS, int8_parity
 from edgeopt.preprocess import PreprocessSpec
 from edgeopt.report import write_report
 from edgeopt.run import Run
 from edgeopt.stages import bench as stage
+from edgeopt.stages.build import build
 from edgeopt.stages.engines import Engine
+from edgeopt.stages.report import check_baseline
 
 TARGET = Target.model_validate({"schema": 1, "name": "here", "title": "here", "backend": "tiny"})
 
@@ -384,6 +388,47 @@ def test_what_is_wrong_with_a_budget_or_a_baseline_is_said_before_anything_is_me
     assert code == 1
     assert said in text
     assert path.stat().st_mtime_ns == before
+
+
+def test_what_did_not_run_here_decides_nothing(tmp_path: Path) -> None:
+    """Not by the figures that came along with it, nor by those of an earlier day."""
+    run = write_small_run(tmp_path / "run")
+
+    def status(*measured: str, trust: bool = False, failure: str = "") -> list[str]:
+        result: Any = SimpleNamespace(engines=dict.fromkeys(measured), failures={INT8: failure} if failure else {})
+        unmeasured = _unmeasured(run, result, trust_engine=trust)
+        written = api.report(run, budget=Budget(max_size_mib=9), unmeasured=unmeasured)
+        return [line.message.partition(" is ")[2] for line in written.report.budget]
+
+    (met,) = status()
+    assert met.startswith("met, measured 0.00")
+    assert status(failure="no answer within 300 s\n  fix: look") == [
+        "undecided, not measured; it could not be measured: no answer within 300 s"
+    ]
+    build_elsewhere(run)
+    assert status() == ["undecided, not measured; it was not measured here: it was built on another kind of machine"]
+    assert status(trust=True) == [met]
+    build(run, "onnxruntime")
+    (here,) = (key for key in run.engines() if key.startswith("onnxruntime@") and key.endswith("int8-u8a7w"))
+    (judged,) = status(here)
+    assert judged.startswith("met, measured 0.00"), "what is here is judged, and what is elsewhere is not"
+
+
+def build_elsewhere(run: Run) -> None:
+    """As if another machine had built all engines."""
+    for path in run.path.glob("device/*/*/build.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "machine": "f" * 16}))
+
+
+def test_a_baseline_is_held_against_pictures_and_not_against_engines_that_a_device_has(tmp_path: Path) -> None:
+    run = write_small_run(tmp_path / "run")
+    baseline = write_report(run.path).json.read_text()
+    (tmp_path / "main.json").write_text(baseline)
+    shutil.rmtree(run.path / "device")
+    check_baseline(run, tmp_path / "main.json")
+    (tmp_path / "main.json").write_text(baseline.replace("class 0", "another"))
+    with pytest.raises(RunError, match="are reports of different datasets"):
+        check_baseline(run, tmp_path / "main.json")
 
 
 def test_what_was_timed_is_kept_when_a_search_after_it_is_interrupted(

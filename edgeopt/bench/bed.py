@@ -49,10 +49,10 @@ class Share:
     @classmethod
     def of(cls, result: BenchResult, name: str) -> Share:
         """From interleaved windows; raises BackendError where one of the two could not be timed."""
-        ratio = result.ratio(name, UNPRUNED)
-        p50_ms = result.engines[name].p50.value
+        p50_ms = result.measured(name).p50.value
         if name == UNPRUNED:
             return cls(1.0, 1.0, 1.0, p50_ms)
+        ratio = result.ratio(name, UNPRUNED)
         return cls(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, p50_ms)
 
     def to_json(self) -> dict[str, Any]:

@@ -132,15 +132,19 @@ class BenchResult:
     machine_before: Mapping[str, Any]
     machine_after: Mapping[str, Any]
 
+    def measured(self, key: str) -> EngineResult:
+        """What was measured of an engine; raises BackendError with the reason where nothing was."""
+        if key not in self.engines:
+            reason, _, fix = self.failures.get(key, "it was not in this benchmark").partition("\n  fix: ")
+            raise BackendError(
+                f"{key} has no measurement: {reason}", fix=fix or f"use one of {', '.join(self.engines)}"
+            )
+        return self.engines[key]
+
     def ratio(self, candidate: str, baseline: str) -> Interval:
         """How many times as fast ``candidate`` is: the baseline's milliseconds a picture over its own, by round."""
-        for key in (candidate, baseline):
-            if key not in self.engines:
-                reason, _, fix = self.failures.get(key, "it was not in this benchmark").partition("\n  fix: ")
-                raise BackendError(
-                    f"{key} has no measurement: {reason}", fix=fix or f"use one of {', '.join(self.engines)}"
-                )
-        starts = self.engines[candidate].starts
+        starts = self.measured(candidate).starts
+        self.measured(baseline)
         return ratio_interval(self._per_picture(baseline), self._per_picture(candidate), starts=starts)
 
     def ratio_by_start(self, candidate: str, baseline: str) -> tuple[tuple[float, ...], bool]:

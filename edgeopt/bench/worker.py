@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, process_time
 from typing import Any
@@ -102,10 +103,8 @@ def _task(session: Session, spec: EngineSpec, batches: Batches, request: dict[st
 
 def _logits(session: Session, spec: EngineSpec, first: int, count: int) -> dict[str, Any]:
     """The answers to pictures of the test set."""
-    assert spec.pictures is not None
-    assert spec.preprocess is not None
-    pictures = open_set(spec.pictures, "test", checked=True).pictures[first : first + count]
-    logits = checked_logits(session.infer(session.prepared(pictures, PreprocessSpec.read(spec.preprocess))), count)
+    pictures, preprocess = _test_set(spec.pictures, spec.preprocess)
+    logits = checked_logits(session.infer(session.prepared(pictures[first : first + count], preprocess)), count)
     return {"logits": base64.b64encode(logits.astype("<f4").tobytes()).decode(), "classes": logits.shape[1]}
 
 
@@ -131,12 +130,17 @@ def end_to_end(session: Session, spec: EngineSpec, folder: Path) -> dict[str, An
     return {**{name: round(float(one), 5) for name, one in zip(names, medians, strict=True)}, "pictures": len(files)}
 
 
+@cache
+def _test_set(folder: Path | None, preprocess: Path | None) -> tuple[UInt8, PreprocessSpec]:
+    """The test pictures, mapped, and how they were prepared; read once, since records of many pictures are long."""
+    assert folder is not None
+    assert preprocess is not None
+    return open_set(folder, "test", checked=True).pictures, PreprocessSpec.read(preprocess)
+
+
 def _batches(session: Session, spec: EngineSpec, batch: int) -> Batches:
     """Batches of real test pictures as the session takes them, to rotate through."""
-    assert spec.pictures is not None
-    assert spec.preprocess is not None
-    preprocess = PreprocessSpec.read(spec.preprocess)
-    pictures = open_set(spec.pictures, "test", checked=True).pictures
+    pictures, preprocess = _test_set(spec.pictures, spec.preprocess)
     fitting = PICTURE_BYTES // (int(np.prod(preprocess.input_shape)) * 4 * batch)
     count = min(max(int(fitting), 4), max(1, len(pictures) // batch))
     # np.take wraps around, so that a test set smaller than one batch still fills it.

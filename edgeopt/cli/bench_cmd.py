@@ -101,7 +101,6 @@ def command(
     quiet: bool,
 ) -> int:
     """Measure every built engine against the original model, write the report, judge the budget."""
-    from edgeopt.report.snapshot import read_snapshot
     from edgeopt.stages.bench import bench
     from edgeopt.stages.report import check_baseline
 
@@ -115,11 +114,9 @@ def command(
     }
     asked |= {"max_latency_ms": max_latency_ms, "cross_check": cross_check}
     config = validate(BenchConfig, asked, where="bench options")
-    # What is wrong with a budget or a baseline is said before measuring.
+    # What is wrong with a budget is said before measuring, and of a baseline once it is known for which run.
     allowance = read_allowance(baseline, slower=slower, drop_points=drop_points, larger=larger)
     limits = read_budget(budget, allow_undecided=allow_undecided, baseline=allowance)
-    if baseline is not None:
-        read_snapshot(Path(baseline))
     console = Terminal(quiet=quiet)
     run = pick_run(run_path, console)
     if latency_candidates:
@@ -137,7 +134,7 @@ def command(
     return finish(run, limits, as_json=as_json, unmeasured=_unmeasured(run, result, trust_engine=trust_engine))
 
 
-def _unmeasured(run: Run, result: BenchResult, *, trust_engine: bool) -> dict[str, tuple[str, str]]:
+def _unmeasured(run: Run, result: BenchResult, *, trust_engine: bool) -> dict[str, str | None]:
     """Engines that did not run: what earlier figures say of them, or another machine's, must not pass for what they do.
 
     Those of another machine are left out where an int8 engine was measured here, which is then what is judged.
@@ -146,12 +143,10 @@ def _unmeasured(run: Run, result: BenchResult, *, trust_engine: bool) -> dict[st
 
     known = engines(run)
     here = any(known[key].precision == "int8" for key in result.engines if key in known)
+    foreign, failed = built_elsewhere(run, trust_engine=trust_engine), result.failures
     return {
-        **{
-            key: ("" if here else "undecided", f"it was not measured here: {reason}")
-            for key, reason in built_elsewhere(run, trust_engine=trust_engine).items()
-        },
-        **{key: ("undecided", f"it could not be measured: {reason}") for key, reason in result.failures.items()},
+        **{key: None if here else f"it was not measured here: {reason}" for key, reason in foreign.items()},
+        **{key: f"it could not be measured: {reason.splitlines()[0]}" for key, reason in failed.items()},
     }
 
 

@@ -260,7 +260,7 @@ def _operations(graph: Any, modules: Sequence[str]) -> list[str]:
     Those of a module that a ModuleList holds carry the parent's name, and are told by the parameters they read.
     """
     found: dict[str, None] = {}
-    for node in graph.get_all_nodes() if modules else ():
+    for node in graph.get_all_nodes():
         if any(node.node_name.startswith(f"{name.replace('.', '/')}/") for name in modules):
             found[node.node_name] = None
         elif node.node_type == "nncf_model_const" and any(node.node_name.startswith(f"{name}.") for name in modules):

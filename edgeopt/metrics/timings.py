@@ -166,14 +166,14 @@ def percentile_interval(windows: Sequence[Sequence[float] | Float], percent: flo
     """
     value, share = window_percentile(windows, percent), percent / 100
     kept = [np.asarray(window, dtype=np.float64) for window in windows if len(window)]
+    if len(kept) < MIN_WINDOWS:
+        return Interval(value, math.nan, math.nan)
     beyond = window_percentile(kept, 100 - 5 * (100 - percent))
     shares = np.asarray([float((window > beyond).mean()) for window in kept])
     total, seen = sum(map(len, kept)), float(shares.mean())
     alone = seen * (1 - seen) * len(kept) / total  # the variance of a window's share were its samples independent
-    effect = float(shares.var(ddof=1)) / alone if len(kept) > 1 and alone else 1.0
+    effect = float(shares.var(ddof=1)) / alone if alone else 1.0
     worth = total / max(1.0, effect)
-    if len(kept) < MIN_WINDOWS:
-        return Interval(value, math.nan, math.nan)
     low, high = (window_percentile(kept, 100 * end) for end in share_interval(share, worth))
     if share**worth > (1 - 0.95) / 2:
         largest = max(float(window.max()) for window in kept)

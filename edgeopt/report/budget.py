@@ -12,8 +12,8 @@ from edgeopt.report.budget_lines import Found, find
 from edgeopt.report.engine_row import EngineRow
 from edgeopt.report.model import BudgetLine, Report
 
-#: By key, engines whose figures are not of now and here: the status of their lines, empty for none, and why.
-Unmeasured: TypeAlias = Mapping[str, tuple[str, str]]
+#: By key, engines whose figures are not of now and here, and why: their lines are open. None: they have no lines.
+Unmeasured: TypeAlias = Mapping[str, str | None]
 #: The worst decides, in this order.
 EXIT_CODES = {"missed": 3, "unstable": 4, "undecided": 5, "not judged": 0, "met": 0}
 
@@ -35,23 +35,21 @@ def judge(report: Report, budget: Budget, *, unmeasured: Unmeasured | None = Non
     verdicts: dict[str, str | None] = {}
     for row in here or compressed:
         limits = row.profile_budget.merged(budget).lines().items()
-        own = [(_judge_line if here else _unjudged)(row, name, limit) for name, limit in limits]
-        own = list(without(unmeasured, own))
+        judged = ((_judge_line if here else _unjudged)(row, name, limit) for name, limit in limits)
+        own = list(without(unmeasured or {}, judged))
         verdicts[row.key] = verdict(own)
         lines += own
     engines = tuple(replace(row, verdict=verdicts.get(row.key)) for row in report.engines)
     return replace(report, engines=engines, budget=tuple(lines), allow_undecided=budget.allow_undecided)
 
 
-def without(unmeasured: Unmeasured | None, lines: Iterable[BudgetLine]) -> Iterator[BudgetLine]:
-    """``lines``, those of ``unmeasured`` engines as it says."""
+def without(unmeasured: Unmeasured, lines: Iterable[BudgetLine]) -> Iterator[BudgetLine]:
+    """``lines``, those of ``unmeasured`` engines open or left out."""
     for line in lines:
-        if unmeasured is None or line.engine not in unmeasured:
+        if line.engine not in unmeasured:
             yield line
-            continue
-        status, why = unmeasured[line.engine]
-        if status:
-            yield BudgetLine.of(line.engine, line.name, line.limit, None, None, status, why)
+        elif why := unmeasured[line.engine]:
+            yield BudgetLine.of(line.engine, line.name, line.limit, None, None, "undecided", why)
 
 
 def verdict(lines: Iterable[BudgetLine]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from edgeopt.report.model import BudgetLine
 from edgeopt.report.snapshot import Row, Snapshot
 
 _Z = 1.96  # of the 95 % intervals that reports hold
+_MOVED = "another machine measured it"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None 
     reports are of different datasets.
     """
     allowed = allowance or BaselineConfig()
-    require_same_pictures(before, after)
+    require_same_pictures(before, after.name, after.fingerprint, after.labels)
     pairs = {key: old for key, row in after.rows.items() if (old := _before(before, row)) is not None}
     if not pairs:
         raise RunError(
@@ -71,7 +73,7 @@ def compare(before: Snapshot, after: Snapshot, allowance: BaselineConfig | None 
         if row not in pairs.values() and row.precision == "int8":
             why = f"{after.name} has no such engine any more"
             lines.append(BudgetLine.of(key, "baseline_speed", 1 - allowed.slower, None, None, "undecided", why))
-    return Comparison(before, after, tuple(lines), tuple(_warnings(before, after)))
+    return Comparison(before, after, tuple(lines), tuple(_warnings(before, after, pairs)))
 
 
 def _before(before: Snapshot, row: Row) -> Row | None:
@@ -84,16 +86,16 @@ def _called(row: Row) -> tuple[str, str]:
     return row.target.partition("@")[0], row.variant
 
 
-def require_same_pictures(before: Snapshot, after: Snapshot) -> None:
-    """Raises RunError when they are of different datasets."""
-    if (before.fingerprint, before.labels) != (after.fingerprint, after.labels):
+def require_same_pictures(before: Snapshot, after: str, fingerprint: str, labels: Sequence[str]) -> None:
+    """Raises RunError when the run called ``after`` is of another dataset."""
+    if (before.fingerprint, before.labels) != (fingerprint, tuple(labels)):
         raise RunError(
-            f"{before.name} and {after.name} are reports of different datasets",
+            f"{before.name} and {after} are reports of different datasets",
             fix="compare runs of the same pictures, or make the baseline again with these",
         )
 
 
-def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
+def _warnings(before: Snapshot, after: Snapshot, pairs: Mapping[str, Row]) -> list[str]:
     said = []
     gone, new = sorted(set(before.rows) - set(after.rows)), sorted(set(after.rows) - set(before.rows))
     if gone:
@@ -103,8 +105,7 @@ def _warnings(before: Snapshot, after: Snapshot) -> list[str]:
     machines = [
         sorted({one.called(row.measured_on) for row in one.rows.values() if row.measured_on}) for one in (before, after)
     ]
-    pairs = ((_before(before, row), row) for row in after.rows.values())
-    if any(old is not None and _moved(old, row) for old, row in pairs):
+    if any(_moved(old, after.rows[key]) for key, old in pairs.items()):
         said.append(
             f"measured on different machines ({', '.join(machines[0])}; {', '.join(machines[1])}): speed is not judged"
         )
@@ -144,16 +145,18 @@ def _speed(old: Row, new: Row, allowed: BaselineConfig) -> BudgetLine | None:
     def line(status: str, why: str, value: float | None = None, bounds: Pair | None = None) -> BudgetLine:
         return BudgetLine.of(new.key, "baseline_speed", limit, value, bounds, status, why)
 
-    if shared is None and _moved(old, new):
-        return line("not judged", "another machine measured it") if old.speedup else None
     if shared is None:  # the baseline itself, or what was not timed then either, has nothing to be compared with
-        return line("undecided", "it was not timed beside the same baseline as before") if old.speedup else None
+        if not old.speedup:
+            return None
+        if _moved(old, new):
+            return line("not judged", _MOVED)
+        return line("undecided", "it was not timed beside the same baseline as before")
     was, now = shared
     if was.value is None or now.value is None or was.ci is None or now.ci is None:
         return line("undecided", "too few windows for an interval, then or now")
     value, bounds = now.value / was.value, _ratio_of_ratios(was.value, was.ci, now.value, now.ci)
     if _moved(old, new):
-        return line("not judged", "another machine measured it", value, bounds)
+        return line("not judged", _MOVED, value, bounds)
     if (old.batch, old.threads) != (new.batch, new.threads):
         return line("not judged", "batch or threads are others than before", value, bounds)
     if was.quiet is False or now.quiet is False:

@@ -71,7 +71,7 @@ def write_report(
         report = judge(report, budget, unmeasured=unmeasured)
     if before is not None:
         compared = compare(before, snapshot(report), baseline)
-        lines = report.budget + tuple(without(unmeasured, compared.lines))
+        lines = report.budget + tuple(without(unmeasured or {}, compared.lines))
         report = replace(report, budget=lines, warnings=compared.warnings)
     folder = run_path / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,7 @@ def _measure(job: Job, target: Target, pruned: Variant, finals: Sequence[Variant
 
 def _row(item: Variant, result: BenchResult, goal: LatencyGoal) -> dict[str, Any]:
     """What was measured of one variant, and whether its interval is under the limit, over it, or around it."""
-    ratio = result.ratio(item.name, _REFERENCE)  # says so where one of the two could not be timed
-    p50 = result.engines[item.name].p50
+    p50, ratio = result.measured(item.name).p50, result.ratio(item.name, _REFERENCE)
     share = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
     judged_by, limit = (share, goal.share) if goal.share is not None else (p50, goal.ms)
     assert limit is not None

@@ -159,11 +159,11 @@ def _ways(
     fraction, tolerance = step_of(left, fraction=share, step=step, steps=steps)
     with job.console.task(f"pruning {max(fraction, 0.0):.0%} of the MACs"):
         found = channels_of(job, model, plan, whole=layer_widths(start))
+        if fraction <= 0:  # those before it have done its part
+            return {ONE_RATIO: found.cut([])}
         comparable = job.config.importance == "taylor"
         try:
-            ways = cuts(
-                found, fraction=fraction, round_to=job.round_to, comparable=comparable, tolerance=tolerance
-            ) if fraction > 0 else {}  # fmt: skip
+            ways = cuts(found, fraction=fraction, round_to=job.round_to, comparable=comparable, tolerance=tolerance)
         except ModelError as error:
             if steps == 1:
                 raise

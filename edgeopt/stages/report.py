@@ -7,12 +7,13 @@ from pathlib import Path
 
 from edgeopt.config import BaselineConfig, Budget, validate
 from edgeopt.files import read_json, write_json
-from edgeopt.report import ReportPaths, assemble, write_report
+from edgeopt.report import ReportPaths, write_report
 from edgeopt.report.budget import Unmeasured
 from edgeopt.report.regression import Comparison, require_same_pictures
 from edgeopt.report.regression import compare as judge_against
-from edgeopt.report.snapshot import read_snapshot, snapshot
+from edgeopt.report.snapshot import read_snapshot
 from edgeopt.run import Run
+from edgeopt.stages.engines import labels
 
 _BUDGET = "budget.json"
 
@@ -49,7 +50,7 @@ def compare(
 
 def check_baseline(run: Run, baseline: str | Path) -> None:
     """Raises RunError where ``baseline`` is no report of this run's pictures; to be called before measuring."""
-    require_same_pictures(read_snapshot(Path(baseline)), snapshot(assemble(run.path)))
+    require_same_pictures(read_snapshot(Path(baseline)), run.path.name, run.info["fingerprint"], labels(run))
 
 
 def keep_budget(run: Run, budget: Budget) -> None:

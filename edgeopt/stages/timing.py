@@ -10,7 +10,6 @@ from torch import nn
 from edgeopt import environment
 from edgeopt.bench.bed import Bed, temporary_bed
 from edgeopt.config import Target, load_target
-from edgeopt.errors import BackendError
 from edgeopt.export.qdq import export_qdq
 from edgeopt.metrics import Interval
 from edgeopt.preprocess import PreprocessSpec
@@ -43,9 +42,7 @@ def times_of(
             export_qdq(model, onnx, input_shape=spec.input_shape, scheme=get_scheme(scheme))
             built.append(bed.build(name, onnx, spec))
         result = bed.measure(built, seconds, width=0.02, progress=progress)
-    for failed, reason in result.failures.items():
-        raise BackendError(f"{failed}: {reason}", fix="see whether the target's engines can be built: edgeopt doctor")
-    return target.name, {name: one.p50 for name, one in result.engines.items()}
+    return target.name, {name: result.measured(name).p50 for name in models}
 
 
 def all_here(job: Job) -> list[tuple[Target, str]]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds, measures and judges as the EDGEOPT_* variables say; writes the job's summary, annotations and outputs. The exit code of
-# edgeopt becomes an output, so that the report is uploaded before the job fails.
+# Builds, measures and judges as the EDGEOPT_* variables say; writes the job's summary, annotations and outputs. The
+# exit code of edgeopt becomes an output, so that the report is uploaded before the job fails.
 set -uo pipefail
 
 arguments=()
