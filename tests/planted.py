@@ -65,6 +65,7 @@ LADDER: dict[str, Any] = {
     "reference": "float",
     "chosen": "ptq",
     "stopped": "it holds",
+    "limits": {"time": 3600.0, "trials": 4},
     "verdict": "undecided",
     "pictures_to_decide": 2000,
     "timed_on": "onnxruntime",

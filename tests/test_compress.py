@@ -21,6 +21,7 @@ from edgeopt.stages import compress as compress_stage
 from edgeopt.stages import ladder, pruning, quantizing, rungs
 from edgeopt.stages.quantizing import SHORT_QAT
 from edgeopt.stages.training import TrainingPlan
+from edgeopt.stages.variants import Variant
 from edgeopt.train import clock
 from tests.listening import Listening
 
@@ -230,3 +231,70 @@ def test_when_the_time_of_the_call_is_over_no_scheme_is_climbed_further(
     assert [item.record["ladder"]["stopped"] for item in made] == ["time", "time"]
     assert [len(item.record["ladder"]["rungs"]) for item in made] == [1, 1], "one each, or there is nothing to keep"
     assert [item.record["ladder"]["timed_on"] for item in made] == [None, None]
+
+
+@pytest.mark.slow
+def test_a_climb_that_a_limit_ended_goes_on_from_its_rungs_when_allowed_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rungs never hold, and are not timed."""
+    monkeypatch.setattr(rungs.Rung, "holds", property(lambda self: False))
+    monkeypatch.setattr(rungs, "times_of", lambda *_, **__: None)
+    console = Listening()
+
+    def climbed(**limits: Any) -> Variant:
+        console.said.clear()
+        config = CompressConfig(max_drop=0.25, epochs=0, schemes=("u8a7w",), calibration="fast", **limits)
+        (made,) = api.compress(run, config, console=console)
+        return made
+
+    first = climbed(trials=1)
+    kept = run.path / "host" / first.name / ladder.RUNGS
+    assert kept.is_dir()
+    assert "  its rungs are kept: with more --trials it goes on from them" in console.said
+    assert climbed(trials=1).skipped
+    assert climbed(trials=1, time="2h").skipped
+
+    second = climbed(trials=2)
+    assert second.name == first.name, "nothing else is made beside it"
+    assert [line for line in console.said if line.startswith("rung ")] == ["rung 2: better ranges"]
+    assert [rung["name"] for rung in second.record["ladder"]["rungs"]] == ["ptq", "ranges"]
+    assert second.record["ladder"]["rungs"][0] == first.record["ladder"]["rungs"][0]
+    assert second.load() is not None
+
+    # Between its two records there are only rungs, which the next call goes on from.
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "commit_variant", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            climbed()
+    assert first.name not in run.variants()
+    last = climbed()
+    assert not [line for line in console.said if line.startswith("rung ")]
+    assert (last.name, last.record["ladder"]["stopped"]) == (first.name, "no rung is left")
+    assert not kept.exists()
+    assert climbed(trials=1).skipped, "less than what is there asks for nothing"
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("stopped", "before", "now", "later"),
+    [
+        ("time", {"time": 60}, {"time": "2m"}, True),
+        ("time", {"time": 60}, {}, True),
+        ("time", {"time": 60}, {"time": "1m"}, False),  # though other schemes took half of it
+        ("time", {"time": 60}, {"time": "2m", "trials": 2}, False),
+        ("time", None, {"time": "31s"}, True),
+        ("trials", {"trials": 2}, {"trials": 3}, True),
+        ("trials", {"trials": 2}, {"trials": 3, "time": "29s"}, False),
+        ("held", {"trials": 2}, {"trials": 3}, False),
+        ("no rung is left", {}, {}, False),
+    ],
+)
+def test_more_of_what_ended_a_climb_is_more_of_all_that_bounds_it(
+    stopped: str, before: dict[str, int] | None, now: dict[str, Any], later: bool
+) -> None:
+    record = {"stopped": stopped, "limits": before, "rungs": [{"seconds": 20}, {"seconds": 10}]}
+    assert ladder.ends_later(record, CompressConfig(max_drop=1.0, **now)) == later

@@ -148,10 +148,17 @@ class StageRecord(CommitRecord):
             loss_increase: Nats
             cost_ms: Annotated[float, Field(ge=-1e9, le=1e9)]
 
+        class Limits(Part):
+            """What a call allowed: seconds, of all that it made, and rungs."""
+
+            time: Annotated[float, Field(ge=0, le=1e9)] | None = None
+            trials: Count | None = None
+
         max_drop_points: Points
         reference: Name
         chosen: Name
         stopped: Text
+        limits: Limits | None = None
         verdict: Literal["met", "undecided", "missed"]
         pictures_to_decide: Count | None = None
         timed_on: Name | None = None

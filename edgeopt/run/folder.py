@@ -174,13 +174,18 @@ class RunFolder:
         return variant
 
     def outdated(self, record: Mapping[str, Any]) -> bool:
-        """Whether what ``record`` describes stands on others made again since: a variant's parent, or its members."""
+        """Whether what ``record`` describes stands on others made again since.
+
+        They are a variant's parent and the one that its weights come from, and an ensemble's members.
+        """
         if members := record.get("members"):
             return any(self._weights_of(one["variant"]) != one["model_sha256"] for one in members)
-        inputs, parent = record.get("inputs"), self.variants().get(str(record.get("parent")))
-        if not isinstance(inputs, Mapping) or parent is None:
+        inputs, variants = record.get("inputs"), self.variants()
+        if not isinstance(inputs, Mapping):
             return False
-        return bool(inputs.get("source") != self.stated(parent, "model")[1])
+        stands_on = (("source", record.get("parent")), ("weights_from", record.get("weights_from")))
+        found = [(inputs.get(key), variants[str(name)]) for key, name in stands_on if str(name) in variants]
+        return any(then != self.stated(one, "model")[1] for then, one in found)
 
     def stale(self, variant: str) -> bool:
         """Whether ``variant`` is outdated, or one that it goes back to is."""

@@ -76,6 +76,17 @@ class Stage:
             console.say(f"{self.name} was made with {', '.join(changed)}; --force makes it again")
         return record
 
+    def reopen(self, keep: str) -> None:
+        """Half-made again, with the folder ``keep`` alone: a crash leaves what the next call goes on from."""
+        write_json(self.folder / "pending.json", {"key": self.key})
+        self.record_path.unlink()
+        _sync(self.folder)
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name != keep:
+                discard(path)
+            elif path.is_file() and path.name != "pending.json":
+                path.unlink()
+
     def commit(self, *, outputs: Mapping[str, Path], **fields: Any) -> dict[str, Any]:
         """Hash the outputs and write the record, last of all."""
         for path in (*outputs.values(), self.folder):

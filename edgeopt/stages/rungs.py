@@ -29,6 +29,7 @@ from edgeopt.stages.variants import Variant, is_own
 from edgeopt.train.evaluate_torch import logits
 
 VERSION = 1
+RUNGS = "rungs"  # the folder of them, in the variant's
 _LONGER = 3.0  # times the epochs of the rung before
 _TIMED_LAYERS = 6
 _TIMING_SECONDS = 15.0
@@ -113,7 +114,7 @@ class Ladder:
         for name, title, make in self._ways():
             if trials is not None and len(self.rungs) >= trials:
                 return "trials"
-            if self.rungs and self._left() <= 0:
+            if self.rungs and self._left() <= 0 and not self._stage(name).done:
                 return "time"
             self.rungs.append(self._taken(name, title, make))
             if self.rungs[-1].holds:
@@ -173,10 +174,7 @@ class Ladder:
 
     def _taken(self, name: str, title: str, make: Callable[[Path], Made]) -> Rung:
         """The rung of this name: as it was committed before, or made now."""
-        job = self.job
-        key = stage_key(inputs={"ladder": self.stage.key}, config={"rung": name}, version=VERSION)
-        place = f"host/{self.stage.name}/rungs"
-        stage = job.run.stage(place, name, record="rung.json", key=key, resumes=True, outdated=lambda _: True)
+        job, stage = self.job, self._stage(name)
         if stage.done:
             rung = self._opened(stage)
             job.clock.add(float(rung.record["seconds"]))  # this call took them before it was interrupted
@@ -208,6 +206,11 @@ class Ladder:
             f"{'holds' if rung.holds else 'does not hold'}"
         )
         return rung
+
+    def _stage(self, name: str) -> Stage:
+        key = stage_key(inputs={"ladder": self.stage.key}, config={"rung": name}, version=VERSION)
+        place = f"host/{self.stage.name}/{RUNGS}"
+        return self.job.run.stage(place, name, record="rung.json", key=key, resumes=True, outdated=lambda _: True)
 
     def _figures(self, answers: Float) -> dict[str, Any]:
         """What a rung scores on val, next to the float model and to the best rung before it, and whether it holds."""
