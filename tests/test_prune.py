@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.compress.graph import bounded, is_layer, trace
+from edgeopt.compress.proof import proven
 from edgeopt.compress.prune import Importance, PruneResult, cuts, plans, prunable, prune, replay
 from edgeopt.config import CompressConfig, validate
 from edgeopt.errors import ConfigError, ModelError
@@ -583,3 +585,66 @@ def test_what_is_cut_is_what_nobody_reads_any_more(make: Callable[[], nn.Module]
     with torch.no_grad():
         torch.testing.assert_close(found.model(pictures), masked(pictures), rtol=1e-3, atol=1e-4)
         assert not torch.allclose(found.model(pictures), model(pictures), atol=1e-3)
+
+
+class _Split(nn.Module):
+    """Tokens through two MLPs whose hidden features are split along the last axis: halves that gate, and that do not.
+
+    ``sizes`` are those of the second split where its forward states them, so that nothing can be cut from it.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.embed = nn.Conv2d(3, 24, 8, stride=8)
+        self.fc1, self.fc2 = nn.Linear(24, 64), nn.Linear(32, 24)
+        self.mix1, self.mix2, self.mix3 = nn.Linear(24, 32), nn.Linear(16, 24), nn.Linear(16, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(pictures).flatten(2).transpose(1, 2)
+        value, gate = self.fc1(tokens).chunk(2, dim=-1)
+        tokens = tokens + self.fc2(nn.functional.silu(gate) * value)
+        hidden = self.mix1(tokens)
+        first, second = hidden.split(list(self.sizes), -1) if self.sizes else hidden.chunk(2, dim=-1)
+        return self.head((tokens + self.mix3(second) + self.mix2(first)).mean(1))
+
+
+@pytest.mark.parametrize("sizes", [(), (16, 16)], ids=["chunk", "sizes"])
+def test_halves_of_a_split_lose_the_same_channels_or_none(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, example = _Split(*sizes).eval(), torch.zeros(1, 3, 64, 64)
+    found = prunable(model, example=example, importance="l2", round_to=4, ignored=["embed", "fc2"])
+    halves = {group.name: group for group in found.groups}
+    assert set(halves) == ({"fc1"} if sizes else {"fc1", "mix1"})
+    assert ("cannot be followed" in found.reasons.get("mix1", "")) == bool(sizes)
+    made = found.cut([(group, 4) for group in halves.values()])
+    masked = copy.deepcopy(model)
+    for name, _, lost in made.history:
+        layer, half = masked.get_submodule(name), halves[name].root.out_features // 2  # type: ignore[operator]
+        assert sorted(lost) == sorted([one % half for one in lost[:4]] + [one % half + half for one in lost[:4]])
+        with torch.no_grad():
+            layer.weight[lost] = 0  # type: ignore[index]
+            layer.bias[lost] = 0  # type: ignore[index]
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(pictures), masked(pictures), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(made.model(pictures), model(pictures), atol=1e-3)
+
+
+def test_what_cannot_be_proven_is_left_whole_and_the_rest_is_found_by_halves() -> None:
+    """The cut of a layer that another one reads in other places than the group says; zeros elsewhere tell it."""
+    torch.manual_seed(0)
+    model, example = _Split().eval(), torch.zeros(1, 3, 64, 64)
+    kept = ["embed", "fc2"]
+    groups = {
+        one.name: one for one in prunable(model, example=example, importance="l2", round_to=4, ignored=kept).groups
+    }
+    graph = trace(model, example)
+    there = dict(model.named_modules())
+    own = [replace(one, root=there[name]) for name, one in groups.items()]
+    with bounded(graph):
+        assert [one.name for one in proven(graph, model, example, own)] == [one.name for one in own]
+        uneven = [replace(one, repeats=1) if one.name == "mix1" else one for one in own]  # the halves part unevenly
+        assert [one.name for one in proven(graph, model, example, uneven)] == ["fc1"]
+        assert proven(graph, model, example, []) == []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.compress.graph import UNFOLLOWED, bounded, groups_of, is_layer, outputs_of, quiet
+from edgeopt.compress.proof import proven
 from edgeopt.errors import ModelError
 
 Importance: TypeAlias = Literal["l2", "l1", "bn_scale", "taylor"]
@@ -54,6 +55,7 @@ def find_groups(
     graph: Any,
     model: nn.Module,
     *,
+    example: Tensor,
     importance: Importance,
     kept: Mapping[nn.Module, str],
     round_to: int,
@@ -62,6 +64,7 @@ def find_groups(
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups that may be cut, and why each layer outside them may not. ``kept`` modules keep their outputs.
 
+    Of groups that cannot be followed on paper, those may whose cut is proven to be one at ``example`` (1, C, H, W).
     ``whole`` are the widths that layers had before earlier cuts, of which ``max_layer_fraction`` may go in all.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -74,14 +77,17 @@ def find_groups(
     }
     with torch.no_grad(), quiet(), bounded(graph) as reached:
         all_groups, lost = groups_of(graph, reached)
-        for group, trusted in all_groups:
-            found = finder.convert(group) if trusted else finder.fixed(group) or UNFOLLOWED
-            if isinstance(found, Group):
-                groups.append(found)
+        found = [finder.convert(group) if trusted else finder.guess(group) for group, trusted in all_groups]
+        pairs = list(zip(all_groups, found, strict=True))
+        doubted = [one for (_, trusted), one in pairs if isinstance(one, Group) and not trusted]
+        right = {one.name for one in proven(graph, model, example, doubted)}
+        for (group, trusted), one in pairs:
+            if isinstance(one, Group) and (trusted or one.name in right):
+                groups.append(one)
                 continue
             for module in finder.made_by(group):
                 if is_layer(module):
-                    reasons.setdefault(names[module], found)
+                    reasons.setdefault(names[module], UNFOLLOWED if isinstance(one, Group) else one)
         for module in filter(is_layer, lost):
             reasons.setdefault(names[module], UNFOLLOWED)
     return groups, reasons
@@ -117,6 +123,13 @@ class _Finder:
         if found.cut(found.most) == 0:
             return f"{outputs_of(found.root)} outputs cannot lose a multiple of {self.round_to}"
         return found if self._can_be_cut(found) else "torch-pruning cannot cut it"
+
+    def guess(self, group: Any) -> Group | str:
+        """The same of a group that may be wrong."""
+        try:
+            return self.convert(group)
+        except (ModelError, LookupError, ArithmeticError, RuntimeError):
+            return UNFOLLOWED
 
     def fixed(self, group: Any) -> str:
         """That one of its modules is to keep its outputs, where that is so."""
@@ -212,7 +225,12 @@ def _repeats(group: Any, graph: Any) -> int | None:
 
 
 def _blocks(module: Any) -> int:
-    """How many equal blocks a layer's channels are in: a depthwise convolution's are free."""
+    """How many equal blocks a layer's channels are in: a depthwise convolution's are free.
+
+    A split has as many as it has parts: a chunk of what is left takes as much for each.
+    """
+    if sizes := getattr(module, "split_sizes", None):
+        return len(sizes) if len(set(sizes)) == 1 else 1
     if isinstance(module, nn.GroupNorm):
         return module.num_groups
     if isinstance(module, nn.Conv2d) and module.groups not in (1, module.out_channels):

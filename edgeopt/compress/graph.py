@@ -16,7 +16,9 @@ from edgeopt.models.modes import hooked
 #: A group has this many acts at most for each tie between two layers: EdgeNeXt's has 0.8, most have 0.1.
 _MOST = 8
 _FAILED = "edgeopt_failed"  # of a graph: its reshapes and concatenations that could not be understood
+_SPLITS = "edgeopt_splits"  # and its splits: which part goes where is not in the graph
 _AXES = 4  # of a batch of maps
+_LAST = 2**64 - 1  # an axis counted from the end is negative, and read as unsigned
 UNFOLLOWED = "the way its channels take through reshapes or slices cannot be followed"
 _SEARCHES = 64  # that fail, of a few tenths of a second each; MaxViT has 7, ReXNet 1
 #: Ends of a search: ours, channels beyond what a split has, and torch-pruning's division by a split's zero (GCViT).
@@ -49,6 +51,7 @@ def trace(model: nn.Module, example: Tensor) -> Any:
         model.requires_grad_(True)
         with hooked(handles), torch.enable_grad(), quiet(), _mappings_that_fail() as failed:
             graph = tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+            splits = _splits(graph)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         # Once the model has run through, it is the way channels take through its reshapes that is not understood.
@@ -66,7 +69,33 @@ def trace(model: nn.Module, example: Tensor) -> Any:
             fix="the forward pass must be plain differentiable torch, without detach() or no_grad()",
         )
     setattr(graph, _FAILED, {node.module for node in failed})
+    setattr(graph, _SPLITS, splits)
     return graph
+
+
+def _splits(graph: Any) -> set[Any]:
+    """The splits of the network, those of tokens (N, tokens, C) and of maps (N, H, W, C) mapped where they were not.
+
+    torch-pruning takes the parts in the order in which it comes upon them, which is a guess.
+    """
+    from torch_pruning.dependency.index_mapping import _SplitIndexMapping
+    from torch_pruning.ops import OPTYPE
+
+    found = [one for one in graph.module2node.values() if one.type == OPTYPE.SPLIT]
+    for node in found:
+        sizes, offsets = tuple(getattr(node.grad_fn, "_saved_self_sym_sizes", ())), node.module.offsets or [0]
+        ties = [*node.dependencies, *(dep for one in node.outputs for dep in one.dependencies if dep.target is node)]
+        last = len(sizes) > 2 and getattr(node.grad_fn, "_saved_dim", 0) in (len(sizes) - 1, _LAST)
+        if not last or offsets[-1] != sizes[-1] or sizes[-1] == sizes[1] or len(offsets) != len(node.outputs) + 1:
+            continue
+        if any(dep.index_mapping[0] is not None for dep in ties):
+            continue
+        for index, output in enumerate(node.outputs):
+            for dep in ties:
+                if output in (dep.target, dep.source) and dep.index_mapping[0] is None:
+                    part = offsets[index : index + 2]
+                    dep.index_mapping[0] = _SplitIndexMapping(offset=part, reverse=dep.target is node)
+    return {node.module for node in found}
 
 
 @contextmanager
@@ -104,9 +133,9 @@ def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[tuple[Any, bool
     """torch-pruning's groups of coupled layers, each with whether it can be trusted, and the layers that are in none.
 
     Where the way of channels is lost in one part (channels shuffled between branches, windows of a picture moved into
-    the batch), no group whose channels are rearranged at all is trusted: what is there may be wrong as well.
-    ``reached`` is what :func:`bounded` gives, within which it is to be called. Raises ModelError where not even the
-    rest can be followed.
+    the batch), no group whose channels are rearranged at all is trusted: what is there may be wrong as well. One that
+    goes through a split never is. ``reached`` is what :func:`bounded` gives, within which it is to be called. Raises
+    ModelError where not even the rest can be followed.
     """
     try:
         groups, lost = list(graph.get_all_groups()), set[nn.Module]()
@@ -116,9 +145,16 @@ def groups_of(graph: Any, reached: set[nn.Module]) -> tuple[list[tuple[Any, bool
             groups = list(graph.get_all_groups(ignored_layers=list(lost)))
         except (LookupError, ArithmeticError):
             raise _unfollowed("splits") from None
-    if not lost and not getattr(graph, _FAILED) and all(_is_sound(graph, group) for group in groups):
-        return [(group, True) for group in groups], lost
-    return [(group, _is_sound(graph, group) and not _is_rearranged(graph, group)) for group in groups], lost
+    sound = [_is_sound(graph, group) for group in groups]
+    followed = not lost and not getattr(graph, _FAILED) and all(sound)
+    return [
+        (group, right and not _is_split(graph, group) and (followed or not _is_rearranged(graph, group)))
+        for group, right in zip(groups, sound, strict=True)
+    ], lost
+
+
+def _is_split(graph: Any, group: Any) -> bool:
+    return any(dep.target.module in getattr(graph, _SPLITS) for dep, _ in group)
 
 
 def _is_rearranged(graph: Any, group: Any) -> bool:

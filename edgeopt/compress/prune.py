@@ -193,6 +193,7 @@ def prunable(
     groups, reasons = find_groups(
         graph,
         judged,
+        example=example,
         importance=importance,
         kept=kept,
         round_to=round_to,
